@@ -1,0 +1,35 @@
+"""Errors the exporter raises on purpose.
+
+Every message states what was expected, what was found, where, and what to do. The command line prints the message alone
+and exits with code 2; anything that is not a :class:`Fairy2iError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class Fairy2iError(Exception):
+    """Base class of every error a user can cause and repair."""
+
+
+class WeightError(Fairy2iError):
+    """A weight tensor cannot be quantized: wrong rank, odd size, non-finite values, already dequantized."""
+
+
+class FormatError(Fairy2iError):
+    """Packed bytes, scales or attributes contradict the packed format (docs/format.md)."""
+
+
+class CheckpointError(Fairy2iError):
+    """The source checkpoint is missing, incomplete, truncated or of a kind that is not read."""
+
+
+class ArchitectureError(Fairy2iError):
+    """The model is of an architecture, or uses a feature, that the graph builder does not know."""
+
+
+class OptionError(Fairy2iError):
+    """An option has an unknown or impossible value."""
+
+
+class OutputError(Fairy2iError):
+    """The output folder cannot be written."""
