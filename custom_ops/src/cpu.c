@@ -1,0 +1,38 @@
+/* cpu.c - run-time CPU feature detection. A new feature is one bit in cpu.h and one row in each table here. */
+#include "cpu.h"
+
+#include <string.h>
+
+#include "fairy2i.h"
+
+typedef struct feature {
+  uint32_t bit;
+  const char *name;
+} feature;
+
+static const feature features[] = {{F2I_CPU_AVX2, "avx2"}};
+
+uint32_t f2i_cpu_bits(void) {
+  uint32_t bits = 0;
+#if defined(__x86_64__) && defined(__GNUC__)
+  /* includes the check that the operating system saves the wide registers */
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) bits |= F2I_CPU_AVX2;
+#endif
+  return bits;
+}
+
+f2i_status f2i_cpu_features(char *text, size_t size) {
+  const uint32_t bits = f2i_cpu_bits();
+  size_t used = 0;
+  if (text == NULL || size == 0) return F2I_INVALID_ARGUMENT;
+  text[0] = '\0';
+  for (size_t i = 0; i < sizeof features / sizeof features[0]; ++i) {
+    const size_t length = strlen(features[i].name);
+    if (!(bits & features[i].bit) || used + length + 2 > size) continue;
+    if (used > 0) text[used++] = ' ';
+    memcpy(text + used, features[i].name, length + 1);
+    used += length;
+  }
+  return F2I_OK;
+}

@@ -1,0 +1,14 @@
+/* cpu.h - CPU features that kernels ask for. */
+#ifndef F2I_CPU_H
+#define F2I_CPU_H
+
+#include <stdint.h>
+
+enum {
+  F2I_CPU_AVX2 = 1u << 0,
+};
+
+/* Features of this CPU that the operating system lets programs use. Computed once. */
+uint32_t f2i_cpu_bits(void);
+
+#endif
