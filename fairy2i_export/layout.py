@@ -185,6 +185,7 @@ def c_header() -> str:
     """The C header with the constants of this module, custom_ops/src/f2i_layout.h."""
     lines = [
         "/* Constants of packed format v1. Generated: python -m fairy2i_export.layout > custom_ops/src/f2i_layout.h */",
+        "/* clang-format off */",
         "#ifndef F2I_LAYOUT_H",
         "#define F2I_LAYOUT_H",
         "",

@@ -39,9 +39,10 @@ class KernelInfo:
 @lru_cache(maxsize=1)
 def _library() -> tuple[Any, Any]:
     path = Path(library_path())
-    header = path.with_name("fairy2i.h")
+    beside, packaged = path.with_name("fairy2i.h"), Path(__file__).parent / "lib" / "fairy2i.h"
+    header = beside if beside.is_file() else packaged
     if not header.is_file():
-        raise Fairy2iRuntimeError(f"expected the C header beside the library, found none at {header}; reinstall the package")
+        raise Fairy2iRuntimeError(f"expected the C header beside the library, found none at {beside}; reinstall the package")
     text = header.read_text(encoding="ascii")
     declarations = text.partition("/* cffi-begin */")[2].partition("/* cffi-end */")[0]
     ffi = cffi.FFI()
@@ -121,7 +122,7 @@ class Linear:
     ) -> None:
         ffi, lib = _library()
         self.k, self.n = k, n
-        self._operands = [
+        self._operands: list[npt.NDArray[Any] | None] = [
             np.ascontiguousarray(packed, np.uint8),
             np.ascontiguousarray(scales, np.float32),
             None if row_multiplier is None else np.ascontiguousarray(row_multiplier, np.float32),

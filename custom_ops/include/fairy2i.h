@@ -1,8 +1,8 @@
 /* fairy2i.h - C API of the Fairy2i operator library.
  *
- * One linear layer y = (x * col_multiplier) A^T * row_multiplier + bias whose matrix A [N, K] is stored as 2-bit codes in
- * packed format v1 (docs/format.md). No function here prints, aborts, allocates or keeps a pointer beyond what is said;
- * every failure is a status and a message. All functions are safe to call from several threads at once.
+ * One linear layer y = (x * col_multiplier) A^T * row_multiplier + bias whose matrix A [N, K] is stored as 2-bit codes
+ * in packed format v1 (docs/format.md). No function here prints, aborts, allocates or keeps a pointer beyond what is
+ * said; every failure is a status and a message. All functions are safe to call from several threads at once.
  *
  * The text between the two cffi markers is read by the Python binding as it stands: plain declarations only.
  */
@@ -60,8 +60,8 @@ typedef struct f2i_weights {
 typedef struct f2i_kernel_info {
   const char *family;
   const char *isa;
-  int available;     /* this CPU can run it */
-  int is_default;    /* it is what an unforced call of its family runs */
+  int available;  /* this CPU can run it */
+  int is_default; /* it is what an unforced call of its family runs */
 } f2i_kernel_info;
 
 /* A validated layer and the kernel chosen for it. Make it with f2i_plan_init; the fields are private. */
@@ -80,8 +80,8 @@ typedef struct f2i_parallel {
 /* Version of the library, "major.minor.patch". */
 const char *f2i_version(void);
 
-/* Writes the names of the CPU features found that kernels care about, separated by blanks ("" if none), at most size bytes
- * with the final NUL. */
+/* Writes the names of the CPU features found that kernels care about, separated by blanks ("" if none), at most size
+ * bytes with the final NUL. */
 f2i_status f2i_cpu_features(char *text, size_t size);
 
 /* Number of kernels compiled in, and the one at index (0 <= index < count; others give F2I_INVALID_ARGUMENT). */
@@ -105,9 +105,9 @@ f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info);
 /* Bytes of scratch memory that f2i_matmul needs for this many rows (any alignment). */
 f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes, f2i_message *message);
 
-/* y[r][0..n) = layer(x[r][0..k)) for r in [0, rows), rows >= 0. ldx and ldy count floats between rows. bias is [n] or NULL.
- * A row of x with a NaN or an infinity gives a row of NaN. parallel may be NULL (one thread). x and y must not overlap.
- * Results do not depend on the number of threads, and those of "lut" not on the ISA. */
+/* y[r][0..n) = layer(x[r][0..k)) for r in [0, rows), rows >= 0. ldx and ldy count floats between rows. bias is [n] or
+ * NULL. A row of x with a NaN or an infinity gives a row of NaN. parallel may be NULL (one thread). x and y must not
+ * overlap. Results do not depend on the number of threads, and those of "lut" not on the ISA. */
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
                       int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
                       f2i_message *message);
@@ -117,8 +117,8 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
 #endif
 
 /* ONNX Runtime entry points (declared here without its header): register Fairy2iMatMul, domain ai.fairy2i.
- * RegisterCustomOps is the name ONNX Runtime looks up; the second one is the same function under a unique name, for programs
- * that link the library statically. */
+ * RegisterCustomOps is the name ONNX Runtime looks up; the second one is the same function under a unique name, for
+ * programs that link the library statically. */
 struct OrtSessionOptions;
 struct OrtApiBase;
 struct OrtStatus;

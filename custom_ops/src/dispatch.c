@@ -60,8 +60,9 @@ f2i_status f2i_select_kernel(const char *family, const char *isa, const f2i_kern
   isa = choice(isa, "FAIRY2I_ISA");
   if (family == NULL) family = f2i_kernels[0].family;
   if (find(family, "scalar") == NULL) {
-    return f2i_fail(message, F2I_UNKNOWN_KERNEL, "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s",
-                    family, list(NULL, names, sizeof names));
+    return f2i_fail(message, F2I_UNKNOWN_KERNEL,
+                    "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s", family,
+                    list(NULL, names, sizeof names));
   }
   *kernel = find(family, isa);
   if (*kernel == NULL) {

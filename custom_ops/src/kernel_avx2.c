@@ -66,7 +66,8 @@ float f2i_build_lut__avx2(const float *re, const float *im, const float *scales,
   }
   const __m256 per_value = _mm256_set1_ps(inverse);
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i reversed = _mm256_broadcastsi128_si256(_mm_setr_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8));
+  const __m256i reversed =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8));
   const __m256i bias = _mm256_set1_epi8((char)0x80);
   for (int plane = 0; plane < stages; ++plane) {
     plane_terms low, high;
@@ -110,8 +111,7 @@ static inline void add_bytes(byte_sums *sums, __m256i bytes) {
 static inline void flush(const byte_sums *sums, __m128i bias, __m256 unit, float *acc) {
   const __m256i even = _mm256_sub_epi16(sums->all, _mm256_slli_epi16(sums->odd, 8));
   const __m128i even_rows = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
-  const __m128i odd_rows =
-      _mm_add_epi16(_mm256_castsi256_si128(sums->odd), _mm256_extracti128_si256(sums->odd, 1));
+  const __m128i odd_rows = _mm_add_epi16(_mm256_castsi256_si128(sums->odd), _mm256_extracti128_si256(sums->odd, 1));
   const __m128i rows[2] = {_mm_unpacklo_epi16(even_rows, odd_rows), _mm_unpackhi_epi16(even_rows, odd_rows)};
   for (int i = 0; i < 2; ++i) {
     const __m256 sum = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_sub_epi16(rows[i], bias)));

@@ -73,15 +73,15 @@ float f2i_build_lut__scalar(const float *re, const float *im, const float *scale
 
 /* The byte of one row: byte column 0 to 15 of a byte plane. */
 static inline uint8_t byte_at(const uint8_t *plane, size_t byte_column, size_t row) {
-  return plane[byte_column / 2 * F2I_CELL_BYTES + row / F2I_HALF_ROWS * 32 + byte_column % 2 * 16 + row % F2I_HALF_ROWS];
+  return plane[byte_column / 2 * F2I_CELL_BYTES + row / F2I_HALF_ROWS * 32 + byte_column % 2 * 16 +
+               row % F2I_HALF_ROWS];
 }
 
 /* The tables of a byte column: at +0 low re, +32 low im, +64 high re, +96 high im. */
-static inline size_t table_of(size_t byte_column) {
-  return byte_column / 2 * F2I_CELL_ENTRIES + byte_column % 2 * 16;
-}
+static inline size_t table_of(size_t byte_column) { return byte_column / 2 * F2I_CELL_ENTRIES + byte_column % 2 * 16; }
 
-void f2i_block_lut__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc) {
+void f2i_block_lut__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
+                           float *acc) {
   const size_t planes = (size_t)stages;
   const int32_t bias = 128 * 2 * 2 * F2I_BLOCK_CELLS * stages; /* 128 for each look-up */
   for (size_t tile = 0; tile < tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {

@@ -1,8 +1,8 @@
 /* kernels.h - what a kernel is, and the table of all kernels.
  *
- * The layer is evaluated K-block by K-block. For each row of x, `build` turns the 32 complex activations of a block into
- * look-up tables; `block` then walks the packed bytes of some row tiles of that block and adds table entries. To add an ISA:
- * one new file with these two functions, its declaration here, one row in dispatch.c.
+ * The layer is evaluated K-block by K-block. For each row of x, `build` turns the 32 complex activations of a block
+ * into look-up tables; `block` then walks the packed bytes of some row tiles of that block and adds table entries. To
+ * add an ISA: one new file with these two functions, its declaration here, one row in dispatch.c.
  */
 #ifndef F2I_KERNELS_H
 #define F2I_KERNELS_H
@@ -33,7 +33,8 @@ typedef float (*f2i_build_fn)(const float *re, const float *im, const float *sca
 /* Adds one K-block to the accumulators of `tiles` consecutive row tiles.
  *   packed   [tile][byte plane][F2I_PLANE_BYTES], not necessarily aligned
  *   acc      [tile][F2I_ACC_PER_TILE] */
-typedef void (*f2i_block_fn)(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc);
+typedef void (*f2i_block_fn)(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
+                             float *acc);
 
 typedef struct f2i_kernel {
   const char *family;
@@ -53,7 +54,8 @@ f2i_status f2i_select_kernel(const char *family, const char *isa, const f2i_kern
 float f2i_build_lut__scalar(const float *re, const float *im, const float *scales, int stages, void *tables);
 void f2i_block_lut__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc);
 float f2i_build_exact__scalar(const float *re, const float *im, const float *scales, int stages, void *tables);
-void f2i_block_exact__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc);
+void f2i_block_exact__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
+                             float *acc);
 #if defined(F2I_HAVE_AVX2)
 float f2i_build_lut__avx2(const float *re, const float *im, const float *scales, int stages, void *tables);
 void f2i_block_lut__avx2(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc);

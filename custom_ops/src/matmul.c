@@ -1,9 +1,9 @@
 /* matmul.c - the driver: validated layer in, rows of y out, for any kernel and any number of threads.
  *
- * Rows of x go in groups: for each group, first all look-up tables are built (work item: one K-block of one row), then the
- * weights are walked once (work item: one strip of row tiles). A strip goes through its K-blocks in order, and within a
- * block through a few rows of x, so that the packed bytes come from memory once and each output is summed by one thread in
- * one order: the result does not depend on the number of threads.
+ * Rows of x go in groups: for each group, first all look-up tables are built (work item: one K-block of one row), then
+ * the weights are walked once (work item: one strip of row tiles). A strip goes through its K-blocks in order, and
+ * within a block through a few rows of x, so that the packed bytes come from memory once and each output is summed by
+ * one thread in one order: the result does not depend on the number of threads.
  */
 #include <math.h>
 #include <stdint.h>
@@ -12,7 +12,7 @@
 #include "message.h"
 
 enum {
-  STRIP_TILES = 8, /* at most; 8 KiB of packed bytes per K-block and stage pair */
+  STRIP_TILES = 8,  /* at most; 8 KiB of packed bytes per K-block and stage pair */
   ROWS_AT_ONCE = 4, /* rows of x that share one pass over a strip: their accumulators lie on the stack */
   GROUP_ROWS = 32,  /* rows of x whose tables exist at one time */
   ALIGN = 64,
@@ -84,8 +84,7 @@ static void build_task(void *arg, size_t index) {
       im[j] *= factor[c->m + column];
     }
   }
-  c->units[index] =
-      c->kernel->build(re, im, c->w->scales, (int)c->w->stages, c->tables + index * c->table_bytes);
+  c->units[index] = c->kernel->build(re, im, c->w->scales, (int)c->w->stages, c->tables + index * c->table_bytes);
 }
 
 /* y of one row of x and one row tile: multiplier and bias, rows beyond n dropped. */
@@ -146,7 +145,8 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   if (status != F2I_OK) return status;
   if (rows == 0) return f2i_ok(message);
   if (x == NULL || y == NULL || ldx < plan->weights.k || ldy < plan->weights.n) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT, "x, y: expected rows at least K=%lld and N=%lld floats apart, got %lld and %lld",
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "x, y: expected rows at least K=%lld and N=%lld floats apart, got %lld and %lld",
                     (long long)plan->weights.k, (long long)plan->weights.n, (long long)ldx, (long long)ldy);
   }
   if (workspace == NULL || workspace_bytes < needed) {

@@ -8,8 +8,7 @@
 __attribute__((format(printf, 3, 4)))
 #endif
 /* Writes the message (message may be NULL) and returns status. */
-f2i_status
-f2i_fail(f2i_message *message, f2i_status status, const char *format, ...);
+f2i_status f2i_fail(f2i_message *message, f2i_status status, const char *format, ...);
 
 /* Empties the message (which may be NULL) and returns F2I_OK. */
 f2i_status f2i_ok(f2i_message *message);

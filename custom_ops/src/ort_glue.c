@@ -35,10 +35,10 @@ typedef struct node {
 static _Atomic(const OrtApiBase *) api_base;
 static _Atomic(OrtCustomOpDomain *) shared_domain;
 
-#define RETURN_IF_ERROR(call)             \
-  do {                                    \
-    OrtStatus *status_ = (call);          \
-    if (status_ != NULL) return status_;  \
+#define RETURN_IF_ERROR(call)            \
+  do {                                   \
+    OrtStatus *status_ = (call);         \
+    if (status_ != NULL) return status_; \
   } while (0)
 
 static OrtStatus *fail(const OrtApi *api, OrtErrorCode code, const char *name, const char *what) {
@@ -61,9 +61,9 @@ static OrtStatus *read_tensor(const node *n, const OrtValue *value, int input, c
   if (status == NULL) status = n->api->GetTensorShapeElementCount(info, count);
   n->api->ReleaseTensorTypeAndShapeInfo(info);
   if (status != NULL) return status;
-  const ONNXTensorElementDataType float_type =
-      n->is_half && (input == IN_X || input == IN_BIAS) ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
-                                                        : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  const ONNXTensorElementDataType float_type = n->is_half && (input == IN_X || input == IN_BIAS)
+                                                   ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                                                   : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   if (type != (input == IN_PACKED ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : float_type)) {
     f2i_message text;
     (void)f2i_fail(&text, F2I_OK, "%s: unexpected element type %d", input_names[input], (int)type);
@@ -305,7 +305,8 @@ static OrtStatus *run_call(const node *n, OrtKernelContext *context, call *c, fl
     const uint16_t *half_x = c->x, *half_bias = c->bias;
     y = scratch + x_count;
     for (size_t i = 0; i < x_count; ++i) scratch[i] = f2i_half_to_float(half_x[i]);
-    for (size_t i = 0; half_bias != NULL && i < (size_t)n->weights.n; ++i) y[y_count + i] = f2i_half_to_float(half_bias[i]);
+    for (size_t i = 0; half_bias != NULL && i < (size_t)n->weights.n; ++i)
+      y[y_count + i] = f2i_half_to_float(half_bias[i]);
     x = scratch;
     bias = half_bias == NULL ? NULL : y + y_count;
   }
@@ -451,28 +452,28 @@ static OrtStatus *ORT_API_CALL infer_shape(const OrtCustomOp *op, OrtShapeInferC
   return status;
 }
 
-#define OP(suffix)                                              \
-  {                                                             \
-    .version = MIN_API,                                         \
-    .GetName = op_name,                                         \
-    .GetExecutionProviderType = provider,                       \
-    .GetInputType = input_type_##suffix,                        \
-    .GetInputTypeCount = input_count,                           \
-    .GetOutputType = output_type_##suffix,                      \
-    .GetOutputTypeCount = output_count,                         \
-    .KernelDestroy = destroy,                                   \
-    .GetInputCharacteristic = input_kind,                       \
-    .GetOutputCharacteristic = output_kind,                     \
-    .GetInputMemoryType = memory_type,                          \
-    .GetVariadicInputMinArity = one,                            \
-    .GetVariadicInputHomogeneity = one,                         \
-    .GetVariadicOutputMinArity = one,                           \
-    .GetVariadicOutputHomogeneity = one,                        \
-    .CreateKernelV2 = create_##suffix,                          \
-    .KernelComputeV2 = compute,                                 \
-    .InferOutputShapeFn = infer_shape,                          \
-    .GetStartVersion = one,                                     \
-    .GetEndVersion = one,                                       \
+#define OP(suffix)                            \
+  {                                           \
+      .version = MIN_API,                     \
+      .GetName = op_name,                     \
+      .GetExecutionProviderType = provider,   \
+      .GetInputType = input_type_##suffix,    \
+      .GetInputTypeCount = input_count,       \
+      .GetOutputType = output_type_##suffix,  \
+      .GetOutputTypeCount = output_count,     \
+      .KernelDestroy = destroy,               \
+      .GetInputCharacteristic = input_kind,   \
+      .GetOutputCharacteristic = output_kind, \
+      .GetInputMemoryType = memory_type,      \
+      .GetVariadicInputMinArity = one,        \
+      .GetVariadicInputHomogeneity = one,     \
+      .GetVariadicOutputMinArity = one,       \
+      .GetVariadicOutputHomogeneity = one,    \
+      .CreateKernelV2 = create_##suffix,      \
+      .KernelComputeV2 = compute,             \
+      .InferOutputShapeFn = infer_shape,      \
+      .GetStartVersion = one,                 \
+      .GetEndVersion = one,                   \
   }
 
 static const OrtCustomOp ops[2] = {OP(float), OP(half)};

@@ -1,7 +1,7 @@
 /* validate.c - every check of a layer's operands, in one pure function, and all arithmetic on sizes.
  *
- * Nothing else in the library computes a size from attributes. Limits are checked before sizes are multiplied, so that no
- * product below can overflow 64 bits: (2^23 / 32) tiles * (2^23 / 32) blocks * 4 stages * 512 bytes < 2^48.
+ * Nothing else in the library computes a size from attributes. Limits are checked before sizes are multiplied, so that
+ * no product below can overflow 64 bits: (2^23 / 32) tiles * (2^23 / 32) blocks * 4 stages * 512 bytes < 2^48.
  */
 #include <math.h>
 #include <stdarg.h>
@@ -47,8 +47,9 @@ f2i_status f2i_packed_size(int64_t k, int64_t n, int64_t stages, size_t *bytes, 
   const uint64_t tiles = ((uint64_t)n / 2 + F2I_TILE_ROWS - 1) / F2I_TILE_ROWS;
   const uint64_t size = blocks * tiles * (uint64_t)stages * F2I_PLANE_BYTES;
   if (size > SIZE_MAX / 2) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT, "K=%lld, N=%lld, stages=%lld need more memory than this CPU addresses",
-                    (long long)k, (long long)n, (long long)stages);
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "K=%lld, N=%lld, stages=%lld need more memory than this CPU addresses", (long long)k, (long long)n,
+                    (long long)stages);
   }
   *bytes = (size_t)size;
   return f2i_ok(message);
@@ -57,7 +58,8 @@ f2i_status f2i_packed_size(int64_t k, int64_t n, int64_t stages, size_t *bytes, 
 static f2i_status check_multiplier(const char *what, const float *values, size_t count, int64_t expected,
                                    f2i_message *message) {
   if (values != NULL && count != (size_t)expected) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT, "%s: expected %lld values, got %zu", what, (long long)expected, count);
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "%s: expected %lld values, got %zu", what, (long long)expected,
+                    count);
   }
   return F2I_OK;
 }

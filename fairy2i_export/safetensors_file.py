@@ -1,0 +1,107 @@
+"""Reading one safetensors file a tensor at a time.
+
+Read with plain file reads instead of a memory map, so that pages already used do not count as resident memory, and with
+ml_dtypes for bfloat16, so that torch is not needed. The header is checked before anything is read: a truncated download is
+refused at once and not after ten minutes of work. Format: https://github.com/huggingface/safetensors (8 bytes little-endian
+header length, JSON header, data).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.errors import CheckpointError
+
+_MAX_HEADER = 100_000_000  # the limit of the safetensors specification
+_FLOATS: dict[str, npt.DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies in its file."""
+
+    dtype: str  # as the header spells it: F32, BF16, ...
+    shape: tuple[int, ...]
+    begin: int  # byte offset from the start of the file
+    size: int  # bytes
+
+
+class SafetensorsFile:
+    """An opened (not loaded) safetensors file.
+
+    Raises:
+        CheckpointError: if the file is missing, is no safetensors file, or is shorter than its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = _read_header(path)
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Read one tensor in its stored dtype (float64, float32, float16 or bfloat16).
+
+        Raises:
+            CheckpointError: if the tensor is not made of floats or the file ends early.
+        """
+        info = self.tensors[name]
+        if info.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"{self.path}: tensor {name} is stored as {info.dtype}, expected one of {', '.join(_FLOATS)}; "
+                "this looks like an already quantized checkpoint, export the one with the floating-point weights"
+            )
+        count = int(np.prod(info.shape, dtype=np.int64))
+        array = np.fromfile(self.path, dtype=_FLOATS[info.dtype], count=count, offset=info.begin)
+        if array.size != count:
+            raise CheckpointError(f"{self.path}: tensor {name} ends early, {array.size} of {count} values; download it again")
+        return array.reshape(info.shape)
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    try:
+        file_size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: not a safetensors file, or truncated (a header of {length} bytes in a file of {file_size}); "
+                    "download it again"
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # JSON and UTF-8 errors
+        raise CheckpointError(f"{path}: not a safetensors file: its header is no JSON; download it again") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: not a safetensors file: its header is no JSON object")
+    header.pop("__metadata__", None)
+    start = 8 + length
+    tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
+    end = max((info.begin + info.size for info in tensors.values()), default=start)
+    if end > file_size:
+        raise CheckpointError(f"{path}: truncated: its header announces {end} bytes, the file has {file_size}; download it again")
+    return tensors
+
+
+def _tensor_info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        valid = all(type(value) is int and value >= 0 for value in (*shape, begin, end)) and begin <= end
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise CheckpointError(f"{path}: damaged header entry for tensor {name}; download the file again")
+    if dtype in _FLOATS:
+        expected = int(np.prod(shape, dtype=object)) * np.dtype(_FLOATS[dtype]).itemsize
+        if expected != end - begin:
+            raise CheckpointError(
+                f"{path}: tensor {name} {dtype} {list(shape)} needs {expected} bytes, the header gives {end - begin}; "
+                "download the file again"
+            )
+    return TensorInfo(dtype, shape, start + begin, end - begin)

@@ -1,0 +1,54 @@
+"""Where the checkpoint comes from: a local directory, or a Hugging Face hub id that is downloaded into the hub's cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fairy2i_export.checkpoint import Checkpoint, open_checkpoint
+from fairy2i_export.errors import CheckpointError, OptionError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+
+
+def open_source(source: str | Path) -> Checkpoint:
+    """Open a checkpoint directory, or download one from the hub first.
+
+    Raises:
+        OptionError: if the source is an .onnx file.
+        CheckpointError: if it does not exist, cannot be downloaded or is damaged.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".onnx":
+        raise OptionError(
+            f"{source}: rewriting an existing ONNX graph is not available in this version; "
+            "give the Hugging Face checkpoint the graph was made from"
+        )
+    if path.exists() or not _HUB_ID.fullmatch(str(source)):
+        return open_checkpoint(path)
+    return open_checkpoint(_download(str(source)), name=str(source))
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        try:
+            files = HfApi().list_repo_files(repo_id)
+        except (HfHubHTTPError, OSError):
+            files = None  # no such repository, or offline: the download below reports it or finds a cached copy
+        if files is not None and not any(name.endswith(".safetensors") for name in files):
+            raise CheckpointError(f"{repo_id}: this hub repository has no safetensors weights; convert it with transformers first")
+        return Path(snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id}: no such directory, and the Hugging Face hub cannot be reached to download it; "
+            "give a local checkpoint directory"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{repo_id}: no such directory, and downloading it from the Hugging Face hub failed: {reason}"
+        ) from error

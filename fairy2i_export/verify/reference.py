@@ -1,0 +1,136 @@
+"""The source checkpoint as reference: its weights quantized anew, and the model run by torch and transformers.
+
+torch and transformers belong to the ``train`` extra and are imported only by :func:`torch_logits`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.checkpoint import Checkpoint
+from fairy2i_export.errors import CheckpointError, FormatError
+from fairy2i_export.layout import unpack
+from fairy2i_export.quantizer import PROFILES, Profile, QuantizedLinear, RowMultiplier, quantize
+from fairy2i_export.verify.layers import Node
+
+F32 = npt.NDArray[np.float32]
+
+
+def torch_is_installed() -> bool:
+    """Whether the ``train`` extra (torch and transformers) can be imported."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+
+
+class SourceWeights:
+    """Weights of a checkpoint, quantized as a model's metadata says it was exported.
+
+    Args:
+        checkpoint: the opened source.
+        metadata: the model's metadata.
+
+    Raises:
+        FormatError: if the metadata does not say how.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
+        self.checkpoint = checkpoint
+        profile, rows = metadata.get("fairy2i.profile", ""), metadata.get("fairy2i.row_multiplier", "none")
+        if profile not in PROFILES or rows not in get_args(RowMultiplier):
+            raise FormatError(
+                "the model's metadata does not say how it was quantized (fairy2i.profile, fairy2i.row_multiplier); "
+                "it was not written by fairy2i-export or has been edited"
+            )
+        self.profile: Profile = profile  # type: ignore[assignment]
+        self.row_multiplier: RowMultiplier = rows  # type: ignore[assignment]
+
+    def tensor_of(self, module: str) -> str:
+        """The tensor that holds a module's weight; a tied head shares the embedding's.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        name = f"{module}.weight"
+        if name in self.checkpoint:
+            return name
+        if module.endswith("lm_head") and "model.embed_tokens.weight" in self.checkpoint:
+            return "model.embed_tokens.weight"
+        raise CheckpointError(f"{self.checkpoint.directory}: expected a tensor {name} for the node of that name, found none")
+
+    def quantized(self, node: Node) -> QuantizedLinear:
+        tensor = self.tensor_of(node.name)
+        weight = self.checkpoint.read(tensor)
+        return quantize(
+            weight, node.operands.stages, self.profile, row_multiplier=self.row_multiplier, name=tensor
+        )
+
+    def differing(self, nodes: list[Node], done: Callable[[], None] = lambda: None) -> Iterator[tuple[str, str]]:
+        """(node, reason) for every node that does not hold what quantizing the source gives."""
+        for node in nodes:
+            expected, found = self.quantized(node), unpack(node.operands)
+            if expected.codes.shape != found.codes.shape:
+                yield node.name, f"the source has {2 * expected.n} x {2 * expected.m}, the model {2 * found.n} x {2 * found.m}"
+            elif not np.array_equal(expected.codes, found.codes):
+                yield node.name, f"{np.mean(expected.codes != found.codes):.2%} of the codes differ"
+            elif not np.array_equal(expected.scales, found.scales):
+                yield node.name, "the scales differ"
+            elif not _equal(expected.row_multiplier, found.row_multiplier):
+                yield node.name, "the row multipliers differ"
+            done()
+
+
+def _equal(a: F32 | None, b: F32 | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a, b)
+
+
+def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.int64]) -> F32:
+    """Logits [length, vocab] of a text [length] by transformers in float32, with dequantized weights in the rewritten layers.
+
+    Raises:
+        CheckpointError: if transformers cannot build the model, or its parameters are not those of the checkpoint.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    checkpoint = source.checkpoint
+    config: Any = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    rewritten = {node.name: node for node in nodes}
+    untied = "lm_head" in rewritten  # a quantized head no longer equals the embedding
+    if untied:
+        config.tie_word_embeddings = False
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    state: dict[str, Any] = {}
+    for name in model.state_dict():
+        module = name.removesuffix(".weight")
+        if module in rewritten:
+            array = source.quantized(rewritten[module]).dequantize("none")
+        elif name in checkpoint or module.endswith("lm_head"):
+            array = checkpoint.read(name if name in checkpoint else source.tensor_of(module)).astype(np.float32)
+        else:
+            raise CheckpointError(f"{checkpoint.directory}: tensor {name}, which transformers needs, is missing")
+        state[name] = torch.from_numpy(np.ascontiguousarray(array))
+    model.load_state_dict(state, strict=True, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its buffers were made on the meta device
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(ids[None])).logits[0]
+    return np.asarray(logits.float().numpy())
+
+
+def is_rounded_embedding(metadata: dict[str, str], checkpoint: Checkpoint) -> bool:
+    """Whether the model's embedding or head hold less than the checkpoint's values, so that logits may differ for it."""
+    embedding, head = metadata.get("fairy2i.embedding", "float32"), metadata.get("fairy2i.lm_head", "fairy2i")
+    if embedding == "int8" or head in ("int8", "int4"):
+        return True
+    if embedding != "float16":
+        return False
+    table = checkpoint.read("model.embed_tokens.weight")
+    return table.dtype not in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))

@@ -1,0 +1,95 @@
+"""A model folder: which file is the model, how long its context is, which tokens end a text."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairy2i_runtime.errors import ModelFolderError, OptionError
+from fairy2i_runtime.jsonfile import read_json, read_optional_json
+
+CONFIG_FILE = "genai_config.json"
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What the files beside the model say about it.
+
+    Attributes:
+        path: the folder.
+        model_file: the .onnx file in it.
+        context_length: the most tokens the model was built for.
+        eos_ids: tokens that end a text, from genai_config.json and generation_config.json together.
+    """
+
+    path: Path
+    model_file: Path
+    context_length: int
+    eos_ids: frozenset[int]
+
+
+def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
+    """Read the configuration of a folder written by fairy2i-export.
+
+    Raises:
+        ModelFolderError: if the folder or a file in it is missing or damaged.
+    """
+    path = Path(folder)
+    if path.is_file():
+        raise ModelFolderError(f"{path} is a file: expected the folder with {CONFIG_FILE}; try {path.parent}")
+    if not path.is_dir():
+        raise ModelFolderError(f"model folder {path} does not exist; fairy2i-export SOURCE -o {path} makes one")
+    config_path = path / CONFIG_FILE
+    if not config_path.is_file():
+        hint = (
+            "it holds a checkpoint to be exported first (fairy2i-export)"
+            if (path / "config.json").is_file()
+            else "wrong folder?"
+        )
+        raise ModelFolderError(f"{path} is not a model folder: it has no {CONFIG_FILE}; {hint}")
+    model = read_json(config_path).get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("decoder"), dict):
+        raise ModelFolderError(
+            f"{config_path}: expected an object model with an object decoder in it; export the model again"
+        )
+    name = model["decoder"].get("filename", "model.onnx")
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ModelFolderError(
+            f"{config_path}: model.decoder.filename: expected the name of a file in the folder, got {name!r}"
+        )
+    model_file = path / name
+    if not model_file.is_file():
+        raise ModelFolderError(f"{model_file} is missing: the folder is not a complete export; export the model again")
+    context = model.get("context_length")
+    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
+        raise ModelFolderError(f"{config_path}: model.context_length: expected a positive integer, got {context!r}")
+    generation_path = path / GENERATION_FILE
+    eos = _token_ids(model.get("eos_token_id"), config_path, "model.eos_token_id")
+    eos |= _token_ids(read_optional_json(generation_path).get("eos_token_id"), generation_path, "eos_token_id")
+    return ModelFolder(path, model_file, context, eos)
+
+
+def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:
+    """The context to use: the model's own, or a shorter one.
+
+    Raises:
+        OptionError: if ``wanted`` is less than 1 or more than the model was built for.
+    """
+    if wanted is None:
+        return folder.context_length
+    if isinstance(wanted, bool) or not 1 <= wanted <= folder.context_length:
+        raise OptionError(
+            f"context_length: expected 1 to {folder.context_length} (what the model was built for), got {wanted}"
+        )
+    return int(wanted)
+
+
+def _token_ids(value: Any, path: Path, key: str) -> frozenset[int]:
+    """Token ids that may be absent, one number or a list."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise ModelFolderError(f"{path}: {key}: expected a token id or a list of them, got {value!r}")
+    return frozenset(ids)

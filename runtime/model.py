@@ -1,0 +1,200 @@
+"""A loaded model: text in, text out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fairy2i_runtime.chat_template import ChatTemplate
+from fairy2i_runtime.decoder import F32, Decoder
+from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError
+from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
+from fairy2i_runtime.generation import GenerationOptions, Result, TextStream, Timings
+from fairy2i_runtime.session import create_session
+from fairy2i_runtime.streaming import StreamDecoder
+from fairy2i_runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fairy2i_runtime.conversation import Conversation
+
+FORMAT_VERSION = 1  # newest model format this release reads
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    kernel: str | None = None,
+    isa: str | None = None,
+    use_library: bool = True,
+    context_length: int | None = None,
+) -> Model:
+    """Load a model folder written by fairy2i-export.
+
+    Args:
+        folder: the folder.
+        threads: threads to run with; None = one per physical (big) core.
+        kernel: ``lut`` (default) or ``exact``.
+        isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
+        use_library: False runs without the operator library, slowly, to compare with.
+        context_length: the most tokens of prompt and answer together; None = what the model was built for. Smaller ones
+            bound the memory of the key-value cache.
+
+    Raises:
+        ModelFolderError: if the folder is missing, incomplete or damaged.
+        LibraryError: if the operator library is missing or does not load.
+        OptionError: if an option is unknown or out of range.
+        ChatTemplateError: if the chat template has a syntax error.
+    """
+    opened = open_folder(folder)
+    context = chosen_context_length(context_length, opened)
+    tokenizer = Tokenizer.load(opened.path)
+    template = ChatTemplate.load(opened.path, tokenizer.special_tokens)
+    session = create_session(opened.model_file, threads=threads, kernel=kernel, isa=isa, use_library=use_library)
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    _check_format(metadata, opened)
+    decoder = Decoder(session, context, name=str(opened.model_file))
+    return Model(opened, tokenizer, template, decoder, metadata)
+
+
+class Model:
+    """A model that is ready to run. Made by :func:`load`.
+
+    Attributes:
+        folder: where it came from.
+        tokenizer: its tokenizer.
+        chat_template: its chat template; None for a base model.
+        metadata: what the exporter recorded in the .onnx file.
+        stats: timings of all generations so far.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        decoder: Decoder,
+        metadata: dict[str, str],
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.metadata = metadata
+        self.decoder = decoder
+        self.stats = Timings()
+        eos = tokenizer.eos_id
+        self.eos_ids = folder.eos_ids if eos is None else folder.eos_ids | {eos}
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return self.decoder.context_length
+
+    def logits(self, token_ids: Sequence[int]) -> F32:
+        """Logits after every token of a text, float32 [len(token_ids), vocab]. Nothing is added to the tokens.
+
+        Raises:
+            ContextError: if there are more tokens than the context has room for.
+            OptionError: if there are none, or one is not in the vocabulary.
+        """
+        ids = _as_ids(token_ids)
+        if not ids:
+            raise OptionError("token_ids: expected at least one token, got none")
+        return self.decoder.all_logits(ids, self.decoder.new_cache(len(ids)))
+
+    def generate(
+        self, prompt: str | Sequence[int], *, on_text: Callable[[str], object] | None = None, **options: Any
+    ) -> Result:
+        """Continue a text.
+
+        Args:
+            prompt: a text (the tokenizer's beginning-of-text token is added) or token ids (taken as they are).
+            on_text: called with every piece of text as soon as it is certain.
+            **options: fields of :class:`~fairy2i_runtime.generation.GenerationOptions`: ``max_new_tokens=128``,
+                ``temperature=0`` (greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``.
+
+        Raises:
+            ContextError: if the prompt is empty or too long.
+            OptionError: if an option is unknown or out of range, or a token is not in the vocabulary.
+        """
+        return drain(self.stream(prompt, **options), on_text)
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> TextStream:
+        """As :meth:`generate`, as an iterator of text pieces; its ``result`` holds the rest once it has ended."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        chosen = GenerationOptions.of(**options)
+        capacity = None if chosen.max_new_tokens is None else len(ids) + chosen.max_new_tokens
+        cache = self.decoder.new_cache(capacity)
+        detokenizer = StreamDecoder(self.tokenizer.decode, context=ids)
+        return TextStream(self.decoder, cache, ids, chosen, detokenizer, self.eos_ids, self.record)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, on_text: Callable[[str], object] | None = None, **options: Any
+    ) -> Result:
+        """Answer a list of messages, ``{"role": "user", "content": ...}`` and so on. For several turns see :meth:`conversation`.
+
+        Raises:
+            ChatTemplateError: if the model has no chat template, or it refuses the messages.
+            ContextError: if the messages are too long.
+            OptionError: if an option is unknown or out of range.
+        """
+        from fairy2i_runtime.conversation import Conversation
+
+        if not messages:
+            raise OptionError("messages: expected at least one message, got none")
+        if self.chat_template is None:
+            raise ChatTemplateError(
+                f"{self.folder.path} has no chat template: it is a base model, use generate() to continue a text"
+            )
+        talk = Conversation(self)
+        talk.messages = [dict(message) for message in messages[:-1]]
+        return drain(talk.stream_message(messages[-1], **options), on_text)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """Begin a conversation of several turns that runs every token only once.
+
+        Args:
+            system: the system message, if any.
+        """
+        from fairy2i_runtime.conversation import Conversation
+
+        return Conversation(self, system)
+
+    def record(self, result: Result) -> None:
+        """Add a generation to :attr:`stats`."""
+        self.stats += result.timings
+
+
+def drain(stream: TextStream, on_text: Callable[[str], object] | None) -> Result:
+    """Run a stream to its end, giving every piece to ``on_text``."""
+    with closing(stream):
+        for piece in stream:
+            if on_text is not None:
+                on_text(piece)
+    return stream.result
+
+
+def _as_ids(tokens: Sequence[int]) -> list[int]:
+    """Token ids as Python integers; also from an integer array of one dimension."""
+    array = np.asarray(tokens)
+    if array.size == 0:
+        return []
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise OptionError(f"tokens: expected a list of integers, got {array.dtype} of shape {list(array.shape)}")
+    return [int(token) for token in array]
+
+
+def _check_format(metadata: Mapping[str, str], folder: ModelFolder) -> None:
+    """Refuse files of a newer format than this release knows."""
+    version = metadata.get("fairy2i.format_version", str(FORMAT_VERSION))
+    major = version.split(".")[0]
+    if not major.isdigit():
+        raise ModelFolderError(f"{folder.model_file}: fairy2i.format_version: expected a number, got {version!r}")
+    if int(major) > FORMAT_VERSION:
+        raise ModelFolderError(
+            f"{folder.model_file} has format version {version}, this release reads up to {FORMAT_VERSION}: upgrade fairy2i-export"
+        )

@@ -1,0 +1,93 @@
+"""The tokenizer of a model folder: text to token ids and back, and its special tokens.
+
+``tokenizer.json`` alone decides how text becomes ids, the beginning-of-text token included (its post-processor adds it).
+``tokenizer_config.json`` and ``special_tokens_map.json``, where present, name the special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from fairy2i_runtime.errors import ModelFolderError
+from fairy2i_runtime.jsonfile import read_optional_json
+
+TOKENIZER_FILE = "tokenizer.json"
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        special_tokens: the text of the special tokens by role (``bos_token``, ``eos_token`` ...), as far as they are known.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.special_tokens = special_tokens
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read the tokenizer of a model folder.
+
+        Raises:
+            ModelFolderError: if tokenizer.json is missing or damaged, or a configuration file is damaged.
+        """
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise ModelFolderError(f"{path} is missing: copy it from the source checkpoint, or export the model again")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ModelFolderError(f"{path} is not a tokenizer that the tokenizers library reads: {error}") from error
+        special: dict[str, str] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
+            special.update(_special_tokens(read_optional_json(folder / name)))
+        return cls(backend, special)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the end-of-text token, if the configuration names one."""
+        return self.token_id(self.special_tokens.get("eos_token", ""))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token given by its text, or None."""
+        found = self._backend.token_to_id(token)
+        return None if found is None else int(found)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: any text; special tokens spelled in it become those tokens.
+            add_special_tokens: add what the tokenizer's post-processor adds (usually a beginning-of-text token). Texts made
+                by a chat template have theirs already.
+        """
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; unfinished characters come out as U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Special tokens of a configuration file, where they are given as text or as an object with a ``content``."""
+    found: dict[str, str] = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            found[name] = value
+    return found

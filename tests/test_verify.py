@@ -1,0 +1,162 @@
+"""fairy2i verify: passes on what the exporter writes, and catches and names what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fairy2i_export import export
+from fairy2i_export.tools_cli import main
+from fairy2i_export.verify.layers import check_layers, dense_product, read_nodes, relative_error
+from fairy2i_export.verify.logits import compare
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verify") / "stories"
+    export(MODEL, out)
+    return out
+
+
+def damaged(folder: Path, tmp_path: Path, change: object) -> Path:
+    """A copy of the folder whose .onnx and data went through ``change(model, data)``."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(folder, copy)
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    data = bytearray((copy / "model.onnx.data").read_bytes())
+    change(model, data)  # type: ignore[operator]
+    onnx.save(model, copy / "model.onnx")
+    (copy / "model.onnx.data").write_bytes(data)
+    return copy
+
+
+def location(model: onnx.ModelProto, name: str) -> tuple[int, int]:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return int(entries["offset"]), int(entries["length"])
+
+
+def test_passes_and_compares_with_torch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--against", str(MODEL)]) == 0
+    printed = capsys.readouterr().out
+    assert "OK: 36 layers within the limits" in printed
+    assert "codes and scales of all 36 layers equal" in printed
+    pytest.importorskip("torch")
+    assert "exact : torch" in printed
+
+
+def test_every_layer_meets_the_contract_on_real_activations(folder: Path) -> None:
+    import fairy2i_runtime
+
+    text = (ROOT / "examples" / "data" / "tinystories" / "tinystories_sample.txt").read_text(encoding="utf-8")
+    ids = np.array([fairy2i_runtime.load(folder).tokenizer.encode(text)[:400]], np.int64)
+    model_file = folder / "model.onnx"
+    results = list(check_layers(model_file, read_nodes(model_file), ids))
+    assert len(results) == 36
+    for result in results:
+        assert result.errors["exact", "real"] < 1e-5, result.name
+        assert result.errors["lut", "real"] < 0.015, result.name
+
+
+def test_perplexity_of_default_mode(folder: Path) -> None:
+    """Within 0.5 % of exact mode, over every story of the sample (1,804 tokens)."""
+    import fairy2i_runtime
+
+    text = (ROOT / "examples" / "data" / "tinystories" / "tinystories_sample.txt").read_text(encoding="utf-8")
+    exact = fairy2i_runtime.load(folder, kernel="exact")
+    lut = fairy2i_runtime.load(folder, kernel="lut")
+    total, tokens = 0.0, 0
+    for story in filter(None, (part.strip() for part in text.split("<|endoftext|>"))):
+        ids = np.array(exact.tokenizer.encode(story)[:512], np.int64)
+        result = compare(lut.logits(ids.tolist()), exact.logits(ids.tolist()), ids)
+        total += result.log_ratio * (len(ids) - 1)
+        tokens += len(ids) - 1
+    assert tokens > 1500
+    assert abs(total / tokens) < 0.005
+
+
+def test_a_flipped_bit_in_the_weights_is_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(model: onnx.ModelProto, data: bytearray) -> None:
+        offset, _ = location(model, "model.layers.2.mlp.up_proj.packed")
+        data[offset] ^= 1
+
+    assert main(["verify", str(damaged(folder, tmp_path, change)), "--against", str(MODEL)]) == 1
+    assert "model.layers.2.mlp.up_proj: " in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_changed_scales_and_a_wrong_wire_are_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(model: onnx.ModelProto, data: bytearray) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == "model.layers.1.self_attn.o_proj.scales")
+        tensor.float_data[:] = []
+        tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(1.01)).tobytes()
+
+    copy = damaged(folder, tmp_path, change)
+    assert main(["verify", str(copy), "--against", str(MODEL)]) == 1
+    assert "the scales differ" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["verify", str(copy)]) == 0  # consistent in itself: only the source can tell
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere/at/all"], "does not exist"),
+        (["{folder}", "--tokens", "1"], "--tokens: expected at least 2"),
+        (["{folder}", "--text", "/nowhere.txt"], "--text"),
+        (["{folder}", "--against", "/nowhere"], "no such file or directory"),
+        (["{folder}", "--isa", "doesnotexist"], "doesnotexist"),
+        (["{folder}", "--frobnicate"], "No such option"),
+    ],
+)
+def test_wrong_use(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *(a.format(folder=folder) for a in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_model_without_our_nodes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(model: onnx.ModelProto, data: bytearray) -> None:
+        for node in model.graph.node:
+            if node.op_type == "Fairy2iMatMul":
+                node.domain = "someone.else"
+        for function in model.functions:
+            function.domain = "someone.else"
+        model.opset_import.add(domain="someone.else", version=1)
+
+    assert main(["verify", str(damaged(folder, tmp_path, change))]) == 2
+    assert "expected Fairy2iMatMul nodes" in capsys.readouterr().err
+
+
+def test_dense_product_is_the_float64_product() -> None:
+    import oracle
+
+    from fairy2i_export import quantize
+
+    rng = np.random.default_rng(0)
+    q = quantize(rng.standard_normal((600, 70)), 3, row_multiplier="rms")
+    x = rng.standard_normal((5, 70)).astype(np.float32)
+    bias = rng.standard_normal(600).astype(np.float32)
+    assert q.row_multiplier is not None
+    expected = x.astype(np.float64) @ oracle.dense(q.codes, q.scales).T * q.row_multiplier + bias
+    assert relative_error(dense_product(q, x, bias), expected) < 1e-6
+    assert relative_error(expected * 1.5, expected) == pytest.approx(0.5)
+    assert relative_error(np.ones(2), np.zeros(2)) == np.inf
+    assert np.isnan(relative_error(np.array([np.nan, 1]), np.ones(2)))
+
+
+def test_logits_comparison_by_hand() -> None:
+    reference = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]], np.float32))
+    found = np.log(np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]], np.float32)) + 3  # a shift means nothing
+    result = compare(found, reference, np.array([0, 1, 2]))
+    assert result.top1_agreement == pytest.approx(2 / 3)
+    assert result.mean_kl == pytest.approx((0.5 * np.log(2) - 0.25 * np.log(2)) / 3, rel=1e-5)
+    assert result.reference_perplexity == pytest.approx((0.25 * 0.6) ** -0.5, rel=1e-5)
+    assert result.perplexity == pytest.approx((0.5 * 0.6) ** -0.5, rel=1e-5)
+    assert result.log_ratio == pytest.approx(-np.log(2) / 2, rel=1e-5)
