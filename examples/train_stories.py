@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,19 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
-from stories260k import BOS, CHECKPOINT, DATA, convert, model_config, read_checkpoint, write_json, write_tokenizer
+from safetensors.torch import load_file
+from stories260k import BOS, DATA, convert
+from stories_checkpoint import save
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from fairy2i_export.quantizer import ROW_MULTIPLIERS, RowMultiplier, quantize
+from fairy2i_export.quantizer import ROW_MULTIPLIERS, Profile, RowMultiplier, quantize
 
 EVAL_TEXT = DATA / "tinystories" / "tinystories_sample.txt"
 TRAIN_TEXT = DATA / "tinystories" / "tinystories_train_197k.txt"
-PROFILE = "bf16-reference"
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,17 @@ class Options:
     """Everything that decides the result of a run."""
 
     stages: int = 2
+    profile: Profile = "bf16-reference"
     row_multiplier: RowMultiplier = "none"
     steps: int = 3000
     batch: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     warmup: int = 100
     stories: int = 4096
-    length: int = 512
+    text_share: float = 0.25
+    length: int = 256
     seed: int = 1
-    eval_every: int = 100
-
-
-# ------------------------------------------------------------------------------------------------ models and quantization
+    eval_every: int = 200
 
 
 def load_float_model() -> tuple[LlamaForCausalLM, Tokenizer]:
@@ -70,7 +70,7 @@ def load_float_model() -> tuple[LlamaForCausalLM, Tokenizer]:
     # a quantized output layer and a float embedding cannot share one matrix
     model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
     model.config.tie_word_embeddings = False
-    return model.eval(), tokenizer
+    return model, tokenizer
 
 
 def linear_weights(model: LlamaForCausalLM) -> list[str]:
@@ -81,7 +81,7 @@ def linear_weights(model: LlamaForCausalLM) -> list[str]:
 def quantized(latent: Tensor, options: Options, name: str) -> Tensor:
     """The matrix that the exported model multiplies by, from the latent weight, both [out, in]."""
     weight = latent.detach().numpy()
-    layer = quantize(weight, options.stages, PROFILE, row_multiplier=options.row_multiplier, name=name)
+    layer = quantize(weight, options.stages, options.profile, row_multiplier=options.row_multiplier, name=name)
     return torch.from_numpy(layer.dequantize("none"))
 
 
@@ -99,11 +99,8 @@ def saved_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
     return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------------- data and loss
-
-
 @torch.no_grad()
-def sample_stories(teacher: LlamaForCausalLM, count: int, length: int, seed: int, progress: Progress) -> Tensor:
+def sample_stories(teacher: Any, count: int, length: int, seed: int, progress: Progress) -> Tensor:
     """Let the teacher write ``count`` windows of ``length`` tokens at temperature 1: int64 [count, length].
 
     A window begins with BOS; when a story ends (the next BOS) another one follows, as in the teacher's own training.
@@ -128,11 +125,25 @@ def sample_stories(teacher: LlamaForCausalLM, count: int, length: int, seed: int
 
 
 def text_windows(tokenizer: Tokenizer, path: Path, length: int) -> Tensor:
-    """Cut a text file into windows of ``length`` tokens, each led by BOS: int64 [windows, length]."""
+    """Overlapping windows of ``length`` tokens out of a text file, each led by BOS: int64 [windows, length]."""
     tokens = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False).ids
     body = length - 1
-    rows = [[BOS, *tokens[i : i + body]] for i in range(0, len(tokens) - body, body)]
+    rows = [[BOS, *tokens[i : i + body]] for i in range(0, len(tokens) - body, length // 4)]
     return torch.tensor(rows)
+
+
+def batch_rows(stories: int, texts: int, options: Options) -> Iterator[Tensor]:
+    """Endless batches of row numbers: stories are rows 0 ..., windows of real text follow; each kind in shuffled rounds."""
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def shuffled(first: int, count: int) -> Iterator[int]:
+        while True:
+            yield from (first + torch.randperm(count, generator=generator)).tolist()
+
+    story_rows, text_rows = shuffled(0, stories), shuffled(stories, texts)
+    from_text = round(options.batch * options.text_share)
+    while True:
+        yield torch.tensor([*islice(story_rows, options.batch - from_text), *islice(text_rows, from_text)])
 
 
 @torch.no_grad()
@@ -174,9 +185,6 @@ def evaluate_saved(model: LlamaForCausalLM, tokenizer: Tokenizer, options: Optio
     return evaluate(model, tokenizer, weights)
 
 
-# --------------------------------------------------------------------------------------------------------------- training
-
-
 def learning_rate(step: int, options: Options) -> float:
     """Linear warm-up, then a cosine to zero."""
     if step < options.warmup:
@@ -185,11 +193,14 @@ def learning_rate(step: int, options: Options) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train(options: Options, stories_file: Path | None, console: Console) -> tuple[LlamaForCausalLM, dict[str, Any]]:
+def train(
+    options: Options, start: Path | None, stories_file: Path | None, console: Console
+) -> tuple[LlamaForCausalLM, dict[str, Any]]:
     """Train one student; returns it with the log of the run.
 
     Args:
         options: what to train.
+        start: directory of an earlier run whose latent weights to go on from; None starts from the float model.
         stories_file: the teacher's stories are read from this .npy file if it exists and written to it otherwise.
         console: where progress goes.
     """
@@ -201,26 +212,27 @@ def train(options: Options, stories_file: Path | None, console: Console) -> tupl
         "eval_loss_untrained": evaluate_saved(student, tokenizer, options),
         "steps": [],
     }
+    if start is not None:
+        student.load_state_dict(load_file(start / "model.safetensors"))
+        log["earlier_run"] = json.loads((start / "training_log.json").read_text(encoding="utf-8"))
     console.print(f"float {log['eval_loss_float']:.4f}, untrained {log['eval_loss_untrained']:.4f} nats/token")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        windows = _training_windows(teacher, tokenizer, options, stories_file, progress)
+        stories = _stories(teacher, options, stories_file, progress)
+        windows = torch.cat([stories, text_windows(tokenizer, TRAIN_TEXT, options.length)])
         targets = teacher_logits(teacher, windows, progress)
+        batches = batch_rows(len(stories), len(windows) - len(stories), options)
         optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
-        generator = torch.Generator().manual_seed(options.seed)
-        order = torch.empty(0, dtype=torch.int64)
-        start, running = time.perf_counter(), 0.0
+        began, running = time.perf_counter(), 0.0
         for step in progress.track(range(options.steps), description="training"):
-            if len(order) < options.batch:
-                order = torch.randperm(len(windows), generator=generator)
-            rows, order = order[: options.batch], order[options.batch :]
+            rows = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, options)
             weights = quantization_aware_weights(student, options)
             logits = functional_call(student, weights, (windows[rows],), {"use_cache": False}).logits
             loss = distillation_loss(logits, targets[rows])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             running += loss.item()
@@ -229,7 +241,7 @@ def train(options: Options, stories_file: Path | None, console: Console) -> tupl
                 entry = {
                     "step": step + 1,
                     "tokens": (step + 1) * windows[rows].numel(),
-                    "seconds": round(time.perf_counter() - start, 1),
+                    "seconds": round(time.perf_counter() - began, 1),
                     "distillation_loss": round(running / interval, 4),
                     "eval_loss": round(evaluate_saved(student, tokenizer, options), 4),
                 }
@@ -240,80 +252,16 @@ def train(options: Options, stories_file: Path | None, console: Console) -> tupl
     return student, log
 
 
-def _training_windows(
-    teacher: LlamaForCausalLM, tokenizer: Tokenizer, options: Options, stories_file: Path | None, progress: Progress
-) -> Tensor:
-    real = text_windows(tokenizer, TRAIN_TEXT, options.length)
-    if stories_file is not None and stories_file.exists():
-        stories = torch.from_numpy(np.load(stories_file).astype(np.int64))[: options.stories, : options.length]
-        if stories.shape != (options.stories, options.length):
-            sys.exit(f"{stories_file} holds {tuple(stories.shape)} tokens, too few: delete it to sample them anew")
-    else:
+def _stories(teacher: LlamaForCausalLM, options: Options, stories_file: Path | None, progress: Progress) -> Tensor:
+    if stories_file is None or not stories_file.exists():
         stories = sample_stories(teacher, options.stories, options.length, options.seed, progress)
         if stories_file is not None:
             np.save(stories_file, stories.numpy().astype(np.uint16))
-    return torch.cat([stories, real])
-
-
-# ------------------------------------------------------------------------------------------------------------------ saving
-
-
-def save(student: LlamaForCausalLM, log: dict[str, Any], out: Path) -> None:
-    """Write the Hugging Face directory ``out``, all of it or nothing."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        partial.chmod(0o755)
-        shape, _ = read_checkpoint(CHECKPOINT)
-        options = log["options"]
-        entry = {
-            "stages": options["stages"],
-            "profile": PROFILE,
-            "row_multiplier": options["row_multiplier"],
-            "lm_head": "fairy2i",
-            "latent": True,
-        }
-        config = {**model_config(shape), "tie_word_embeddings": False, "torch_dtype": "bfloat16", "fairy2i": entry}
-        write_json(partial / "config.json", config)
-        write_tokenizer(partial, shape)
-        save_file(saved_weights(student), partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "training_log.json").write_text(compact_json(log), encoding="utf-8")
-        (partial / "README.md").write_text(model_card(log), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def compact_json(log: dict[str, Any]) -> str:
-    """The log as JSON with one line per evaluation."""
-    lines = ",\n".join(f"    {json.dumps(entry)}" for entry in log["steps"])
-    head = json.dumps({key: value for key, value in log.items() if key != "steps"}, indent=2)
-    return f'{head[:-2]},\n  "steps": [\n{lines}\n  ]\n}}\n'
-
-
-def model_card(log: dict[str, Any]) -> str:
-    """README.md of the saved directory."""
-    options = log["options"]
-    return f"""# stories260K, Fairy2i W{options["stages"]}
-
-A LLaMA with 264 thousand parameters that tells simple children's stories. It is karpathy's stories260K after
-quantization-aware training: every linear layer computes with weights out of sums of {options["stages"]} of the numbers
-{{+1, -1, +i, -i}} times a few scales (multiplier per output row: {options["row_multiplier"]}). This directory holds the latent
-weights in bfloat16, from which `fairy2i-export` computes those codes.
-
-| | nats per token, held-out stories |
-|---|---|
-| float model | {log["eval_loss_float"]:.3f} |
-| quantized without training | {log["eval_loss_untrained"]:.3f} |
-| quantized after training | {log["eval_loss_trained"]:.3f} |
-
-Made by `examples/train_stories.py`; the run is recorded in training_log.json, the method in docs/training-stories.md.
-
-Licence: MIT, as the original weights (examples/data/stories260K/LICENSE.llama2.c). Training used stories written by the
-original model and an excerpt of TinyStories (roneneldan/TinyStories, CDLA-Sharing-1.0).
-"""
+        return stories
+    stories = torch.from_numpy(np.load(stories_file).astype(np.int64))[: options.stories, : options.length]
+    if stories.shape != (options.stories, options.length):
+        sys.exit(f"{stories_file} holds {tuple(stories.shape)} tokens, too few: delete it to sample them anew")
+    return stories
 
 
 def main() -> None:
@@ -328,17 +276,19 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--warmup", type=int, default=defaults.warmup, help="steps")
     parser.add_argument("--stories", type=int, default=defaults.stories, help="windows written by the teacher")
+    parser.add_argument("--text-share", type=float, default=defaults.text_share, help="part of a batch that is real text")
     parser.add_argument("--length", type=int, default=defaults.length, help="tokens per window")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--eval-every", type=int, default=defaults.eval_every, help="steps")
+    parser.add_argument("--start", type=Path, help="go on from the directory of an earlier run instead of the float model")
     parser.add_argument("--stories-file", type=Path, help="keep the teacher's stories here to share them between runs")
     parser.add_argument("--threads", type=int, default=1)
     arguments = vars(parser.parse_args())
-    out, stories_file, threads = (arguments.pop(key) for key in ("out", "stories_file", "threads"))
+    out, start, stories_file, threads = (arguments.pop(key) for key in ("out", "start", "stories_file", "threads"))
     torch.set_num_threads(threads)
     console = Console()
-    student, log = train(Options(**arguments), stories_file, console)
-    save(student, log, out)
+    student, log = train(Options(**arguments), start, stories_file, console)
+    save(saved_weights(student), log, out)
     console.print(f"saved {out}: {log['eval_loss_trained']:.4f} nats/token (float {log['eval_loss_float']:.4f})")
 
 

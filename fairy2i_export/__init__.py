@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from fairy2i_export.layout import PackedLinear, pack, unpack
 from fairy2i_export.quantizer import QuantizedLinear, quantize
 
-__all__ = ["PackedLinear", "QuantizedLinear", "pack", "quantize", "unpack"]
+if TYPE_CHECKING:
+    from fairy2i_export.exporter import export
+    from fairy2i_export.report import ExportReport
+
+__all__ = ["ExportReport", "PackedLinear", "QuantizedLinear", "export", "pack", "quantize", "unpack"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # loaded on first use: the exporter needs onnx, which takes a while to import and the quantizer does not need
+    if name == "export":
+        from fairy2i_export.exporter import export
+
+        return export
+    if name == "ExportReport":
+        from fairy2i_export.report import ExportReport
+
+        return ExportReport
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The source checkpoint: a Hugging Face directory with config.json and single or sharded safetensors.
 
-Opening it reads headers only; tensors are read one at a time. Pickle checkpoints (.bin, .pth) are refused: reading them needs
-torch and executes code from the file.
+Opening it reads headers only; tensors are read one at a time. Pickle checkpoints (.bin, .pth) are refused: reading them
+needs torch and executes code from the file.
 """
 
 from __future__ import annotations
@@ -70,15 +70,20 @@ class Checkpoint:
         """Size of all safetensors files."""
         return sum(file.path.stat().st_size for file in self.files)
 
+    def hashed_files(self) -> list[Path]:
+        """The files that :meth:`sha256` covers, sorted by name."""
+        return sorted([self.directory / "config.json", *(file.path for file in self.files)], key=lambda path: path.name)
+
     def sha256(self, advance: Callable[[int], None] = lambda _: None) -> str:
-        """Hash of the checkpoint: SHA-256 over "name, size, SHA-256 of the contents" lines of config.json and every
-        safetensors file, sorted by name.
+        """Hash of the checkpoint's config.json and safetensors files.
+
+        SHA-256 over one line per file, sorted by name: name, size and SHA-256 of the contents, separated by tabs.
 
         Args:
             advance: called with the number of bytes read since the last call.
         """
         total = hashlib.sha256()
-        for path in sorted([self.directory / "config.json", *(file.path for file in self.files)], key=lambda path: path.name):
+        for path in self.hashed_files():
             contents = hashlib.sha256()
             with path.open("rb") as file:
                 while chunk := file.read(_HASH_CHUNK):
@@ -99,7 +104,9 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
         CheckpointError: missing or unreadable files, pickle files only, a damaged index, a missing or truncated shard.
     """
     if not directory.exists():
-        raise CheckpointError(f"{directory}: no such file or directory; expected a Hugging Face checkpoint directory or a hub id")
+        raise CheckpointError(
+            f"{directory}: no such file or directory; expected a Hugging Face checkpoint directory or a hub id"
+        )
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: is a file; expected the directory that holds config.json and *.safetensors")
     config = read_json(directory / "config.json")
@@ -141,7 +148,9 @@ def _open_shards(directory: Path, owners: dict[str, SafetensorsFile]) -> list[Sa
     for tensor, shard in weight_map.items():
         # a name with path parts could point at any file of the machine
         if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: tensor {tensor}: expected the name of a .safetensors file beside it, got {shard!r}")
+            raise CheckpointError(
+                f"{index}: tensor {tensor}: expected the name of a .safetensors file beside it, got {shard!r}"
+            )
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
@@ -160,8 +169,8 @@ def _no_weights_message(directory: Path) -> str:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern))
     if pickles:
         return (
-            f"{directory}: only pickle weights ({', '.join(pickles[:3])}), which can execute code when read; expected safetensors. "
-            "Convert once with transformers: AutoModelForCausalLM.from_pretrained(SOURCE).save_pretrained(NEW, "
+            f"{directory}: only pickle weights ({', '.join(pickles[:3])}), which can execute code when read; expected "
+            "safetensors. Convert once with transformers: AutoModelForCausalLM.from_pretrained(SOURCE).save_pretrained(NEW, "
             "safe_serialization=True)"
         )
     others = sorted(path.name for path in directory.glob("*.safetensors"))

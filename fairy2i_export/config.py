@@ -28,7 +28,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Names:
-    """Module names of the checkpoint; ``{}`` stands for the layer number. A module's tensors are NAME.weight and NAME.bias."""
+    """Module names of the checkpoint; ``{}`` stands for the layer number. Their tensors are NAME.weight and NAME.bias."""
 
     embedding: str
     attention_norm: str

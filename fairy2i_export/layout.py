@@ -137,9 +137,7 @@ def unpack(p: PackedLinear) -> QuantizedLinear:
         for place, shift in ((low, 0), (high, 4)):
             columns = np.stack([pairs[plane] >> shift & 3, pairs[plane] >> (shift + 2) & 3], axis=-1)
             codes[place] = _GRAY[columns.reshape(tiles * TILE_ROWS, -1)[: p.n, : p.m]]
-    return QuantizedLinear(
-        codes=codes, scales=p.scales, row_multiplier=p.row_multiplier, col_multiplier=p.col_multiplier
-    )
+    return QuantizedLinear(codes=codes, scales=p.scales, row_multiplier=p.row_multiplier, col_multiplier=p.col_multiplier)
 
 
 def _check_codes(q: QuantizedLinear) -> None:
@@ -161,7 +159,9 @@ def check_packed(p: PackedLinear) -> None:
         FormatError: naming the field, what was expected and what was found.
     """
     if p.layout_version != LAYOUT_VERSION:
-        raise FormatError(f"layout_version: expected {LAYOUT_VERSION}, got {p.layout_version}; use the release that wrote it")
+        raise FormatError(
+            f"layout_version: expected {LAYOUT_VERSION}, got {p.layout_version}; use the release that wrote it"
+        )
     if p.scale_scope != SCALE_SCOPE_MATRIX:
         raise FormatError(f"scale_scope: expected {SCALE_SCOPE_MATRIX} (matrix), got {p.scale_scope}")
     if not 1 <= p.stages <= MAX_STAGES:

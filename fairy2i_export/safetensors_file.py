@@ -57,9 +57,14 @@ class SafetensorsFile:
                 "this looks like an already quantized checkpoint, export the one with the floating-point weights"
             )
         count = int(np.prod(info.shape, dtype=np.int64))
-        array = np.fromfile(self.path, dtype=_FLOATS[info.dtype], count=count, offset=info.begin)
+        try:
+            array = np.fromfile(self.path, dtype=_FLOATS[info.dtype], count=count, offset=info.begin)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         if array.size != count:
-            raise CheckpointError(f"{self.path}: tensor {name} ends early, {array.size} of {count} values; download it again")
+            raise CheckpointError(
+                f"{self.path}: tensor {name} ends early, {array.size} of {count} values; download it again"
+            )
         return array.reshape(info.shape)
 
 
@@ -85,7 +90,9 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
     end = max((info.begin + info.size for info in tensors.values()), default=start)
     if end > file_size:
-        raise CheckpointError(f"{path}: truncated: its header announces {end} bytes, the file has {file_size}; download it again")
+        raise CheckpointError(
+            f"{path}: truncated: its header announces {end} bytes, the file has {file_size}; download it again"
+        )
     return tensors
 
 

@@ -31,24 +31,24 @@ def open_source(source: str | Path) -> Checkpoint:
 
 
 def _download(repo_id: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        try:
-            files = HfApi().list_repo_files(repo_id)
-        except (HfHubHTTPError, OSError):
-            files = None  # no such repository, or offline: the download below reports it or finds a cached copy
-        if files is not None and not any(name.endswith(".safetensors") for name in files):
-            raise CheckpointError(f"{repo_id}: this hub repository has no safetensors weights; convert it with transformers first")
-        return Path(snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+        directory = Path(snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repo_id}: no such directory, and the Hugging Face hub cannot be reached to download it; "
             "give a local checkpoint directory"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the hub, its client or the network have to say: types differ between versions
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(
             f"{repo_id}: no such directory, and downloading it from the Hugging Face hub failed: {reason}"
         ) from error
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{repo_id}: this hub repository has no safetensors weights at its top level; convert it with transformers "
+            f'first: AutoModelForCausalLM.from_pretrained("{repo_id}").save_pretrained(NEW)'
+        )
+    return directory

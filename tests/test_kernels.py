@@ -7,11 +7,11 @@ import mmap
 import os
 
 import numpy as np
-import oracle
 import pytest
-from fairy2i_runtime import core
 
+import oracle
 from fairy2i_export import QuantizedLinear, pack
+from fairy2i_runtime import core
 
 RUNNABLE = [(k.family, k.isa) for k in core.kernels() if k.available]
 LUT = [isa for family, isa in RUNNABLE if family == "lut"]

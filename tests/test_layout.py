@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairy2i_export import QuantizedLinear, pack, unpack
-from fairy2i_export import layout
+from fairy2i_export import QuantizedLinear, layout, pack, unpack
 from fairy2i_export.errors import FormatError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +89,9 @@ def test_worked_example_of_the_specification() -> None:
     assert match
     example = match.group(1)
     u0, u1, w0, w1 = (
-        np.array([[int(v) for v in row.split()] for row in re.search(rf"^{name} = (.*)$", example, re.M).group(1).split("/")])
+        np.array(
+            [[int(v) for v in row.split()] for row in re.search(rf"^{name} = (.*)$", example, re.M).group(1).split("/")]
+        )
         for name in ("U0", "U1", "W0", "W1")
     )
     codes = np.array([[u0, w0], [u1, w1]], np.uint8)

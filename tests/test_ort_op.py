@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-import oracle
 import pytest
-from fairy2i_runtime import core, library_path, register
 from onnx import TensorProto, helper, numpy_helper
 
+import oracle
 from fairy2i_export import PackedLinear, QuantizedLinear, pack
 from fairy2i_export.layout import packed_size
+from fairy2i_runtime import core, library_path, register
 
 DOMAIN = "ai.fairy2i"
 INPUTS = ("packed", "scales", "bias", "row_multiplier", "col_multiplier")
@@ -64,7 +64,9 @@ def build(
     for name in free:
         array = values[name]
         assert array is not None
-        inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), ["any"] * array.ndim))
+        inputs.append(
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), ["any"] * array.ndim)
+        )
     initializers = [numpy_helper.from_array(v, k) for k, v in values.items() if v is not None and k not in free]
     output = helper.make_tensor_value_info("y", kind, None)
     graph = helper.make_graph([node], "g", inputs, [output], initializers)
@@ -113,7 +115,7 @@ def test_runs_and_equals_the_c_api(with_bias: bool, multipliers: bool) -> None:
 def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
     q = layer()
     x = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
-    model = build(pack(q), shape=tuple(f"d{i}" for i in range(len(shape) - 1)) + (140,))
+    model = build(pack(q), shape=(*(f"d{i}" for i in range(len(shape) - 1)), 140))
     y = session(model, kernel="exact").run(None, {"x": x})[0]
     assert y.shape == (*shape[:-1], 86)
     if x.size:
@@ -202,7 +204,7 @@ def test_wrong_types_and_shapes_of_x() -> None:
     with pytest.raises(Exception, match=r"expected shape \[\.\.\., K=140\]"):
         session(build(p, shape=())).run(None, {"x": np.array(1, np.float32)})
     for wrong in ({"packed": p.packed.astype(np.int8)}, {"scales": p.scales.astype(np.float64)}):
-        with pytest.raises(Exception, match="Fairy2iMatMul|ype"):
+        with pytest.raises(Exception, match=r"Fairy2iMatMul|ype"):
             session(build(p, tensors=wrong))  # type: ignore[arg-type]
 
 

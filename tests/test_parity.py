@@ -66,9 +66,7 @@ def test_onnxruntime_without_the_library(folder: Path, expected: list[int]) -> N
 
 
 @pytest.mark.parametrize("share_buffer", [True, False])
-def test_onnxruntime_genai(
-    folder: Path, expected: list[int], share_buffer: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnxruntime_genai(folder: Path, expected: list[int], share_buffer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     genai = pytest.importorskip("onnxruntime_genai")
     monkeypatch.setenv("FAIRY2I_KERNEL", "exact")
     # genai looks the library up by its bare name, which finds it once this process has loaded it
@@ -80,9 +78,7 @@ def test_onnxruntime_genai(
     config.overlay(json.dumps({"model": {"eos_token_id": unused}}))
     model = genai.Model(config)
     parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(
-        do_sample=False, max_length=len(ids) + TOKENS, past_present_share_buffer=share_buffer
-    )
+    parameters.set_search_options(do_sample=False, max_length=len(ids) + TOKENS, past_present_share_buffer=share_buffer)
     generator = genai.Generator(model, parameters)
     generator.append_tokens(np.array([ids], np.int32))
     while not generator.is_done():
@@ -96,7 +92,7 @@ def test_genai_tokenizer_agrees(folder: Path) -> None:
     model = fairy2i_runtime.load(folder)
     tokenizer = genai.Tokenizer(genai.Model(str(folder)))
     tokenizer.update_options(add_special_tokens="true")  # off by default in genai: it leaves <s> to chat templates
-    for text in (PROMPT, "Lily said, \"Let's play!\"", "café, naïve"):
+    for text in (PROMPT, 'Lily said, "Let\'s play!"', "café, naïve"):
         assert [int(t) for t in tokenizer.encode(text)] == model.tokenizer.encode(text), text
 
 
@@ -110,7 +106,10 @@ def test_torch_with_dense_dequantized_weights(folder: Path, expected: list[int])
     assert len(linears) == 36
     for name, module in linears:
         q = quantize(
-            checkpoint.read(f"{name}.weight"), settings["stages"], settings["profile"], row_multiplier=settings["row_multiplier"]
+            checkpoint.read(f"{name}.weight"),
+            settings["stages"],
+            settings["profile"],
+            row_multiplier=settings["row_multiplier"],
         )
         module.weight.data = torch.from_numpy(q.dequantize("none"))
     model.generation_config.eos_token_id = None  # go on behind the end of the story

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import oracle
 from fairy2i_export import QuantizedLinear, quantize
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.quantizer import (
@@ -49,7 +49,9 @@ def test_codes_and_scales_of_real_sizes(size: int) -> None:
 
 def test_ties_are_common_and_follow_the_rule() -> None:
     """About 0.2 % of bfloat16 entries lie on a sector border: equal signs go to the imaginary axis."""
-    u_re, u_im, _, _ = split_widely_linear(bf16_weights(np.random.default_rng(1), 512, 512).astype(np.float32), round_to_bf16)
+    u_re, u_im, _, _ = split_widely_linear(
+        bf16_weights(np.random.default_rng(1), 512, 512).astype(np.float32), round_to_bf16
+    )
     tie = np.abs(u_re) == np.abs(u_im)
     assert 0.001 < tie.mean() < 0.004
     codes = phase_codes(u_re, u_im)[tie]
@@ -79,7 +81,9 @@ finite = st.floats(-1e4, 1e4, width=32)
 @settings(max_examples=200, deadline=None)
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9), elements=finite))
 def test_split_and_merge_are_inverse(half: np.ndarray) -> None:
-    a = np.tile(half, (2, 2)) + np.arange(4, dtype=np.float32).reshape(2, 2).repeat(half.shape[0], 0).repeat(half.shape[1], 1)
+    a = np.tile(half, (2, 2)) + np.arange(4, dtype=np.float32).reshape(2, 2).repeat(half.shape[0], 0).repeat(
+        half.shape[1], 1
+    )
     back = merge_widely_linear(*split_widely_linear(a))
     np.testing.assert_allclose(back, a, rtol=1e-6, atol=2e-3)
     exact = np.round(a)  # integers below 2^23: the transform loses nothing
@@ -88,7 +92,9 @@ def test_split_and_merge_are_inverse(half: np.ndarray) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda s: (2 * s[0], 2 * s[1])), elements=finite),
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda s: (2 * s[0], 2 * s[1])), elements=finite
+    ),
     st.integers(1, 4),
     st.sampled_from(["bf16-reference", "fp32"]),
 )
@@ -105,7 +111,9 @@ def test_invariants(weight: np.ndarray, stages: int, profile: str) -> None:
     np.testing.assert_array_equal(q.codes[0], shorter.codes[0])
     np.testing.assert_array_equal(q.scales[0], shorter.scales[0])
     if profile == "fp32":
-        np.testing.assert_allclose(q.dequantize("none"), oracle.dense(q.codes, q.scales), rtol=1e-5, atol=1e-4 * q.scales.max())
+        np.testing.assert_allclose(
+            q.dequantize("none"), oracle.dense(q.codes, q.scales), rtol=1e-5, atol=1e-4 * q.scales.max()
+        )
 
 
 def test_dequantize_equals_the_reference_pipeline_bit_for_bit() -> None:
@@ -211,7 +219,9 @@ def test_bad_weights_are_refused(weight: np.ndarray, message: str) -> None:
         quantize(weight, name="model.q_proj")
 
 
-@pytest.mark.parametrize("options", [{"stages": 0}, {"stages": 5}, {"stages": True}, {"profile": "fp8"}, {"row_multiplier": "max"}])
+@pytest.mark.parametrize(
+    "options", [{"stages": 0}, {"stages": 5}, {"stages": True}, {"profile": "fp8"}, {"row_multiplier": "max"}]
+)
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=str(next(iter(options)))):
         quantize(np.ones((2, 2)), **options)  # type: ignore[arg-type]

@@ -136,7 +136,6 @@ def test_a_model_without_our_nodes(folder: Path, tmp_path: Path, capsys: pytest.
 
 def test_dense_product_is_the_float64_product() -> None:
     import oracle
-
     from fairy2i_export import quantize
 
     rng = np.random.default_rng(0)

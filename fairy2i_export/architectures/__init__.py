@@ -11,6 +11,8 @@ from fairy2i_export.errors import ArchitectureError, CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Decoder]] = {llama.NAME: llama.describe}
 
+_HEAD_DIM_STEP = 8  # of GroupQueryAttention on the CPU; it fails when run, not when loaded
+
 
 def describe(config: dict[str, Any]) -> Decoder:
     """Translate a parsed config.json.
@@ -30,4 +32,10 @@ def describe(config: dict[str, Any]) -> Decoder:
         raise ArchitectureError(
             f"config.json: architecture {found} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}"
         )
-    return ARCHITECTURES[names[0]](config)
+    decoder = ARCHITECTURES[names[0]](config)
+    if decoder.head_dim % _HEAD_DIM_STEP:
+        raise ArchitectureError(
+            f"config.json: heads of {decoder.head_dim} values are not supported; ONNX Runtime's GroupQueryAttention needs a "
+            f"multiple of {_HEAD_DIM_STEP}"
+        )
+    return decoder

@@ -43,8 +43,6 @@ def describe(config: dict[str, Any]) -> Decoder:
     max_positions = positive_int(config, "max_position_embeddings", 2048)
     if heads % kv_heads:
         raise ArchitectureError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
-    if head_dim % 2:
-        raise ArchitectureError(f"config.json: head_dim {head_dim} is odd; rotary embeddings need an even one")
     return Decoder(
         architecture=NAME,
         genai_type="llama",

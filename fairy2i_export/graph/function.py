@@ -6,8 +6,8 @@ dense matrix and multiplies: right but slow, and dense in memory. With the C lib
 
 The three optional inputs need care, because a function body cannot ask for an input that may be absent without naming it,
 and most operators reject an absent one. ``Gemm`` does accept an absent third input: ``0 * 0 + C`` is the operand when it is
-given and zeros when it is not, and ``OptionalHasElement`` tells the two apart where the neutral element is one. Nodes name all
-six inputs, absent ones with an empty name: onnx.reference demands as many inputs as the function declares.
+given and zeros when it is not, and ``OptionalHasElement`` tells the two apart where the neutral element is one. Nodes name
+all six inputs, absent ones with an empty name: onnx.reference demands as many inputs as the function declares.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def verify_command(
             "are installed, the logits.",
         ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Text to run through the model (a short one is built in).")] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to run through the model (a short one is built in).")
+    ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="Use at most this many tokens of the text.")] = 256,
     isa: Annotated[str | None, typer.Option(help="Force an instruction set, such as scalar or avx2.")] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer, not only the worst ones.")] = False,
@@ -123,7 +125,9 @@ def _check_source(
     else:
         out.print(f"codes and scales of all {len(nodes)} layers equal those of {checkpoint.name}")
     if not torch_is_installed():
-        out.print("[yellow]note[/]: logits were not compared with the source: that needs torch and transformers (extra 'train')")
+        out.print(
+            "[yellow]note[/]: logits were not compared with the source: that needs torch and transformers (extra 'train')"
+        )
         return problems
     if "model.embed_tokens.weight" not in checkpoint:
         raise CheckpointError(f"{checkpoint.directory}: expected a tensor model.embed_tokens.weight, found none")

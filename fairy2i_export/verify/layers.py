@@ -57,7 +57,7 @@ class LayerResult:
     @property
     def excess(self) -> float:
         """Largest error as a multiple of its limit; above 1 the layer fails. NaN counts as failing."""
-        return max(np.nan_to_num(error / LIMITS[key], nan=np.inf) for key, error in self.errors.items())
+        return max(float(np.nan_to_num(error / LIMITS[key], nan=np.inf)) for key, error in self.errors.items())
 
     @property
     def passed(self) -> bool:

@@ -46,7 +46,7 @@ class SourceWeights:
                 "the model's metadata does not say how it was quantized (fairy2i.profile, fairy2i.row_multiplier); "
                 "it was not written by fairy2i-export or has been edited"
             )
-        self.profile: Profile = profile  # type: ignore[assignment]
+        self.profile: Profile = profile
         self.row_multiplier: RowMultiplier = rows  # type: ignore[assignment]
 
     def tensor_of(self, module: str) -> str:
@@ -65,16 +65,17 @@ class SourceWeights:
     def quantized(self, node: Node) -> QuantizedLinear:
         tensor = self.tensor_of(node.name)
         weight = self.checkpoint.read(tensor)
-        return quantize(
-            weight, node.operands.stages, self.profile, row_multiplier=self.row_multiplier, name=tensor
-        )
+        return quantize(weight, node.operands.stages, self.profile, row_multiplier=self.row_multiplier, name=tensor)
 
     def differing(self, nodes: list[Node], done: Callable[[], None] = lambda: None) -> Iterator[tuple[str, str]]:
         """(node, reason) for every node that does not hold what quantizing the source gives."""
         for node in nodes:
             expected, found = self.quantized(node), unpack(node.operands)
             if expected.codes.shape != found.codes.shape:
-                yield node.name, f"the source has {2 * expected.n} x {2 * expected.m}, the model {2 * found.n} x {2 * found.m}"
+                yield (
+                    node.name,
+                    f"the source has {2 * expected.n} x {2 * expected.m}, the model {2 * found.n} x {2 * found.m}",
+                )
             elif not np.array_equal(expected.codes, found.codes):
                 yield node.name, f"{np.mean(expected.codes != found.codes):.2%} of the codes differ"
             elif not np.array_equal(expected.scales, found.scales):
@@ -97,16 +98,17 @@ def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.i
         CheckpointError: if transformers cannot build the model, or its parameters are not those of the checkpoint.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     checkpoint = source.checkpoint
-    config: Any = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
     rewritten = {node.name: node for node in nodes}
     untied = "lm_head" in rewritten  # a quantized head no longer equals the embedding
     if untied:
         config.tie_word_embeddings = False
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        auto: Any = transformers.AutoModelForCausalLM
+        model: Any = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
     state: dict[str, Any] = {}
     for name in model.state_dict():
         module = name.removesuffix(".weight")

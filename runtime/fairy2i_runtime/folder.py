@@ -12,6 +12,7 @@ from fairy2i_runtime.jsonfile import read_json, read_optional_json
 
 CONFIG_FILE = "genai_config.json"
 GENERATION_FILE = "generation_config.json"
+MAX_CONTEXT = 1 << 24  # no model comes near it: a larger number is damage
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
     if not model_file.is_file():
         raise ModelFolderError(f"{model_file} is missing: the folder is not a complete export; export the model again")
     context = model.get("context_length")
-    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
-        raise ModelFolderError(f"{config_path}: model.context_length: expected a positive integer, got {context!r}")
+    if not isinstance(context, int) or isinstance(context, bool) or not 1 <= context <= MAX_CONTEXT:
+        raise ModelFolderError(f"{config_path}: model.context_length: expected 1 to {MAX_CONTEXT}, got {context!r}")
     generation_path = path / GENERATION_FILE
     eos = _token_ids(model.get("eos_token_id"), config_path, "model.eos_token_id")
     eos |= _token_ids(read_optional_json(generation_path).get("eos_token_id"), generation_path, "eos_token_id")

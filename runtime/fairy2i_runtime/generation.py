@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from numbers import Integral
 from time import perf_counter
 from typing import Any, Literal
 
-from fairy2i_runtime.decoder import Decoder
+from fairy2i_runtime.decoder import F32, Decoder
 from fairy2i_runtime.errors import ContextError, OptionError
 from fairy2i_runtime.kvcache import KVCache
 from fairy2i_runtime.sampling import Sampler, SamplingOptions, check_option
@@ -143,7 +144,7 @@ class TextStream:
             options: how to generate.
             detokenizer: makes text of the tokens.
             eos_ids: tokens that end a text.
-            on_end: called with the result, also if the stream is closed early.
+            on_end: called with the result of a generation that got past the prompt, also if it is closed early.
 
         Raises:
             ContextError: if the prompt is empty or leaves no room for a new token.
@@ -152,8 +153,8 @@ class TextStream:
             raise ContextError("the prompt is empty and the tokenizer adds no beginning-of-text token: give it some text")
         if len(prompt) >= cache.capacity:
             raise ContextError(
-                f"the prompt has {len(prompt)} tokens and the context has room for {cache.capacity}, one new token included: "
-                "shorten it (or begin a new conversation)"
+                f"the prompt has {len(prompt)} tokens and the context holds {cache.capacity}, one new token included: "
+                "shorten it, or begin a new conversation"
             )
         self._decoder, self._cache, self._prompt, self._options = decoder, cache, list(prompt), options
         self._detokenizer, self._eos_ids, self._on_end = detokenizer, frozenset() if options.ignore_eos else eos_ids, on_end
@@ -173,6 +174,16 @@ class TextStream:
     def close(self) -> None:
         """End the generation early. Closing a stream that ended has no effect."""
         self._pieces.close()
+        if self._result is None:  # not begun
+            self._result = self._result_now("interrupted")
+
+    def run(self, on_text: Callable[[str], object] | None = None) -> Result:
+        """Run to the end, giving every piece of text to ``on_text``."""
+        with closing(self):
+            for piece in self:
+                if on_text is not None:
+                    on_text(piece)
+        return self.result
 
     @property
     def result(self) -> Result:
@@ -187,8 +198,8 @@ class TextStream:
 
     def _generate(self) -> Generator[str, None, None]:
         reason: FinishReason = "interrupted"
+        logits = self._prefill()
         try:
-            logits = self._prefill()
             sampler = Sampler(self._options)
             while True:
                 start = perf_counter()
@@ -214,11 +225,14 @@ class TextStream:
                 self._text.append(rest)
                 yield rest
         finally:
-            self._result = Result("".join(self._text), self._tokens, reason, self._timings)
+            self._result = self._result_now(reason)
             if self._on_end is not None:
                 self._on_end(self._result)
 
-    def _prefill(self) -> Any:
+    def _result_now(self, reason: FinishReason) -> Result:
+        return Result("".join(self._text), self._tokens, reason, self._timings)
+
+    def _prefill(self) -> F32:
         start = perf_counter()
         # the last token is run even if it is cached: its logits are needed
         cached = self._cache.keep_prefix(self._prompt[:-1])

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fairy2i_runtime.generation import GenerationOptions, Result, TextStream
-from fairy2i_runtime.model import drain
 from fairy2i_runtime.streaming import StreamDecoder
 
 if TYPE_CHECKING:
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 class Conversation:
     """Messages so far and the cache of their tokens.
 
-    At every turn the whole conversation is rendered and tokenized anew, exactly as a fresh start would, and the cache is kept
-    up to the first token that differs; only what comes after it is run.
+    At every turn the whole conversation is rendered and tokenized anew, exactly as a fresh start would, and the cache is
+    kept up to the first token that differs; only what comes after it is run.
 
     A model without chat template (a base model) continues each text as it is, without memory of the earlier ones.
 
@@ -30,6 +29,7 @@ class Conversation:
         self._model = model
         self._system = system
         self._cache = model.decoder.new_cache()
+        self._stream: TextStream | None = None
         self.messages: list[dict[str, Any]] = []
         self.reset()
 
@@ -60,14 +60,16 @@ class Conversation:
             ChatTemplateError: if the template refuses the messages.
             OptionError: if an option is unknown or out of range.
         """
-        return drain(self.stream(text, **options), on_text)
+        return self.stream(text, **options).run(on_text)
 
     def stream(self, text: str, **options: Any) -> TextStream:
         """As :meth:`ask`, as an iterator of text pieces; the turn is recorded when it ends or is closed."""
         return self.stream_message({"role": "user", "content": text}, **options)
 
     def stream_message(self, message: Mapping[str, Any], **options: Any) -> TextStream:
-        """As :meth:`stream`, for a message of any role."""
+        """As :meth:`stream`, for a message of any role. An earlier stream that is still open is closed."""
+        if self._stream is not None:
+            self._stream.close()  # it would go on in a cache that is no longer its own
         model = self._model
         if model.chat_template is None:
             ids = model.tokenizer.encode(str(message["content"]))
@@ -82,4 +84,5 @@ class Conversation:
             model.record(result)
 
         chosen = GenerationOptions.of(**options)
-        return TextStream(model.decoder, self._cache, ids, chosen, detokenizer, model.eos_ids, record)
+        self._stream = TextStream(model.decoder, self._cache, ids, chosen, detokenizer, model.eos_ids, record)
+        return self._stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,14 @@ class Decoder:
         """An empty cache for ``capacity`` tokens, at most and by default those of the context."""
         return KVCache(self._session, self.cache_shape, min(capacity or self.context_length, self.context_length))
 
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise an :class:`OptionError` if a token is not in the vocabulary."""
+        for token in tokens:
+            if not 0 <= token < self.vocab:
+                raise OptionError(
+                    f"token {token} is not in the vocabulary of {self.vocab}; tokenizer and model do not match"
+                )
+
     def next_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
         """Append ``tokens`` (at least one) to the cache; logits of the token after the last, float32 [vocab].
 
@@ -59,7 +68,7 @@ class Decoder:
         self._check(tokens, cache)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             logits = self._run(tokens[start : start + PREFILL_CHUNK], cache)
-        return logits[-1].astype(np.float32)
+        return np.asarray(logits[-1], np.float32)
 
     def all_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
         """Append ``tokens`` to the cache; logits after each of them, float32 [len(tokens), vocab].
@@ -74,7 +83,7 @@ class Decoder:
             result[start : start + PREFILL_CHUNK] = self._run(tokens[start : start + PREFILL_CHUNK], cache)
         return result
 
-    def _run(self, tokens: Sequence[int], cache: KVCache) -> npt.NDArray[np.floating]:
+    def _run(self, tokens: Sequence[int], cache: KVCache) -> npt.NDArray[Any]:
         ids = np.asarray(tokens, np.int64)[None]
         total = len(cache) + ids.shape[1]
         logits = np.empty((1, ids.shape[1], self.vocab), self._logits_dtype)
@@ -84,7 +93,7 @@ class Decoder:
         binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         cache.tokens.extend(int(token) for token in tokens)
-        return logits[0]
+        return logits.reshape(ids.shape[1], self.vocab)
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
         if len(tokens) > cache.room:
@@ -92,11 +101,7 @@ class Decoder:
                 f"{len(cache) + len(tokens)} tokens do not fit into the context of {cache.capacity}; shorten the text, or "
                 "load the model with a larger context_length if it was made for one"
             )
-        for token in tokens:
-            if not 0 <= token < self.vocab:
-                raise OptionError(
-                    f"token {token} is not in the vocabulary of {self.vocab}; tokenizer and model do not match"
-                )
+        self.check_tokens(tokens)
 
 
 def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
@@ -109,7 +114,7 @@ def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
     if layers == 0 or set(inputs) != expected_in or outputs != expected_out:
         odd = sorted((set(inputs) ^ expected_in) | (outputs ^ expected_out)) or ["past_key_values.0.key"]
         raise ModelFolderError(
-            f"{name}: not a decoder as fairy2i-export writes it: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
+            f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
         )
     key = inputs["past_key_values.0.key"]
     if key.type not in _FLOATS or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):

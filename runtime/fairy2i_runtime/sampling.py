@@ -87,11 +87,12 @@ class Sampler:
         if self.options.temperature == 0:
             return int(scores.argmax())
         scores = keep_top_k(scores / np.float32(self.options.temperature), self.options.top_k)
-        probabilities = softmax(keep_top_p(scores, self.options.top_p))
+        candidates = np.flatnonzero(scores > -np.inf)  # a few instead of the whole vocabulary, if top_k is on
+        probabilities = softmax(keep_top_p(scores[candidates], self.options.top_p))
         cumulative = probabilities.cumsum()
         # the draw is scaled by the sum, which rounding can leave a little off 1
-        token = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
-        return min(token, int(probabilities.nonzero()[0][-1]))
+        index = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
+        return int(candidates[min(index, candidates.size - 1)])
 
 
 def penalize(logits: F32, tokens: Sequence[int], penalty: float) -> F32:
@@ -117,9 +118,12 @@ def keep_top_p(scores: F32, p: float) -> F32:
     """Keep the smallest set of most likely tokens whose probabilities sum to at least ``p``; the others become -inf."""
     if p == 1:
         return scores
-    order = np.argsort(-scores, kind="stable")
-    cumulative = softmax(scores[order]).cumsum()
-    kept = int(cumulative.searchsorted(p)) + 1
+    probabilities = softmax(scores)
+    likely = np.flatnonzero(
+        probabilities >= (1 - p) / scores.size
+    )  # the others sum to less than 1 - p: no need to sort them
+    order = likely[np.argsort(-scores[likely], kind="stable")]
+    kept = int(probabilities[order].cumsum().searchsorted(p)) + 1
     result = np.full_like(scores, -np.inf)
     result[order[:kept]] = scores[order[:kept]]
     return result

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fairy2i_runtime.chat_template import ChatTemplate
+from fairy2i_runtime.conversation import Conversation
 from fairy2i_runtime.decoder import F32, Decoder
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
@@ -17,9 +17,6 @@ from fairy2i_runtime.generation import GenerationOptions, Result, TextStream, Ti
 from fairy2i_runtime.session import create_session
 from fairy2i_runtime.streaming import StreamDecoder
 from fairy2i_runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from fairy2i_runtime.conversation import Conversation
 
 FORMAT_VERSION = 1  # newest model format this release reads
 
@@ -121,11 +118,12 @@ class Model:
             ContextError: if the prompt is empty or too long.
             OptionError: if an option is unknown or out of range, or a token is not in the vocabulary.
         """
-        return drain(self.stream(prompt, **options), on_text)
+        return self.stream(prompt, **options).run(on_text)
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> TextStream:
         """As :meth:`generate`, as an iterator of text pieces; its ``result`` holds the rest once it has ended."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        self.decoder.check_tokens(ids)
         chosen = GenerationOptions.of(**options)
         capacity = None if chosen.max_new_tokens is None else len(ids) + chosen.max_new_tokens
         cache = self.decoder.new_cache(capacity)
@@ -135,15 +133,13 @@ class Model:
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, on_text: Callable[[str], object] | None = None, **options: Any
     ) -> Result:
-        """Answer a list of messages, ``{"role": "user", "content": ...}`` and so on. For several turns see :meth:`conversation`.
+        """Answer a list of messages, ``{"role": "user", "content": ...}`` and so on. For turns see :meth:`conversation`.
 
         Raises:
             ChatTemplateError: if the model has no chat template, or it refuses the messages.
             ContextError: if the messages are too long.
             OptionError: if an option is unknown or out of range.
         """
-        from fairy2i_runtime.conversation import Conversation
-
         if not messages:
             raise OptionError("messages: expected at least one message, got none")
         if self.chat_template is None:
@@ -152,7 +148,7 @@ class Model:
             )
         talk = Conversation(self)
         talk.messages = [dict(message) for message in messages[:-1]]
-        return drain(talk.stream_message(messages[-1], **options), on_text)
+        return talk.stream_message(messages[-1], **options).run(on_text)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Begin a conversation of several turns that runs every token only once.
@@ -160,22 +156,11 @@ class Model:
         Args:
             system: the system message, if any.
         """
-        from fairy2i_runtime.conversation import Conversation
-
         return Conversation(self, system)
 
     def record(self, result: Result) -> None:
         """Add a generation to :attr:`stats`."""
         self.stats += result.timings
-
-
-def drain(stream: TextStream, on_text: Callable[[str], object] | None) -> Result:
-    """Run a stream to its end, giving every piece to ``on_text``."""
-    with closing(stream):
-        for piece in stream:
-            if on_text is not None:
-                on_text(piece)
-    return stream.result
 
 
 def _as_ids(tokens: Sequence[int]) -> list[int]:
@@ -196,5 +181,5 @@ def _check_format(metadata: Mapping[str, str], folder: ModelFolder) -> None:
         raise ModelFolderError(f"{folder.model_file}: fairy2i.format_version: expected a number, got {version!r}")
     if int(major) > FORMAT_VERSION:
         raise ModelFolderError(
-            f"{folder.model_file} has format version {version}, this release reads up to {FORMAT_VERSION}: upgrade fairy2i-export"
+            f"{folder.model_file} has format version {version}, this release reads up to {FORMAT_VERSION}: upgrade it"
         )

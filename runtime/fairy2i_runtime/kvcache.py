@@ -1,8 +1,8 @@
 """The memory of a conversation: keys and values of every token so far, updated in place.
 
-One buffer per layer for the keys and one for the values, [batch = 1, kv_heads, capacity, head], is bound both as the past and
-as the present of every run, so onnxruntime writes the new tokens' rows into it and copies nothing. How much of it counts is
-said by the attention mask alone; forgetting tokens is therefore free. The buffers start as zero pages of the operating
+One buffer per layer for the keys and one for the values, [batch = 1, kv_heads, capacity, head], is bound both as the past
+and as the present of every run, so onnxruntime writes the new tokens' rows into it and copies nothing. How much of it counts
+is said by the attention mask alone; forgetting tokens is therefore free. The buffers start as zero pages of the operating
 system: memory is taken as the text grows.
 """
 

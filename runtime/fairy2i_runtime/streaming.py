@@ -29,7 +29,7 @@ class StreamDecoder:
         """
         self._decode = decode
         self._window = list(context)  # the tokens that are decoded together
-        self._boundary = len(self._window)  # those before it are given out completely
+        self._boundary = self._whole_characters(len(self._window))  # those before it are given out completely
         self._given = decode(self._window).rstrip(REPLACEMENT) if self._window else ""  # the text of the window given out
 
     def push(self, token: int) -> str:
@@ -54,12 +54,16 @@ class StreamDecoder:
     def _decode_window(self) -> str:
         """The text of the window, which begins with what is given out already."""
         text = self._decode(self._window)
-        if not text.startswith(self._given):
-            # invalid bytes made the decoder take back characters that are out already: go on after them
-            self._window, self._given = self._window[self._boundary :], ""
-            self._boundary = 0
-            text = self._decode(self._window)
-        return text
+        if text.startswith(self._given):
+            return text
+        # invalid bytes made the decoder take back characters that are out already: go on after them
+        self._window, self._given, self._boundary = self._window[self._boundary :], "", 0
+        return self._decode(self._window)
+
+    def _whole_characters(self, end: int) -> int:
+        """The last position up to ``end`` where a character ends; a character has at most four bytes."""
+        positions = range(end, max(end - 4, -1), -1)
+        return next((at for at in positions if not self._decode(self._window[:at]).endswith(REPLACEMENT)), 0)
 
     def _slide(self) -> None:
         """All tokens are given out: keep only the last step's as context, if they stand for text at all."""

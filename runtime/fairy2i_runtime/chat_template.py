@@ -14,9 +14,10 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
@@ -118,6 +119,13 @@ class _PublicNamespace(Namespace):
         super().__setitem__(name, value)
 
 
+def _namespace(*mappings: Any, **values: Any) -> Namespace:
+    namespace = _PublicNamespace()
+    for name, value in dict(*mappings, **values).items():
+        namespace[name] = value
+    return namespace
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
@@ -125,7 +133,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _PublicNamespace
+    environment.globals["namespace"] = _namespace
     return environment
 
 

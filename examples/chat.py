@@ -1,0 +1,67 @@
+"""Chat with a model folder written by fairy2i-export, in the terminal.
+
+    python examples/chat.py MODEL_DIR [--threads N] [--system TEXT] [--temperature T]
+
+An empty line or Ctrl-D ends; Ctrl-C stops an answer. Needs no more than fairy2i_runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+
+import fairy2i_runtime
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Chat with a Fairy2i model.")
+    parser.add_argument("folder", metavar="MODEL_DIR", help="folder written by fairy2i-export")
+    parser.add_argument("--threads", type=int, help="number of threads (default: one per physical core)")
+    parser.add_argument("--system", help="system message")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token")
+    parser.add_argument("--seed", type=int, help="makes the answers repeatable")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="the most tokens of an answer (default: 256)")
+    return parser.parse_args()
+
+
+def answer(conversation: fairy2i_runtime.Conversation, question: str, arguments: argparse.Namespace) -> None:
+    """Print the answer piece by piece. The conversation remembers it, also if Ctrl-C cuts it short."""
+    stream = conversation.stream(
+        question,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    try:
+        with closing(stream):
+            for piece in stream:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    print()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    model = fairy2i_runtime.load(arguments.folder, threads=arguments.threads)
+    conversation = model.conversation(arguments.system)
+    if not conversation.is_chat:
+        print("This is a base model: it continues what you write, every line anew.")
+    while True:
+        try:
+            question = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not question.strip():
+            break
+        answer(conversation, question, arguments)
+    print(f"\n{model.stats}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except fairy2i_runtime.Fairy2iRuntimeError as error:
+        print(f"chat.py: {error}", file=sys.stderr)
+        sys.exit(2)

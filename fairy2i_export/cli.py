@@ -1,0 +1,135 @@
+"""The command ``fairy2i-export``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from fairy2i_export import __version__
+from fairy2i_export.errors import Fairy2iError
+from fairy2i_runtime.console import new_app, run_app
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Hugging Face checkpoint directory, or hub id OWNER/NAME.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="./NAME-fairy2i"),
+]
+Stages = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Residual stages, 1 to 4: bits per weight.", show_default="as trained, else 2"),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P",
+        help="Numeric profile of the quantizer: bf16-reference or fp32.",
+        show_default="as trained, else bf16-reference",
+    ),
+]
+LmHead = Annotated[
+    str | None,
+    typer.Option(
+        metavar="H", help="How to store lm_head: fairy2i, int8, int4 or float.", show_default="as trained, else fairy2i"
+    ),
+]
+Embedding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="E",
+        help="How to store the embedding: float32, float16 or int8.",
+        show_default="float16 for 16-bit checkpoints, else float32",
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Rewrite only linear layers with such names; may be repeated.", show_default="all"),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Keep linear layers with such names dense; may be repeated.", show_default="none"),
+]
+RowMultiplier = Annotated[
+    str | None,
+    typer.Option(metavar="M", help="none, or rms if the model was trained with it.", show_default="as trained, else none"),
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Longest context of the exported model.", show_default="the model's own, at most 4096"),
+]
+Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fairy2i-export {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+def export_command(
+    source: Source,
+    output: Out = None,
+    stages: Stages = None,
+    profile: Profile = None,
+    lm_head: LmHead = None,
+    embedding: Embedding = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    row_multiplier: RowMultiplier = None,
+    context_length: ContextLength = None,
+    trained: Trained = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    version: Version = False,
+) -> None:
+    """Compile a Fairy2i language model to an ONNX folder with packed weights."""
+    from fairy2i_export.cli_display import Display
+    from fairy2i_export.exporter import export
+
+    with Display(quiet) as display:
+        report = export(
+            source,
+            output,
+            stages=stages,
+            profile=profile,
+            row_multiplier=row_multiplier,
+            lm_head=lm_head,
+            embedding=embedding,
+            include=include or (),
+            exclude=exclude or (),
+            context_length=context_length,
+            trained=trained,
+            force=force,
+            observer=display,
+        )
+    display.finished(report)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``fairy2i-export``; returns the exit code, for the console script to exit with."""
+    app = new_app("Compile a Fairy2i language model to an ONNX folder with packed weights.")
+    app.command()(export_command)
+    # an exception instead of sudden death, so that the half-written folder is removed
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return run_app(app, "fairy2i-export", arguments, errors=(Fairy2iError,))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Export options: what the caller gave, completed by what the checkpoint's config.json says about its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.quantizer import MAX_STAGES, PROFILES, ROW_MULTIPLIERS, Profile, RowMultiplier
+
+LmHead = Literal["fairy2i", "int8", "int4", "float"]
+Embedding = Literal["float32", "float16", "int8"]
+LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
+EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
+DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
+_DEFAULTS = {"stages": 2, "profile": "bf16-reference", "row_multiplier": "none", "lm_head": "fairy2i"}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """All choices of one export, complete and checked."""
+
+    stages: int
+    profile: Profile
+    row_multiplier: RowMultiplier
+    lm_head: LmHead
+    embedding: Embedding
+    context_length: int
+    include: tuple[str, ...] = ()  # globs on module names; empty = all
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GivenOptions:
+    """What the caller asked for; None = not given. Values are unchecked."""
+
+    stages: int | None = None
+    profile: str | None = None
+    row_multiplier: str | None = None
+    lm_head: str | None = None
+    embedding: str | None = None
+    context_length: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+def resolve_options(
+    given: GivenOptions, config: dict[str, Any], max_positions: int, embedding_dtype: str
+) -> tuple[ExportOptions, list[str]]:
+    """Complete the given options from config.json's ``fairy2i`` entry, else from the defaults, and check them.
+
+    Args:
+        given: what the caller asked for.
+        config: the parsed config.json.
+        max_positions: the longest context the model was made for.
+        embedding_dtype: how the checkpoint stores the embedding: 16-bit floats stay 16-bit by default.
+
+    Returns:
+        The options, and warnings where a given option contradicts how the checkpoint says it was trained.
+
+    Raises:
+        OptionError: an unknown or impossible value was given.
+        CheckpointError: config.json's entry holds one, or says that the weights are already dequantized.
+    """
+    trained = _training_entry(config)
+    asked = {key: getattr(given, key) for key in _DEFAULTS}
+    warnings = [
+        f"config.json says that the model was trained with {key} {trained[key]}; exporting with {value} as asked"
+        for key, value in asked.items()
+        if value is not None and key in trained and trained[key] != value
+    ]
+    chosen = {key: {**_DEFAULTS, **trained}[key] if value is None else value for key, value in asked.items()}
+    embedding = given.embedding
+    if embedding is None:
+        embedding = "float16" if embedding_dtype in ("BF16", "F16") else "float32"
+    context_length = min(max_positions, DEFAULT_CONTEXT) if given.context_length is None else given.context_length
+    if isinstance(context_length, bool) or not isinstance(context_length, int) or not 1 <= context_length <= max_positions:
+        raise OptionError(
+            f"context length: expected 1 to {max_positions} (max_position_embeddings in config.json), got {context_length!r}"
+        )
+    options = ExportOptions(
+        stages=_stages(chosen["stages"]),
+        profile=_one_of("profile", chosen["profile"], PROFILES),
+        row_multiplier=_one_of("row multiplier", chosen["row_multiplier"], ROW_MULTIPLIERS),
+        lm_head=_one_of("lm_head", chosen["lm_head"], LM_HEADS),
+        embedding=_one_of("embedding", embedding, EMBEDDINGS),
+        context_length=context_length,
+        include=given.include,
+        exclude=given.exclude,
+    )
+    return options, warnings
+
+
+def says_trained(config: dict[str, Any]) -> bool:
+    """Whether config.json says that the model was trained the Fairy2i way."""
+    return isinstance(config.get("fairy2i"), dict)
+
+
+def _training_entry(config: dict[str, Any]) -> dict[str, Any]:
+    entry = config.get("fairy2i")
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"config.json: fairy2i: expected an object, got {entry!r}")
+    if entry.get("latent", True) is not True:
+        raise CheckpointError(
+            'config.json: fairy2i: "latent" is not true: these weights are already dequantized, and quantizing them again '
+            "would change them; export the latent weights the model was trained with"
+        )
+    known = {key: entry[key] for key in _DEFAULTS if key in entry}
+    try:
+        if "stages" in known:
+            _stages(known["stages"])
+        for key, allowed in (("profile", PROFILES), ("row_multiplier", ROW_MULTIPLIERS), ("lm_head", LM_HEADS)):
+            if key in known:
+                _one_of(key, known[key], allowed)
+    except OptionError as error:
+        raise CheckpointError(f"config.json: fairy2i: {error}") from error
+    return known
+
+
+def _stages(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STAGES:
+        raise OptionError(f"stages: expected a number from 1 to {MAX_STAGES}, got {value!r}")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise OptionError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value

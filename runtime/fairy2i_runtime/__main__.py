@@ -1,0 +1,10 @@
+"""``python -m fairy2i_runtime``: the command line tools without the exporter."""
+
+from __future__ import annotations
+
+import sys
+
+from fairy2i_runtime.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Model folders for the tests of the runtime: the embedded stories model, exported once per test session."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from fairy2i_export.exporter import export
+
+CHECKPOINT = Path(__file__).resolve().parent.parent / "examples/models/stories260K-fairy2i-w2"
+CHAT_TEMPLATE = """\
+{% for message in messages %}
+{{ bos_token if loop.first }}[{{ message.role }}] {{ message.content }}
+{% endfor %}
+{% if add_generation_prompt %}
+[assistant]
+{%- endif %}"""
+
+
+@functools.cache
+def _exported() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    scratch = tempfile.TemporaryDirectory(prefix="fairy2i-tests-")  # removed when the interpreter ends
+    folder = Path(scratch.name) / "stories"
+    export(CHECKPOINT, folder)
+    return scratch, folder
+
+
+def stories_folder() -> Path:
+    """The exported stories model. Not to be changed."""
+    return _exported()[1]
+
+
+def copy_of_stories(target: Path) -> Path:
+    """A copy of the exported stories model, to be changed at will."""
+    shutil.copytree(stories_folder(), target)
+    return target
+
+
+def chat_folder(target: Path) -> Path:
+    """The stories model with a chat template. It was never trained to chat; the mechanics are the same."""
+    copy_of_stories(target)
+    (target / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return target

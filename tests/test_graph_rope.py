@@ -1,0 +1,66 @@
+"""Rotary tables and the reading of rope settings, against transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fairy2i_export.config import Rope, read_rope
+from fairy2i_export.errors import ArchitectureError, CheckpointError
+from fairy2i_export.graph.rope import rotary_tables
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+SETTINGS: list[dict[str, Any]] = [
+    {"rope_theta": 10000.0},
+    {"rope_theta": 500000.0, "rope_scaling": None},
+    {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}},
+    {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3}},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("head_dim", [8, 24, 64])
+def test_tables_equal_those_of_transformers(settings: dict[str, Any], head_dim: int) -> None:
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=4 * head_dim, num_attention_heads=4, head_dim=head_dim, max_position_embeddings=512, **settings
+    )
+    positions = torch.arange(512)[None]
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1, 1), positions)
+    got = rotary_tables(read_rope(settings, 512), head_dim, 512)
+    for table, expected in zip(got, (cos, sin), strict=True):
+        assert table.dtype == np.float32
+        np.testing.assert_allclose(table, expected[0, :, : head_dim // 2].numpy(), atol=2e-7)
+
+
+def test_llama3_scaling_uses_all_three_ranges() -> None:
+    plain, _ = rotary_tables(Rope("default", 500000.0), 64, 2)
+    scaled, _ = rotary_tables(Rope("llama3", 500000.0, 8.0, 1.0, 4.0, 64), 64, 2)
+    assert scaled[1, 0] == plain[1, 0]  # short waves are kept
+    angle = np.arccos(plain[1].astype(np.float64))
+    ratio = np.arccos(np.minimum(scaled[1].astype(np.float64), 1)) / np.maximum(angle, 1e-9)
+    assert ((ratio > 0.2) & (ratio < 0.9)).any()  # some are interpolated
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ArchitectureError, "yarn"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, ArchitectureError, "default, linear, llama3"),
+        ({"rope_scaling": {"type": "linear"}}, CheckpointError, "factor"),
+        ({"rope_scaling": "linear"}, CheckpointError, "expected an object"),
+        ({"rope_theta": -1}, CheckpointError, "rope_theta"),
+        ({"partial_rotary_factor": 0.5}, ArchitectureError, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}}, CheckpointError, "below"),
+    ],
+)
+def test_what_is_not_supported_is_refused(settings: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        read_rope(settings, 512)

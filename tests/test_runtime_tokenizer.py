@@ -1,0 +1,71 @@
+"""The tokenizer of a model folder and its special tokens, against transformers where it is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fairy2i_runtime.tokenizer import Tokenizer
+from runtime_models import copy_of_stories, stories_folder
+
+TEXTS = ["Once upon a time", "", " two  spaces ", "naïve café", "日本語 👍", "line\nbreak\ttab", "</s> inside"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return copy_of_stories(tmp_path / "model")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_and_texts_equal_transformers(text, special):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(stories_folder())
+    ours = Tokenizer.load(stories_folder())
+    ids = ours.encode(text, add_special_tokens=special)
+    assert ids == theirs(text, add_special_tokens=special)["input_ids"]
+    for skip in (True, False):
+        expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        assert ours.decode(ids, skip_special_tokens=skip) == expected
+
+
+def test_a_beginning_token_is_added_as_the_post_processor_says():
+    tokenizer = Tokenizer.load(stories_folder())
+    assert tokenizer.encode("Once") == [1, *tokenizer.encode("Once", add_special_tokens=False)]
+
+
+def test_special_tokens_come_from_texts_and_objects(folder):
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "<a>", "pad_token": {"content": "<p>", "lstrip": False}})
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": None})
+    )
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"}
+    assert tokenizer.eos_id == 2
+
+
+def test_an_unknown_end_token_is_none(folder):
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|nothing|>"}')
+    assert Tokenizer.load(folder).eos_id is None
+
+
+def test_truncation_and_padding_of_the_file_are_switched_off(folder):
+    path = folder / "tokenizer.json"
+    config = json.loads(path.read_text())
+    config["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    config["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }
+    path.write_text(json.dumps(config))
+    text = "Once upon a time there was a little girl"
+    assert Tokenizer.load(folder).encode(text) == Tokenizer.load(stories_folder()).encode(text)
