@@ -10,7 +10,11 @@ typedef struct feature {
   const char *name;
 } feature;
 
-static const feature features[] = {{F2I_CPU_AVX2, "avx2"}};
+static const feature features[] = {
+    {F2I_CPU_AVX2, "avx2"},
+    {F2I_CPU_AVX512, "avx512"},
+    {F2I_CPU_AVX512_VNNI, "avx512_vnni"},
+};
 
 uint32_t f2i_cpu_bits(void) {
   uint32_t bits = 0;
@@ -18,6 +22,11 @@ uint32_t f2i_cpu_bits(void) {
   /* includes the check that the operating system saves the wide registers */
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) bits |= F2I_CPU_AVX2;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    bits |= F2I_CPU_AVX512;
+    if (__builtin_cpu_supports("avx512vnni")) bits |= F2I_CPU_AVX512_VNNI;
+  }
 #endif
   return bits;
 }

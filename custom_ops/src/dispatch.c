@@ -8,13 +8,11 @@
 
 const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
 
-/* Best ISA of a family first; the first family is the default. "scalar" is always there. */
 const f2i_kernel f2i_kernels[] = {
-#if defined(F2I_HAVE_AVX2)
-    {"lut", "avx2", F2I_CPU_AVX2, 1, f2i_build_lut__avx2, f2i_block_lut__avx2},
-#endif
-    {"lut", "scalar", 0, 1, f2i_build_lut__scalar, f2i_block_lut__scalar},
-    {"exact", "scalar", 0, sizeof(float), f2i_build_exact__scalar, f2i_block_exact__scalar},
+#define F2I_KERNEL(family, isa, needs, operand_bytes, prepare, build, block) \
+  {family, isa, needs, operand_bytes, prepare, build, block},
+#include "kernel_list.h"
+#undef F2I_KERNEL
 };
 const size_t f2i_kernels_count = sizeof f2i_kernels / sizeof f2i_kernels[0];
 

@@ -120,13 +120,15 @@ static inline void flush(const byte_sums *sums, __m128i bias, __m256 unit, float
   }
 }
 
-void f2i_block_lut__avx2(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc) {
+static void lut_row(const f2i_block *b, size_t row) {
   const __m256i low4 = _mm256_set1_epi8(15);
-  const __m128i bias = _mm_set1_epi16((short)(128 * 4 * F2I_BLOCK_CELLS * stages)); /* 128 for each look-up */
-  const __m256 scale = _mm256_set1_ps(unit);
-  const size_t cells = (size_t)stages * F2I_BLOCK_CELLS;
-  for (size_t tile = 0; tile < tiles; ++tile, acc += F2I_ACC_PER_TILE) {
-    const uint8_t *table = tables;
+  const __m128i bias = _mm_set1_epi16((short)(128 * 4 * F2I_BLOCK_CELLS * b->stages)); /* 128 for each look-up */
+  const __m256 unit = _mm256_set1_ps(b->units[row * b->unit_stride]);
+  const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS;
+  const uint8_t *packed = b->packed, *ahead = b->ahead;
+  float *acc = b->acc + row * b->acc_stride;
+  for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {
+    const uint8_t *table = b->operands + row * b->operand_stride;
     byte_sums re[2], im[2]; /* by row half */
     for (int half = 0; half < 2; ++half) {
       re[half].all = re[half].odd = im[half].all = im[half].odd = _mm256_setzero_si256();
@@ -136,6 +138,8 @@ void f2i_block_lut__avx2(const uint8_t *packed, size_t tiles, int stages, const 
       const __m256i low_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 32));
       const __m256i high_re = _mm256_loadu_si256((const __m256i *)(const void *)(table + 64));
       const __m256i high_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 96));
+      _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+      ahead += F2I_CELL_BYTES;
       for (int half = 0; half < 2; ++half) {
         const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)(packed + 32 * half));
         const __m256i low = _mm256_and_si256(bytes, low4);
@@ -147,8 +151,12 @@ void f2i_block_lut__avx2(const uint8_t *packed, size_t tiles, int stages, const 
       }
     }
     for (int half = 0; half < 2; ++half) {
-      flush(&re[half], bias, scale, acc + 16 * half);
-      flush(&im[half], bias, scale, acc + F2I_TILE_ROWS + 16 * half);
+      flush(&re[half], bias, unit, acc + 16 * half);
+      flush(&im[half], bias, unit, acc + F2I_TILE_ROWS + 16 * half);
     }
   }
+}
+
+void f2i_block_lut__avx2(const f2i_block *b) {
+  for (size_t row = 0; row < b->rows; ++row) lut_row(b, row);
 }

@@ -80,26 +80,31 @@ static inline uint8_t byte_at(const uint8_t *plane, size_t byte_column, size_t r
 /* The tables of a byte column: at +0 low re, +32 low im, +64 high re, +96 high im. */
 static inline size_t table_of(size_t byte_column) { return byte_column / 2 * F2I_CELL_ENTRIES + byte_column % 2 * 16; }
 
-void f2i_block_lut__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
-                           float *acc) {
-  const size_t planes = (size_t)stages;
-  const int32_t bias = 128 * 2 * 2 * F2I_BLOCK_CELLS * stages; /* 128 for each look-up */
-  for (size_t tile = 0; tile < tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {
-    for (size_t row = 0; row < F2I_TILE_ROWS; ++row) {
+static void lut_row(const f2i_block *b, size_t row) {
+  const size_t planes = (size_t)b->stages;
+  const int32_t bias = 128 * 2 * 2 * F2I_BLOCK_CELLS * b->stages; /* 128 for each look-up */
+  const uint8_t *tables = b->operands + row * b->operand_stride, *packed = b->packed;
+  const float unit = b->units[row * b->unit_stride];
+  float *acc = b->acc + row * b->acc_stride;
+  for (size_t tile = 0; tile < b->tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {
+    for (size_t i = 0; i < F2I_TILE_ROWS; ++i) {
       int32_t sum_re = -bias, sum_im = -bias;
       for (size_t plane = 0; plane < planes; ++plane) {
-        const uint8_t *entries = (const uint8_t *)tables + plane * F2I_PLANE_ENTRIES;
         for (size_t column = 0; column < 2 * F2I_BLOCK_CELLS; ++column) {
-          const uint8_t byte = byte_at(packed + plane * F2I_PLANE_BYTES, column, row);
-          const uint8_t *table = entries + table_of(column);
+          const uint8_t byte = byte_at(packed + plane * F2I_PLANE_BYTES, column, i);
+          const uint8_t *table = tables + plane * F2I_PLANE_ENTRIES + table_of(column);
           sum_re += table[byte & 15] + table[64 + (byte >> 4)];
           sum_im += table[32 + (byte & 15)] + table[96 + (byte >> 4)];
         }
       }
-      acc[row] += unit * (float)sum_re;
-      acc[F2I_TILE_ROWS + row] += unit * (float)sum_im;
+      acc[i] += unit * (float)sum_re;
+      acc[F2I_TILE_ROWS + i] += unit * (float)sum_im;
     }
   }
+}
+
+void f2i_block_lut__scalar(const f2i_block *b) {
+  for (size_t row = 0; row < b->rows; ++row) lut_row(b, row);
 }
 
 /* --- exact: float entries --- */
@@ -117,23 +122,29 @@ float f2i_build_exact__scalar(const float *re, const float *im, const float *sca
   return 1.0f;
 }
 
-void f2i_block_exact__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
-                             float *acc) {
-  const size_t planes = (size_t)stages;
-  for (size_t tile = 0; tile < tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {
-    for (size_t row = 0; row < F2I_TILE_ROWS; ++row) {
+static void exact_row(const f2i_block *b, size_t row) {
+  const size_t planes = (size_t)b->stages;
+  const float *tables = (const float *)(const void *)(b->operands + row * b->operand_stride);
+  const uint8_t *packed = b->packed;
+  const float unit = b->units[row * b->unit_stride];
+  float *acc = b->acc + row * b->acc_stride;
+  for (size_t tile = 0; tile < b->tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {
+    for (size_t i = 0; i < F2I_TILE_ROWS; ++i) {
       float sum_re = 0.0f, sum_im = 0.0f;
       for (size_t plane = 0; plane < planes; ++plane) {
-        const float *entries = (const float *)tables + plane * F2I_PLANE_ENTRIES;
         for (size_t column = 0; column < 2 * F2I_BLOCK_CELLS; ++column) {
-          const uint8_t byte = byte_at(packed + plane * F2I_PLANE_BYTES, column, row);
-          const float *table = entries + table_of(column);
+          const uint8_t byte = byte_at(packed + plane * F2I_PLANE_BYTES, column, i);
+          const float *table = tables + plane * F2I_PLANE_ENTRIES + table_of(column);
           sum_re += table[byte & 15] + table[64 + (byte >> 4)];
           sum_im += table[32 + (byte & 15)] + table[96 + (byte >> 4)];
         }
       }
-      acc[row] += unit * sum_re;
-      acc[F2I_TILE_ROWS + row] += unit * sum_im;
+      acc[i] += unit * sum_re;
+      acc[F2I_TILE_ROWS + i] += unit * sum_im;
     }
   }
+}
+
+void f2i_block_exact__scalar(const f2i_block *b) {
+  for (size_t row = 0; row < b->rows; ++row) exact_row(b, row);
 }

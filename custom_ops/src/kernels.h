@@ -1,8 +1,8 @@
 /* kernels.h - what a kernel is, and the table of all kernels.
  *
  * The layer is evaluated K-block by K-block. For each row of x, `build` turns the 32 complex activations of a block
- * into look-up tables; `block` then walks the packed bytes of some row tiles of that block and adds table entries. To
- * add an ISA: one new file with these two functions, its declaration here, one row in dispatch.c.
+ * into operands (look-up tables); `block` then walks the packed bytes of some row tiles of that block once and adds to
+ * the accumulators of all rows of x. To add an ISA: one new file with these two functions, rows in kernel_list.h.
  */
 #ifndef F2I_KERNELS_H
 #define F2I_KERNELS_H
@@ -17,30 +17,48 @@ enum {
   /* table entries of one byte plane of a block: [cell][low re, low im, high re, high im][byte column][16] */
   F2I_CELL_ENTRIES = 4 * 2 * 16,
   F2I_PLANE_ENTRIES = F2I_BLOCK_CELLS * F2I_CELL_ENTRIES,
-  F2I_ACC_PER_TILE = 2 * F2I_TILE_ROWS, /* float accumulators of a row tile: [re, im][row] */
+  F2I_DOT_BYTES = 128,                     /* operands of a "dot" kernel for one K-block, dot_operands.h */
+  F2I_SHARED_BYTES = 128 * F2I_MAX_STAGES, /* what a kernel derives from the scales of a layer */
+  F2I_ACC_PER_TILE = 2 * F2I_TILE_ROWS,    /* float accumulators of a row tile: [re, im][row] */
 };
 
 /* The two planes that share a byte: {stage, matrix} of the low and of the high nibble. */
 extern const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2];
 
-/* Tables of one K-block for one row of x.
- *   re, im   the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
- *   scales   [stages][2][2]
- *   tables   out: [byte plane][F2I_PLANE_ENTRIES] entries of the family's type
- *   returns  the value of one unit of a table entry; NaN if an activation is not finite */
-typedef float (*f2i_build_fn)(const float *re, const float *im, const float *scales, int stages, void *tables);
+/* Operands of one K-block for one row of x.
+ *   re, im    the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
+ *   scales    [stages][2][2]
+ *   operands  out: operand_bytes(stages) bytes, 64-byte aligned
+ *   returns   the value of one unit of a sum; NaN if an activation is not finite */
+typedef float (*f2i_build_fn)(const float *re, const float *im, const float *scales, int stages, void *operands);
 
-/* Adds one K-block to the accumulators of `tiles` consecutive row tiles.
- *   packed   [tile][byte plane][F2I_PLANE_BYTES], not necessarily aligned
- *   acc      [tile][F2I_ACC_PER_TILE] */
-typedef void (*f2i_block_fn)(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
-                             float *acc);
+/* One K-block: some consecutive row tiles for some rows of x. */
+typedef struct f2i_block {
+  const uint8_t *packed; /* [tiles][byte plane][F2I_PLANE_BYTES], any alignment */
+  const uint8_t *ahead;  /* as many bytes that are needed next, to prefetch; may be any address */
+  const void *shared; /* what prepare made of the scales */
+  size_t tiles;
+  int stages;
+  size_t rows;             /* of x, at least 1 */
+  const uint8_t *operands; /* of row r at operands + r * operand_stride, what build made */
+  size_t operand_stride;   /* bytes */
+  const float *units;      /* of row r at units[r * unit_stride] */
+  size_t unit_stride;
+  float *acc; /* of row r at acc + r * acc_stride: [tiles][F2I_ACC_PER_TILE], added to */
+  size_t acc_stride;
+} f2i_block;
+
+typedef void (*f2i_block_fn)(const f2i_block *block);
+
+/* Fills F2I_SHARED_BYTES bytes that all blocks of a call read, from the scales; NULL if a kernel needs none. */
+typedef void (*f2i_prepare_fn)(const float *scales, int stages, void *shared);
 
 typedef struct f2i_kernel {
   const char *family;
   const char *isa;
-  uint32_t needs;     /* CPU feature bits, cpu.h */
-  size_t entry_bytes; /* of a table entry */
+  uint32_t needs;       /* CPU feature bits, cpu.h */
+  size_t operand_bytes; /* of one K-block and byte plane of one row of x */
+  f2i_prepare_fn prepare;
   f2i_build_fn build;
   f2i_block_fn block;
 } f2i_kernel;
@@ -51,14 +69,12 @@ extern const size_t f2i_kernels_count;
 /* The kernel named by family and isa (NULL or "" = environment, then default), or an error. */
 f2i_status f2i_select_kernel(const char *family, const char *isa, const f2i_kernel **kernel, f2i_message *message);
 
-float f2i_build_lut__scalar(const float *re, const float *im, const float *scales, int stages, void *tables);
-void f2i_block_lut__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc);
-float f2i_build_exact__scalar(const float *re, const float *im, const float *scales, int stages, void *tables);
-void f2i_block_exact__scalar(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit,
-                             float *acc);
-#if defined(F2I_HAVE_AVX2)
-float f2i_build_lut__avx2(const float *re, const float *im, const float *scales, int stages, void *tables);
-void f2i_block_lut__avx2(const uint8_t *packed, size_t tiles, int stages, const void *tables, float unit, float *acc);
-#endif
+void f2i_prepare_dot(const float *scales, int stages, void *shared);
+
+#define F2I_KERNEL(family, isa, needs, operand_bytes, prepare, build, block)                      \
+  float build(const float *re, const float *im, const float *scales, int stages, void *operands); \
+  void block(const f2i_block *block);
+#include "kernel_list.h"
+#undef F2I_KERNEL
 
 #endif

@@ -12,7 +12,7 @@
 #include "message.h"
 
 enum {
-  STRIP_TILES = 8,  /* at most; 8 KiB of packed bytes per K-block and stage pair */
+  STRIP_TILES = 16, /* at most; 8 KiB of packed bytes per K-block and stage */
   ROWS_AT_ONCE = 4, /* rows of x that share one pass over a strip: their accumulators lie on the stack */
   GROUP_ROWS = 32,  /* rows of x whose tables exist at one time */
   ALIGN = 64,
@@ -27,10 +27,11 @@ typedef struct call {
   size_t n, m;                  /* complex rows and columns */
   size_t tiles, blocks, strips; /* row tiles, K-blocks, strips of row tiles */
   size_t strip_tiles;
-  size_t table_bytes; /* of one K-block of one row of x */
-  size_t rows;        /* of this group */
-  float *units;       /* [rows][blocks] */
-  uint8_t *tables;    /* [rows][blocks][table_bytes] */
+  size_t operand_bytes; /* of one K-block of one row of x */
+  size_t rows;          /* of this group */
+  const void *shared;   /* what the kernel derived from the scales */
+  float *units;         /* [rows][blocks] */
+  uint8_t *operands;    /* [rows][blocks][operand_bytes] */
 } call;
 
 static size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -48,10 +49,10 @@ static void shape_call(call *c, const f2i_plan *plan) {
   const size_t strip = ceil_div(c->tiles, 16);
   c->strip_tiles = strip < STRIP_TILES ? strip : STRIP_TILES;
   c->strips = ceil_div(c->tiles, c->strip_tiles);
-  c->table_bytes = (size_t)c->w->stages * F2I_PLANE_ENTRIES * c->kernel->entry_bytes;
+  c->operand_bytes = (size_t)c->w->stages * c->kernel->operand_bytes;
 }
 
-/* Sizes cannot overflow: blocks <= 2^18, table_bytes <= 2^14, group rows <= 2^5. */
+/* Sizes cannot overflow: blocks <= 2^18, operand_bytes <= 2^14, group rows <= 2^5. */
 static size_t units_bytes(const call *c, size_t rows) {
   return ceil_div(rows * c->blocks * sizeof(float), ALIGN) * ALIGN;
 }
@@ -63,7 +64,7 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
   call c = {0};
   shape_call(&c, plan);
   const size_t group = rows_of_group(rows);
-  *bytes = ALIGN + units_bytes(&c, group) + group * c.blocks * c.table_bytes;
+  *bytes = ALIGN + units_bytes(&c, group) + group * c.blocks * c.operand_bytes;
   return f2i_ok(message);
 }
 
@@ -84,7 +85,7 @@ static void build_task(void *arg, size_t index) {
       im[j] *= factor[c->m + column];
     }
   }
-  c->units[index] = c->kernel->build(re, im, c->w->scales, (int)c->w->stages, c->tables + index * c->table_bytes);
+  c->units[index] = c->kernel->build(re, im, c->w->scales, (int)c->w->stages, c->operands + index * c->operand_bytes);
 }
 
 /* y of one row of x and one row tile: multiplier and bias, rows beyond n dropped. */
@@ -110,21 +111,32 @@ static void strip_task(void *arg, size_t index) {
   const size_t first = index * c->strip_tiles;
   const size_t tiles = c->tiles - first < c->strip_tiles ? c->tiles - first : c->strip_tiles;
   const size_t tile_bytes = (size_t)c->w->stages * F2I_PLANE_BYTES;
-  float acc[ROWS_AT_ONCE][STRIP_TILES * F2I_ACC_PER_TILE];
+  float acc[ROWS_AT_ONCE * STRIP_TILES * F2I_ACC_PER_TILE];
+  f2i_block block = {
+      .shared = c->shared,
+      .tiles = tiles,
+      .stages = (int)c->w->stages,
+      .operand_stride = c->blocks * c->operand_bytes,
+      .unit_stride = c->blocks,
+      .acc = acc,
+      .acc_stride = tiles * F2I_ACC_PER_TILE,
+  };
   for (size_t row = 0; row < c->rows; row += ROWS_AT_ONCE) {
-    const size_t rows = c->rows - row < ROWS_AT_ONCE ? c->rows - row : ROWS_AT_ONCE;
-    for (size_t r = 0; r < rows; ++r) {
-      for (size_t i = 0; i < tiles * F2I_ACC_PER_TILE; ++i) acc[r][i] = 0.0f;
+    block.rows = c->rows - row < ROWS_AT_ONCE ? c->rows - row : ROWS_AT_ONCE;
+    for (size_t i = 0; i < block.rows * block.acc_stride; ++i) acc[i] = 0.0f;
+    for (size_t k = 0; k < c->blocks; ++k) {
+      block.packed = c->w->packed + (k * c->tiles + first) * tile_bytes;
+      /* what this thread reads next: the strip's next block, or the first one of the strip behind it */
+      const size_t next = k + 1 < c->blocks ? (k + 1) * c->tiles + first : (first + tiles) % c->tiles;
+      block.ahead = c->w->packed + next * tile_bytes;
+      block.operands = c->operands + (row * c->blocks + k) * c->operand_bytes;
+      block.units = c->units + row * c->blocks + k;
+      c->kernel->block(&block);
     }
-    for (size_t block = 0; block < c->blocks; ++block) {
-      const uint8_t *packed = c->w->packed + (block * c->tiles + first) * tile_bytes;
-      for (size_t r = 0; r < rows; ++r) {
-        const size_t table = (row + r) * c->blocks + block;
-        c->kernel->block(packed, tiles, (int)c->w->stages, c->tables + table * c->table_bytes, c->units[table], acc[r]);
+    for (size_t r = 0; r < block.rows; ++r) {
+      for (size_t t = 0; t < tiles; ++t) {
+        finish(c, row + r, first + t, acc + r * block.acc_stride + t * F2I_ACC_PER_TILE);
       }
-    }
-    for (size_t r = 0; r < rows; ++r) {
-      for (size_t t = 0; t < tiles; ++t) finish(c, row + r, first + t, acc[r] + t * F2I_ACC_PER_TILE);
     }
   }
 }
@@ -158,8 +170,11 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   const size_t group = rows_of_group(rows);
   const uintptr_t aligned = ((uintptr_t)workspace + ALIGN - 1) / ALIGN * ALIGN;
   c.units = (float *)aligned;
-  c.tables = (uint8_t *)aligned + units_bytes(&c, group);
+  c.operands = (uint8_t *)aligned + units_bytes(&c, group);
   c.bias = bias;
+  _Alignas(ALIGN) uint8_t shared[F2I_SHARED_BYTES];
+  if (c.kernel->prepare != NULL) c.kernel->prepare(c.w->scales, (int)c.w->stages, shared);
+  c.shared = shared;
   c.ldx = ldx;
   c.ldy = ldy;
   for (int64_t row = 0; row < rows; row += GROUP_ROWS) {
