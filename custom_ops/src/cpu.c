@@ -3,6 +3,10 @@
 
 #include <string.h>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
 #include "fairy2i.h"
 
 typedef struct feature {
@@ -14,6 +18,7 @@ static const feature features[] = {
     {F2I_CPU_AVX2, "avx2"},
     {F2I_CPU_AVX512, "avx512"},
     {F2I_CPU_AVX512_VNNI, "avx512_vnni"},
+    {F2I_CPU_AVX_VNNI, "avx_vnni"},
 };
 
 uint32_t f2i_cpu_bits(void) {
@@ -22,6 +27,11 @@ uint32_t f2i_cpu_bits(void) {
   /* includes the check that the operating system saves the wide registers */
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2")) bits |= F2I_CPU_AVX2;
+#if defined(F2I_HAVE_AVX_VNNI)
+  /* no name for it in older compilers' __builtin_cpu_supports: leaf 7, sub-leaf 1, EAX bit 4 */
+  unsigned eax, ebx, ecx, edx;
+  if (bits & F2I_CPU_AVX2 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 4 & 1) bits |= F2I_CPU_AVX_VNNI;
+#endif
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
     bits |= F2I_CPU_AVX512;

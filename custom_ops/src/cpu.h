@@ -8,6 +8,7 @@ enum {
   F2I_CPU_AVX2 = 1u << 0,
   F2I_CPU_AVX512 = 1u << 1, /* F, BW, VL and DQ: what every CPU with BW has */
   F2I_CPU_AVX512_VNNI = 1u << 2,
+  F2I_CPU_AVX_VNNI = 1u << 3,
 };
 
 /* Features of this CPU that the operating system lets programs use. Computed once. */

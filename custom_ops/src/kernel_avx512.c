@@ -65,10 +65,44 @@ static inline void tiles_of_row(const f2i_block *b, size_t row, size_t tile, con
   }
 }
 
-void f2i_block_lut__avx512(const f2i_block *b) {
-  size_t tile = 0;
-  for (; tile + 2 <= b->tiles; tile += 2) {
-    for (size_t row = 0; row < b->rows; ++row) tiles_of_row(b, row, tile, 2);
+enum { ROWS = 4 }; /* rows of x that share the split bytes of a tile; their sums fill half the registers */
+
+static inline void tile_of_rows(const f2i_block *b, size_t row, size_t tile) {
+  const __m512i low4 = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
+  const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS;
+  const uint8_t *packed = b->packed + tile * cells * F2I_CELL_BYTES;
+  const uint8_t *table = b->operands + row * b->operand_stride;
+  byte_sums re[ROWS], im[ROWS];
+  for (int r = 0; r < ROWS; ++r) re[r] = im[r] = (byte_sums){zero, zero};
+  for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
+    const __m512i bytes = _mm512_loadu_si512(packed);
+    const __m512i low = _mm512_and_si512(bytes, low4);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low4);
+    for (int r = 0; r < ROWS; ++r) {
+      const uint8_t *of_row = table + (size_t)r * b->operand_stride;
+      add_bytes(&re[r], _mm512_shuffle_epi8(table_at(of_row), low));
+      add_bytes(&im[r], _mm512_shuffle_epi8(table_at(of_row + 32), low));
+      add_bytes(&re[r], _mm512_shuffle_epi8(table_at(of_row + 64), high));
+      add_bytes(&im[r], _mm512_shuffle_epi8(table_at(of_row + 96), high));
+    }
   }
-  for (size_t row = 0; tile < b->tiles && row < b->rows; ++row) tiles_of_row(b, row, tile, 1);
+  const __m512i bias = _mm512_set1_epi16((short)(128 * 4 * F2I_BLOCK_CELLS * b->stages)); /* 128 for each look-up */
+  for (size_t r = 0; r < ROWS; ++r) {
+    const __m512 unit = _mm512_set1_ps(b->units[(row + r) * b->unit_stride]);
+    float *acc = b->acc + (row + r) * b->acc_stride + tile * F2I_ACC_PER_TILE;
+    flush(&re[r], bias, unit, acc);
+    flush(&im[r], bias, unit, acc + F2I_TILE_ROWS);
+  }
+}
+
+void f2i_block_lut__avx512(const f2i_block *b) {
+  size_t row = 0;
+  for (; row + ROWS <= b->rows; row += ROWS) {
+    for (size_t tile = 0; tile < b->tiles; ++tile) tile_of_rows(b, row, tile);
+  }
+  for (; row < b->rows; ++row) {
+    size_t tile = 0;
+    for (; tile + 2 <= b->tiles; tile += 2) tiles_of_row(b, row, tile, 2);
+    if (tile < b->tiles) tiles_of_row(b, row, tile, 1);
+  }
 }

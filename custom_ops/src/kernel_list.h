@@ -11,9 +11,23 @@ F2I_KERNEL("lut", "avx512", F2I_CPU_AVX512, F2I_PLANE_ENTRIES, NULL, f2i_build_l
 F2I_KERNEL("lut", "avx2", F2I_CPU_AVX2, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__avx2, f2i_block_lut__avx2)
 #endif
 F2I_KERNEL("lut", "scalar", 0, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__scalar, f2i_block_lut__scalar)
+#if defined(F2I_HAVE_AVX512)
+F2I_KERNEL("exact", "avx512", F2I_CPU_AVX512, 4 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__avx512,
+           f2i_block_exact__avx512)
+#endif
+#if defined(F2I_HAVE_AVX2)
+F2I_KERNEL("exact", "avx2", F2I_CPU_AVX2, 2 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__avx2, f2i_block_exact__avx2)
+#endif
 F2I_KERNEL("exact", "scalar", 0, 4 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__scalar, f2i_block_exact__scalar)
 #if defined(F2I_HAVE_AVX512)
 F2I_KERNEL("dot", "avx512", F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI, F2I_DOT_BYTES, f2i_prepare_dot, f2i_build_dot__avx512,
            f2i_block_dot__avx512)
+#endif
+#if defined(F2I_HAVE_AVX_VNNI)
+F2I_KERNEL("dot", "avx_vnni", F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI, F2I_DOT_BYTES, f2i_prepare_dot, f2i_build_dot__avx_vnni,
+           f2i_block_dot__avx_vnni)
+#endif
+#if defined(F2I_HAVE_AVX2)
+F2I_KERNEL("dot", "avx2", F2I_CPU_AVX2, F2I_DOT_BYTES, f2i_prepare_dot, f2i_build_dot__avx2, f2i_block_dot__avx2)
 #endif
 F2I_KERNEL("dot", "scalar", 0, F2I_DOT_BYTES, f2i_prepare_dot, f2i_build_dot__scalar, f2i_block_dot__scalar)
