@@ -5,12 +5,6 @@
 #include "column_terms.h"
 #include "kernels.h"
 
-/* Terms of all columns of one plane: re and im outputs, [column][stored code]. */
-typedef struct plane_terms {
-  __m128 re[F2I_BLOCK_COLS];
-  __m128 im[F2I_BLOCK_COLS];
-} plane_terms;
-
 static __m256 magnitude(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 
 /* Sums of neighbouring columns' largest terms are the largest entries: every sign combination is in the table. */
@@ -42,56 +36,83 @@ static float find_largest(const float *re, const float *im, const float *scales,
   return _mm256_movemask_ps(finite) == 0xFF ? horizontal_maximum(largest) : INFINITY;
 }
 
-static void fill_terms(const float *re, const float *im, const float scale[2], int matrix, plane_terms *terms) {
-  for (int j = 0; j < F2I_BLOCK_COLS; ++j) {
-    const f2i_terms t = f2i_column_terms(re[j], im[j], scale, matrix);
-    terms->re[j] = _mm_loadu_ps(t.re);
-    terms->im[j] = _mm_loadu_ps(t.im);
+/* Eight even columns and the eight odd ones beside them. */
+typedef struct column_pairs {
+  __m256 even, odd;
+} column_pairs;
+
+static inline column_pairs load_pairs(const float *values) {
+  const __m256 a = _mm256_loadu_ps(values), b = _mm256_loadu_ps(values + 8);
+  const __m256 even = _mm256_shuffle_ps(a, b, 0x88), odd = _mm256_shuffle_ps(a, b, 0xDD);
+  const column_pairs p = {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xD8)),
+                          _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xD8))};
+  return p;
+}
+
+static inline __m256i rounded(__m256 sum, __m256 inverse) { return _mm256_cvtps_epi32(_mm256_mul_ps(sum, inverse)); }
+
+/* Stores the tables of eight pairs of columns. With the terms of a column by stored code a, -b, b, -a, a table has
+ * eight different magnitudes; entry i is even[i & 3] + odd[i >> 2], negative ones of the eight stand at odd i. */
+static inline void store_tables(column_pairs a, column_pairs b, __m256 inverse, uint8_t *tables) {
+  const __m256i e[8] = {rounded(_mm256_add_ps(a.even, a.odd), inverse), rounded(_mm256_sub_ps(a.even, a.odd), inverse),
+                        rounded(_mm256_add_ps(a.even, b.odd), inverse), rounded(_mm256_sub_ps(a.even, b.odd), inverse),
+                        rounded(_mm256_add_ps(b.even, a.odd), inverse), rounded(_mm256_sub_ps(b.even, a.odd), inverse),
+                        rounded(_mm256_add_ps(b.even, b.odd), inverse), rounded(_mm256_sub_ps(b.even, b.odd), inverse)};
+  const __m256i by_pair =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m256i half[2]; /* [pair][magnitudes 0-3 or 4-7], pairs 0-3 and 4-7 by lane */
+  for (int h = 0; h < 2; ++h) {
+    const __m256i words = _mm256_packs_epi32(e[4 * h], e[4 * h + 1]),
+                  more = _mm256_packs_epi32(e[4 * h + 2], e[4 * h + 3]);
+    half[h] = _mm256_shuffle_epi8(_mm256_packs_epi16(words, more), by_pair);
+  }
+  const __m256i two[2] = {_mm256_unpacklo_epi32(half[0], half[1]), _mm256_unpackhi_epi32(half[0], half[1])};
+  const __m128i order = _mm_setr_epi8(0, 5, 4, 1, 3, 6, 7, 2, 2, 7, 6, 3, 1, 4, 5, 0);
+  const __m256i first = _mm256_broadcastsi128_si256(order);
+  const __m256i second = _mm256_add_epi8(first, _mm256_set1_epi8(8));
+  const __m256i invert = _mm256_set1_epi16((short)0xFF00); /* at odd i: -e = ~e + 1 */
+  const __m256i bias = _mm256_set1_epi16((short)0x8180);   /* 128, and that 1 */
+  for (int h = 0; h < 2; ++h) {                            /* pairs 0, 1, 4, 5 and 2, 3, 6, 7: two cells each */
+    const __m256i t0 = _mm256_add_epi8(_mm256_xor_si256(_mm256_shuffle_epi8(two[h], first), invert), bias);
+    const __m256i t1 = _mm256_add_epi8(_mm256_xor_si256(_mm256_shuffle_epi8(two[h], second), invert), bias);
+    uint8_t *cell = tables + h * F2I_CELL_ENTRIES;
+    _mm256_storeu_si256((__m256i *)(void *)cell, _mm256_permute2x128_si256(t0, t1, 0x20));
+    _mm256_storeu_si256((__m256i *)(void *)(cell + 2 * F2I_CELL_ENTRIES), _mm256_permute2x128_si256(t0, t1, 0x31));
   }
 }
 
-/* Entries 0 to 7 of the table of two columns, as int32. */
-static __m256i half_table(__m128 first, __m128 second, __m256 inverse) {
-  const __m256 a = _mm256_set_m128(first, first);
-  const __m256 b = _mm256_set_m128(_mm_permute_ps(second, 0x55), _mm_permute_ps(second, 0x00));
-  return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_add_ps(a, b), inverse));
+static inline column_pairs scaled(float scale, column_pairs p) {
+  const column_pairs out = {_mm256_mul_ps(_mm256_set1_ps(scale), p.even), _mm256_mul_ps(_mm256_set1_ps(scale), p.odd)};
+  return out;
 }
 
-float f2i_build_lut__avx2(const float *re, const float *im, const float *scales, int stages, void *tables) {
+static inline column_pairs negated(column_pairs p) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  const column_pairs out = {_mm256_xor_ps(p.even, sign), _mm256_xor_ps(p.odd, sign)};
+  return out;
+}
+
+float f2i_build_lut__avx2(const float *re, const float *im, const float *scales, int stages, void *operands) {
   float inverse;
   const float unit = f2i_lut_unit(find_largest(re, im, scales, stages), &inverse);
   if (inverse == 0.0f) {
-    memset(tables, 128, (size_t)stages * F2I_PLANE_ENTRIES);
+    memset(operands, 128, (size_t)stages * F2I_PLANE_ENTRIES);
     return unit;
   }
   const __m256 per_value = _mm256_set1_ps(inverse);
-  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i reversed =
-      _mm256_broadcastsi128_si256(_mm_setr_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8));
-  const __m256i bias = _mm256_set1_epi8((char)0x80);
-  for (int plane = 0; plane < stages; ++plane) {
-    plane_terms low, high;
-    const uint8_t *low_place = f2i_byte_planes[stages - 1][plane][0];
-    const uint8_t *high_place = f2i_byte_planes[stages - 1][plane][1];
-    fill_terms(re, im, scales + (low_place[0] * 2 + low_place[1]) * 2, low_place[1], &low);
-    fill_terms(re, im, scales + (high_place[0] * 2 + high_place[1]) * 2, high_place[1], &high);
-    for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
-      const __m256i a = half_table(low.re[j], low.re[j + 1], per_value);
-      const __m256i b = half_table(low.im[j], low.im[j + 1], per_value);
-      const __m256i c = half_table(high.re[j], high.re[j + 1], per_value);
-      const __m256i d = half_table(high.im[j], high.im[j + 1], per_value);
-      __m256i half = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-      half = _mm256_permutevar8x32_epi32(half, in_order); /* entries 0-7 of: low re, low im | high re, high im */
-      /* entry 15 - i is minus entry i */
-      const __m256i rest = _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_shuffle_epi8(half, reversed));
-      const __m256i of_re = _mm256_xor_si256(_mm256_unpacklo_epi64(half, rest), bias);
-      const __m256i of_im = _mm256_xor_si256(_mm256_unpackhi_epi64(half, rest), bias);
-      uint8_t *out = (uint8_t *)tables + (size_t)plane * F2I_PLANE_ENTRIES +
-                     (size_t)j / F2I_CELL_COLS * F2I_CELL_ENTRIES + (size_t)j % F2I_CELL_COLS / 2 * 16;
-      _mm_storeu_si128((__m128i *)(void *)out, _mm256_castsi256_si128(of_re));
-      _mm_storeu_si128((__m128i *)(void *)(out + 32), _mm256_castsi256_si128(of_im));
-      _mm_storeu_si128((__m128i *)(void *)(out + 64), _mm256_extracti128_si256(of_re, 1));
-      _mm_storeu_si128((__m128i *)(void *)(out + 96), _mm256_extracti128_si256(of_im, 1));
+  for (int j = 0; j < F2I_BLOCK_COLS; j += 16) {
+    const column_pairs x_re = load_pairs(re + j), x_im = load_pairs(im + j);
+    for (int plane = 0; plane < stages; ++plane) {
+      uint8_t *tables =
+          (uint8_t *)operands + (size_t)plane * F2I_PLANE_ENTRIES + (size_t)j / F2I_CELL_COLS * F2I_CELL_ENTRIES;
+      for (int nibble = 0; nibble < 2; ++nibble, tables += 64) {
+        /* the terms of column_terms.h */
+        const uint8_t *place = f2i_byte_planes[stages - 1][plane][nibble];
+        const float *scale = scales + (place[0] * 2 + place[1]) * 2;
+        const column_pairs z = place[1] ? negated(x_im) : x_im;
+        store_tables(scaled(scale[0], x_re), scaled(scale[1], z), per_value, tables);
+        store_tables(scaled(scale[0], z), negated(scaled(scale[1], x_re)), per_value, tables + 32);
+      }
     }
   }
   return unit;

@@ -6,8 +6,8 @@
  *   __m256i dot_add(sum, weights, x)    sum += the four products of each 32-bit lane with the signed bytes of x
  *   WEIGHT_BIAS                         what as_weights adds to every weight
  *
- * Byte columns are transposed in groups of four, so that a 32-bit lane is a row: vector v of 0..3 holds rows 4 v ... 4 v + 3
- * in its lower half and 16 rows further in its upper half.
+ * Byte columns are transposed in groups of four, so that a 32-bit lane is a row: vector v of 0..3 holds rows 4 v ... 4
+ * v + 3 in its lower half and 16 rows further in its upper half.
  */
 #include <immintrin.h>
 

@@ -1,7 +1,8 @@
 /* kernel_exact_avx2.c - "exact" with 8-entry permutes. Compiled with -mavx2.
  *
- * Entry 15 - i of a table is minus entry i, so 8 entries of float fill one register: where bit 3 of the index is set, the
- * other bits and the sign of the result are inverted. Sums are added in the order of the scalar kernel, to the same bits.
+ * Entry 15 - i of a table is minus entry i, so 8 entries of float fill one register: where bit 3 of the index is set,
+ * the other bits and the sign of the result are inverted. Sums are added in the order of the scalar kernel, to the same
+ * bits.
  */
 #include <immintrin.h>
 
@@ -61,7 +62,8 @@ static void tile_of_row(const uint8_t *packed, const uint8_t *ahead, const float
     _mm_prefetch((const char *)ahead, _MM_HINT_T0);
     for (int byte_column = 0; byte_column < 2; ++byte_column, tables += BYTE_COLUMN) {
       const __m256 low_re = _mm256_loadu_ps(tables), low_im = _mm256_loadu_ps(tables + HALF_TABLE);
-      const __m256 high_re = _mm256_loadu_ps(tables + 2 * HALF_TABLE), high_im = _mm256_loadu_ps(tables + 3 * HALF_TABLE);
+      const __m256 high_re = _mm256_loadu_ps(tables + 2 * HALF_TABLE),
+                   high_im = _mm256_loadu_ps(tables + 3 * HALF_TABLE);
       for (int g = 0; g < 4; ++g) {
         const uint8_t *bytes = packed + g / 2 * 32 + byte_column * 16 + g % 2 * 8;
         const __m256i byte = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)bytes));

@@ -51,10 +51,10 @@ static void tile_of_row(const uint8_t *packed, const uint8_t *ahead, const float
         /* the permute looks at the low four bits of an index only */
         const __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)bytes));
         const __m512i high = _mm512_srli_epi32(low, 4);
-        re[h] = _mm512_add_ps(re[h], _mm512_add_ps(_mm512_permutexvar_ps(low, low_re),
-                                                   _mm512_permutexvar_ps(high, high_re)));
-        im[h] = _mm512_add_ps(im[h], _mm512_add_ps(_mm512_permutexvar_ps(low, low_im),
-                                                   _mm512_permutexvar_ps(high, high_im)));
+        re[h] = _mm512_add_ps(re[h],
+                              _mm512_add_ps(_mm512_permutexvar_ps(low, low_re), _mm512_permutexvar_ps(high, high_re)));
+        im[h] = _mm512_add_ps(im[h],
+                              _mm512_add_ps(_mm512_permutexvar_ps(low, low_im), _mm512_permutexvar_ps(high, high_im)));
       }
     }
   }

@@ -36,7 +36,7 @@ typedef float (*f2i_build_fn)(const float *re, const float *im, const float *sca
 typedef struct f2i_block {
   const uint8_t *packed; /* [tiles][byte plane][F2I_PLANE_BYTES], any alignment */
   const uint8_t *ahead;  /* as many bytes that are needed next, to prefetch; may be any address */
-  const void *shared; /* what prepare made of the scales */
+  const void *shared;    /* what prepare made of the scales */
   size_t tiles;
   int stages;
   size_t rows;             /* of x, at least 1 */

@@ -12,11 +12,15 @@
 #include "message.h"
 
 enum {
-  STRIP_TILES = 16, /* at most; 8 KiB of packed bytes per K-block and stage */
-  ROWS_AT_ONCE = 4, /* rows of x that share one pass over a strip: their accumulators lie on the stack */
-  GROUP_ROWS = 32,  /* rows of x whose tables exist at one time */
+  ROWS_AT_ONCE = 16,    /* rows of x that share one pass over a strip */
+  STRIP_TILES = 16,     /* row tiles of a strip for a single row of x: long runs of packed bytes */
+  STRIP_TILES_MANY = 4, /* for more rows: the accumulators of all of them stay in the first-level cache */
+  ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
+  MIN_STRIPS = 8,  /* so that several threads find even work in small layers */
+  GROUP_ROWS = 32, /* rows of x whose tables exist at one time */
   ALIGN = 64,
 };
+_Static_assert(STRIP_TILES *F2I_ACC_PER_TILE <= ACC_FLOATS, "accumulators of a single row fit too");
 
 typedef struct call {
   const f2i_weights *w;
@@ -38,16 +42,15 @@ static size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 static size_t rows_of_group(int64_t rows) { return rows < GROUP_ROWS ? (size_t)rows : GROUP_ROWS; }
 
-static void shape_call(call *c, const f2i_plan *plan) {
+static void shape_call(call *c, const f2i_plan *plan, int64_t rows) {
   c->w = &plan->weights;
   c->kernel = plan->kernel;
   c->n = (size_t)c->w->n / 2;
   c->m = (size_t)c->w->k / 2;
   c->tiles = ceil_div(c->n, F2I_TILE_ROWS);
   c->blocks = ceil_div(c->m, F2I_BLOCK_COLS);
-  /* short strips for small layers, so that several threads find work */
-  const size_t strip = ceil_div(c->tiles, 16);
-  c->strip_tiles = strip < STRIP_TILES ? strip : STRIP_TILES;
+  const size_t longest = rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, even = ceil_div(c->tiles, MIN_STRIPS);
+  c->strip_tiles = even < longest ? even : longest;
   c->strips = ceil_div(c->tiles, c->strip_tiles);
   c->operand_bytes = (size_t)c->w->stages * c->kernel->operand_bytes;
 }
@@ -62,7 +65,7 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an initialized plan and rows >= 0");
   }
   call c = {0};
-  shape_call(&c, plan);
+  shape_call(&c, plan, rows);
   const size_t group = rows_of_group(rows);
   *bytes = ALIGN + units_bytes(&c, group) + group * c.blocks * c.operand_bytes;
   return f2i_ok(message);
@@ -111,7 +114,7 @@ static void strip_task(void *arg, size_t index) {
   const size_t first = index * c->strip_tiles;
   const size_t tiles = c->tiles - first < c->strip_tiles ? c->tiles - first : c->strip_tiles;
   const size_t tile_bytes = (size_t)c->w->stages * F2I_PLANE_BYTES;
-  float acc[ROWS_AT_ONCE * STRIP_TILES * F2I_ACC_PER_TILE];
+  float acc[ACC_FLOATS];
   f2i_block block = {
       .shared = c->shared,
       .tiles = tiles,
@@ -166,7 +169,7 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
                     workspace == NULL ? (size_t)0 : workspace_bytes);
   }
   call c = {0};
-  shape_call(&c, plan);
+  shape_call(&c, plan, rows);
   const size_t group = rows_of_group(rows);
   const uintptr_t aligned = ((uintptr_t)workspace + ALIGN - 1) / ALIGN * ALIGN;
   c.units = (float *)aligned;
