@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "fairy2i.h"
@@ -15,11 +19,18 @@ typedef struct feature {
 } feature;
 
 static const feature features[] = {
-    {F2I_CPU_AVX2, "avx2"},
-    {F2I_CPU_AVX512, "avx512"},
-    {F2I_CPU_AVX512_VNNI, "avx512_vnni"},
-    {F2I_CPU_AVX_VNNI, "avx_vnni"},
+    {F2I_CPU_AVX2, "avx2"},         {F2I_CPU_AVX512, "avx512"}, {F2I_CPU_AVX512_VNNI, "avx512_vnni"},
+    {F2I_CPU_AVX_VNNI, "avx_vnni"}, {F2I_CPU_NEON, "neon"},     {F2I_CPU_DOTPROD, "dotprod"},
+    {F2I_CPU_I8MM, "i8mm"},
 };
+
+#if defined(__aarch64__) && defined(__APPLE__)
+static int has(const char *name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value != 0;
+}
+#endif
 
 uint32_t f2i_cpu_bits(void) {
   uint32_t bits = 0;
@@ -37,6 +48,17 @@ uint32_t f2i_cpu_bits(void) {
     bits |= F2I_CPU_AVX512;
     if (__builtin_cpu_supports("avx512vnni")) bits |= F2I_CPU_AVX512_VNNI;
   }
+#elif defined(__aarch64__)
+  bits |= F2I_CPU_NEON;
+#if defined(__linux__) /* and Android */
+  /* of the kernel's asm/hwcap.h, which names them only in newer releases */
+  enum { HWCAP_DOTPROD = 1 << 20, HWCAP2_INT8_MATMUL = 1 << 13 };
+  if (getauxval(AT_HWCAP) & HWCAP_DOTPROD) bits |= F2I_CPU_DOTPROD;
+  if (getauxval(AT_HWCAP2) & HWCAP2_INT8_MATMUL) bits |= F2I_CPU_I8MM;
+#elif defined(__APPLE__)
+  if (has("hw.optional.arm.FEAT_DotProd")) bits |= F2I_CPU_DOTPROD;
+  if (has("hw.optional.arm.FEAT_I8MM")) bits |= F2I_CPU_I8MM;
+#endif
 #endif
   return bits;
 }

@@ -9,6 +9,9 @@ enum {
   F2I_CPU_AVX512 = 1u << 1, /* F, BW, VL and DQ: what every CPU with BW has */
   F2I_CPU_AVX512_VNNI = 1u << 2,
   F2I_CPU_AVX_VNNI = 1u << 3,
+  F2I_CPU_NEON = 1u << 4, /* every 64-bit ARM */
+  F2I_CPU_DOTPROD = 1u << 5,
+  F2I_CPU_I8MM = 1u << 6,
 };
 
 /* Features of this CPU that the operating system lets programs use. Computed once. */

@@ -159,7 +159,7 @@ static void lut_row(const f2i_block *b, size_t row) {
       const __m256i low_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 32));
       const __m256i high_re = _mm256_loadu_si256((const __m256i *)(const void *)(table + 64));
       const __m256i high_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 96));
-      _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+      _mm_prefetch((const char *)ahead, _MM_HINT_T1);
       ahead += F2I_CELL_BYTES;
       for (int half = 0; half < 2; ++half) {
         const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)(packed + 32 * half));

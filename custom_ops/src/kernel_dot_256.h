@@ -89,8 +89,8 @@ static void tile_of_row(const f2i_block *b, size_t tile, size_t row) {
     for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES) {
       __m256i rows[VECTORS];
       transpose(packed, rows);
-      _mm_prefetch((const char *)ahead, _MM_HINT_T0);
-      _mm_prefetch((const char *)ahead + F2I_CELL_BYTES, _MM_HINT_T0);
+      _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+      _mm_prefetch((const char *)ahead + F2I_CELL_BYTES, _MM_HINT_T1);
       add_group(rows, planes[p].value[0], planes[p].value[1], planes[p].both ? 0 : planes[p].matrix, x, group, re, im);
       if (planes[p].both) add_group(rows, planes[p].value[2], planes[p].value[3], 1, x, group, re, im);
     }

@@ -9,7 +9,7 @@
 
 #include "dot_operands.h"
 
-enum { ROWS = 4 }; /* rows of x whose accumulators fit the registers beside the decoded weights */
+enum { ROWS = 8 }; /* rows of x whose sums fill half the registers */
 
 float f2i_build_dot__avx512(const float *re, const float *im, const float *scales, int stages, void *operands) {
   return f2i_build_dot(re, im, scales, stages, operands);
@@ -20,14 +20,13 @@ static inline __m512i table(const int8_t *values) {
   return _mm512_broadcast_i32x4(_mm_xor_si128(v, _mm_set1_epi8((char)0x80))); /* + 128 */
 }
 
-/* Bytes of two cells to [16 rows][4 byte columns], rows 0-15 and 16-31. */
-static inline void transpose(const uint8_t *cells, __m512i rows[2]) {
+/* Bytes of one row half of two cells to [16 rows][4 byte columns]. */
+static inline __m512i transpose(const uint8_t *cells, int half) {
   const __m512i a = _mm512_loadu_si512(cells), b = _mm512_loadu_si512(cells + F2I_CELL_BYTES);
-  const __m512i upper = _mm512_setr_epi32(0, 4, 16, 20, 1, 5, 17, 21, 2, 6, 18, 22, 3, 7, 19, 23);
-  const __m512i lower = _mm512_setr_epi32(8, 12, 24, 28, 9, 13, 25, 29, 10, 14, 26, 30, 11, 15, 27, 31);
+  const __m512i first = _mm512_setr_epi32(0, 4, 16, 20, 1, 5, 17, 21, 2, 6, 18, 22, 3, 7, 19, 23);
+  const __m512i four_rows = half ? _mm512_add_epi32(first, _mm512_set1_epi32(8)) : first;
   const __m512i by_row = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  rows[0] = _mm512_shuffle_epi8(_mm512_permutex2var_epi32(a, upper, b), by_row);
-  rows[1] = _mm512_shuffle_epi8(_mm512_permutex2var_epi32(a, lower, b), by_row);
+  return _mm512_shuffle_epi8(_mm512_permutex2var_epi32(a, four_rows, b), by_row);
 }
 
 /* Table indices: low plane's code in bits 0-1, high plane's in bits 2-3, of the even and of the odd columns. */
@@ -45,86 +44,140 @@ static inline __m512i four(const int8_t *bytes) {
   return _mm512_set1_epi32(value);
 }
 
+/* Sums of one row of x or one set of weights. */
 typedef struct sums {
-  __m512i re[2], im[2]; /* by row half */
+  __m512i re, im;
 } sums;
 
-/* One byte plane of one tile for `count` rows of x. */
-static inline void plane_of_tile(const uint8_t *packed, const uint8_t *ahead, const f2i_dot_plane *plane,
-                                 const f2i_block *b, size_t row, const int count, sums *acc) {
+/* Activations of four byte columns, columns of one parity: x for U, conj(x) for W. */
+typedef struct operands {
+  __m512i re, im, minus_im;
+} operands;
+
+static inline operands load_operands(const f2i_dot_activations *x, int group, int parity, int matrix) {
+  const __m512i im = four(x->im[group][parity]), minus_im = four(x->minus_im[group][parity]);
+  const operands o = {four(x->re[group][parity]), matrix ? minus_im : im, matrix ? im : minus_im};
+  return o;
+}
+
+/* (w_re + i w_im) (re + i im) */
+static inline void multiply(sums *s, __m512i w_re, __m512i w_im, operands x) {
+  s->re = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s->re, w_re, x.re), w_im, x.minus_im);
+  s->im = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s->im, w_re, x.im), w_im, x.re);
+}
+
+/* One byte plane, both row halves of a tile, one row of x. Even and odd columns have sums of their own: the chains of
+ * dependent instructions stay short. */
+static inline void plane_of_row(const uint8_t *packed, const uint8_t *ahead, const f2i_dot_plane *plane,
+                                const f2i_dot_activations *x, sums acc[2][2]) {
   const __m512i table_re = table(plane->value[0]), table_im = table(plane->value[1]);
   for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
-    __m512i half[2];
-    transpose(packed + group * 2 * F2I_CELL_BYTES, half);
-    _mm_prefetch((const char *)ahead + group * 2 * F2I_CELL_BYTES, _MM_HINT_T0);
-    _mm_prefetch((const char *)ahead + group * 2 * F2I_CELL_BYTES + F2I_CELL_BYTES, _MM_HINT_T0);
-    for (int h = 0; h < 2; ++h) {
+    const size_t offset = (size_t)group * 2 * F2I_CELL_BYTES;
+    _mm_prefetch((const char *)ahead + offset, _MM_HINT_T1);
+    _mm_prefetch((const char *)ahead + offset + F2I_CELL_BYTES, _MM_HINT_T1);
+    for (int half = 0; half < 2; ++half) {
       __m512i index[2];
-      indices(half[h], index);
+      indices(transpose(packed + offset, half), index);
       for (int parity = 0; parity < 2; ++parity) {
-        const __m512i re = _mm512_shuffle_epi8(table_re, index[parity]);
-        const __m512i im = _mm512_shuffle_epi8(table_im, index[parity]);
-        for (int r = 0; r < count; ++r) {
-          const f2i_dot_activations *x = (const void *)(b->operands + (row + (size_t)r) * b->operand_stride);
-          const int8_t *x_im = x->im[group][parity], *minus = x->minus_im[group][parity];
-          /* U x: re - im, im + re; W conj(x): the same with -im for im */
-          const __m512i a = four(x->re[group][parity]), c = four(plane->matrix ? minus : x_im),
-                        d = four(plane->matrix ? x_im : minus);
-          acc[r].re[h] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc[r].re[h], re, a), im, d);
-          acc[r].im[h] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc[r].im[h], re, c), im, a);
-        }
+        multiply(&acc[half][parity], _mm512_shuffle_epi8(table_re, index[parity]),
+                 _mm512_shuffle_epi8(table_im, index[parity]), load_operands(x, group, parity, plane->matrix));
       }
     }
   }
 }
 
-/* The same for a byte plane that holds U (low) and W (high) of one stage. */
-static inline void both_of_tile(const uint8_t *packed, const f2i_dot_plane *plane, const f2i_block *b, size_t row,
-                                const int count, sums *acc) {
-  f2i_dot_plane one = *plane;
-  one.both = 0;
-  for (int matrix = 0; matrix < 2; ++matrix) {
-    one.matrix = matrix;
-    memcpy(one.value[0], plane->value[2 * matrix], 16);
-    memcpy(one.value[1], plane->value[2 * matrix + 1], 16);
-    plane_of_tile(packed, packed, &one, b, row, count, acc);
+/* One byte plane, one row half of a tile, ROWS rows of x that share the decoded weights. */
+static inline void plane_of_rows(const uint8_t *packed, const f2i_dot_plane *plane, int half, const uint8_t *rows,
+                                 size_t stride, sums acc[ROWS]) {
+  const __m512i table_re = table(plane->value[0]), table_im = table(plane->value[1]);
+  for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
+    __m512i index[2];
+    indices(transpose(packed + group * 2 * F2I_CELL_BYTES, half), index);
+    for (int parity = 0; parity < 2; ++parity) {
+      const __m512i w_re = _mm512_shuffle_epi8(table_re, index[parity]);
+      const __m512i w_im = _mm512_shuffle_epi8(table_im, index[parity]);
+      for (int r = 0; r < ROWS; ++r) {
+        const f2i_dot_activations *x = (const void *)(rows + (size_t)r * stride);
+        multiply(&acc[r], w_re, w_im, load_operands(x, group, parity, plane->matrix));
+      }
+    }
   }
 }
 
-static inline void tile_of_rows(const f2i_block *b, size_t tile, size_t row, const int count) {
+/* The planes of a layer, those that hold U (low) and W (high) of one stage taken apart; returns how many. */
+static inline int single_planes(const f2i_block *b, f2i_dot_plane out[F2I_MAX_STAGES + 1], size_t offset[]) {
   const f2i_dot_plane *planes = b->shared;
-  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
-  sums acc[ROWS];
-  int matrices = 0; /* each plane that is added carries the bias of the weights */
-  for (int p = 0; p < b->stages; ++p) matrices += planes[p].both ? 2 : 1;
-  for (int r = 0; r < count; ++r) {
-    const f2i_dot_activations *x = (const void *)(b->operands + (row + (size_t)r) * b->operand_stride);
-    /* over U and W together both outputs see 128 * 2 * sum_re: the imaginary activations cancel */
-    const __m512i start = _mm512_set1_epi32(-128 * matrices * x->sum_re);
-    acc[r] = (sums){{start, start}, {start, start}};
-  }
+  int count = 0;
   for (int p = 0; p < b->stages; ++p) {
-    const uint8_t *packed = b->packed + tile * tile_bytes + (size_t)p * F2I_PLANE_BYTES;
-    const uint8_t *ahead = b->ahead + tile * tile_bytes + (size_t)p * F2I_PLANE_BYTES;
-    if (planes[p].both) both_of_tile(packed, &planes[p], b, row, count, acc);
-    else plane_of_tile(packed, ahead, &planes[p], b, row, count, acc);
+    for (int part = 0; part < 1 + planes[p].both; ++part, ++count) {
+      out[count] = planes[p];
+      offset[count] = (size_t)p * F2I_PLANE_BYTES;
+      if (!planes[p].both) continue;
+      out[count].matrix = part;
+      memcpy(out[count].value[0], planes[p].value[2 * part], 2 * sizeof planes[p].value[0]);
+    }
   }
-  for (int r = 0; r < count; ++r) {
-    const __m512 unit = _mm512_set1_ps(b->units[(row + (size_t)r) * b->unit_stride]);
-    float *out = b->acc + (row + (size_t)r) * b->acc_stride + tile * F2I_ACC_PER_TILE;
-    for (int h = 0; h < 2; ++h, out += 16) {
-      const __m512 re = _mm512_mul_ps(unit, _mm512_cvtepi32_ps(acc[r].re[h]));
-      const __m512 im = _mm512_mul_ps(unit, _mm512_cvtepi32_ps(acc[r].im[h]));
-      _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), re));
-      _mm512_storeu_ps(out + F2I_TILE_ROWS, _mm512_add_ps(_mm512_loadu_ps(out + F2I_TILE_ROWS), im));
+  return count;
+}
+
+static inline void add_to(float *acc, __m512 unit, __m512i sum) {
+  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sum))));
+}
+
+/* Every plane carries the bias of its weights: over U and W together both outputs see 128 * 2 * sum_re, the imaginary
+ * activations cancel. */
+static inline sums start(int planes, const f2i_dot_activations *x) {
+  const __m512i bias = _mm512_set1_epi32(-128 * planes * x->sum_re);
+  return (sums){bias, bias};
+}
+
+static void one_row(const f2i_block *b, size_t row) {
+  const f2i_dot_activations *x = (const void *)(b->operands + row * b->operand_stride);
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  const __m512 unit = _mm512_set1_ps(b->units[row * b->unit_stride]);
+  f2i_dot_plane planes[F2I_MAX_STAGES + 1];
+  size_t offset[F2I_MAX_STAGES + 1];
+  const int count = single_planes(b, planes, offset);
+  for (size_t tile = 0; tile < b->tiles; ++tile) {
+    const __m512i zero = _mm512_setzero_si512();
+    sums acc[2][2] = {{start(count, x), {zero, zero}}, {start(count, x), {zero, zero}}};
+    for (int p = 0; p < count; ++p) {
+      plane_of_row(b->packed + tile * tile_bytes + offset[p], b->ahead + tile * tile_bytes + offset[p], &planes[p], x,
+                   acc);
+    }
+    float *out = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
+    for (int half = 0; half < 2; ++half, out += F2I_HALF_ROWS) {
+      add_to(out, unit, _mm512_add_epi32(acc[half][0].re, acc[half][1].re));
+      add_to(out + F2I_TILE_ROWS, unit, _mm512_add_epi32(acc[half][0].im, acc[half][1].im));
+    }
+  }
+}
+
+static void many_rows(const f2i_block *b, size_t row) {
+  const uint8_t *rows = b->operands + row * b->operand_stride;
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  f2i_dot_plane planes[F2I_MAX_STAGES + 1];
+  size_t offset[F2I_MAX_STAGES + 1];
+  const int count = single_planes(b, planes, offset);
+  for (size_t i = 0; i < 2 * b->tiles; ++i) {
+    const size_t tile = i / 2;
+    const int half = (int)(i % 2);
+    sums acc[ROWS];
+    for (size_t r = 0; r < ROWS; ++r) acc[r] = start(count, (const void *)(rows + r * b->operand_stride));
+    for (int p = 0; p < count; ++p) {
+      plane_of_rows(b->packed + tile * tile_bytes + offset[p], &planes[p], half, rows, b->operand_stride, acc);
+    }
+    for (size_t r = 0; r < ROWS; ++r) {
+      const __m512 unit = _mm512_set1_ps(b->units[(row + r) * b->unit_stride]);
+      float *out = b->acc + (row + r) * b->acc_stride + tile * F2I_ACC_PER_TILE + half * F2I_HALF_ROWS;
+      add_to(out, unit, acc[r].re);
+      add_to(out + F2I_TILE_ROWS, unit, acc[r].im);
     }
   }
 }
 
 void f2i_block_dot__avx512(const f2i_block *b) {
-  for (size_t tile = 0; tile < b->tiles; ++tile) {
-    size_t row = 0;
-    for (; row + ROWS <= b->rows; row += ROWS) tile_of_rows(b, tile, row, ROWS);
-    for (; row < b->rows; ++row) tile_of_rows(b, tile, row, 1);
-  }
+  size_t row = 0;
+  for (; row + ROWS <= b->rows; row += ROWS) many_rows(b, row);
+  for (; row < b->rows; ++row) one_row(b, row);
 }

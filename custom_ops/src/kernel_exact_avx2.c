@@ -59,7 +59,7 @@ static void tile_of_row(const uint8_t *packed, const uint8_t *ahead, const float
   __m256 re[4], im[4]; /* by eight rows */
   for (int g = 0; g < 4; ++g) re[g] = im[g] = _mm256_setzero_ps();
   for (int cell = 0; cell < stages * F2I_BLOCK_CELLS; ++cell, packed += F2I_CELL_BYTES, ahead += F2I_CELL_BYTES) {
-    _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+    _mm_prefetch((const char *)ahead, _MM_HINT_T1);
     for (int byte_column = 0; byte_column < 2; ++byte_column, tables += BYTE_COLUMN) {
       const __m256 low_re = _mm256_loadu_ps(tables), low_im = _mm256_loadu_ps(tables + HALF_TABLE);
       const __m256 high_re = _mm256_loadu_ps(tables + 2 * HALF_TABLE),

@@ -42,7 +42,7 @@ static void tile_of_row(const uint8_t *packed, const uint8_t *ahead, const float
   __m512 re[2], im[2]; /* by row half */
   for (int h = 0; h < 2; ++h) re[h] = im[h] = _mm512_setzero_ps();
   for (int cell = 0; cell < stages * F2I_BLOCK_CELLS; ++cell, packed += F2I_CELL_BYTES, ahead += F2I_CELL_BYTES) {
-    _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+    _mm_prefetch((const char *)ahead, _MM_HINT_T1);
     for (int byte_column = 0; byte_column < 2; ++byte_column, tables += BYTE_COLUMN) {
       const __m512 low_re = _mm512_loadu_ps(tables), low_im = _mm512_loadu_ps(tables + TABLE);
       const __m512 high_re = _mm512_loadu_ps(tables + 2 * TABLE), high_im = _mm512_loadu_ps(tables + 3 * TABLE);

@@ -34,8 +34,8 @@ typedef struct call {
   size_t operand_bytes; /* of one K-block of one row of x */
   size_t rows;          /* of this group */
   const void *shared;   /* what the kernel derived from the scales */
-  float *units;         /* [rows][blocks] */
-  uint8_t *operands;    /* [rows][blocks][operand_bytes] */
+  float *units;         /* [blocks][rows] */
+  uint8_t *operands;    /* [blocks][rows][operand_bytes] */
 } call;
 
 static size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -71,10 +71,11 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
   return f2i_ok(message);
 }
 
-/* Work item: the tables of K-block (index % blocks) of row (index / blocks). */
+/* Work item: the operands of row (index % rows) for K-block (index / rows). All rows of a block lie together, as the
+ * kernel reads them. */
 static void build_task(void *arg, size_t index) {
   const call *c = arg;
-  const size_t row = index / c->blocks, block = index % c->blocks, first = block * F2I_BLOCK_COLS;
+  const size_t row = index % c->rows, block = index / c->rows, first = block * F2I_BLOCK_COLS;
   const float *x = c->x + (int64_t)row * c->ldx;
   const float *factor = c->w->col_multiplier;
   float re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
@@ -119,8 +120,8 @@ static void strip_task(void *arg, size_t index) {
       .shared = c->shared,
       .tiles = tiles,
       .stages = (int)c->w->stages,
-      .operand_stride = c->blocks * c->operand_bytes,
-      .unit_stride = c->blocks,
+      .operand_stride = c->operand_bytes,
+      .unit_stride = 1,
       .acc = acc,
       .acc_stride = tiles * F2I_ACC_PER_TILE,
   };
@@ -132,8 +133,8 @@ static void strip_task(void *arg, size_t index) {
       /* what this thread reads next: the strip's next block, or the first one of the strip behind it */
       const size_t next = k + 1 < c->blocks ? (k + 1) * c->tiles + first : (first + tiles) % c->tiles;
       block.ahead = c->w->packed + next * tile_bytes;
-      block.operands = c->operands + (row * c->blocks + k) * c->operand_bytes;
-      block.units = c->units + row * c->blocks + k;
+      block.operands = c->operands + (k * c->rows + row) * c->operand_bytes;
+      block.units = c->units + k * c->rows + row;
       c->kernel->block(&block);
     }
     for (size_t r = 0; r < block.rows; ++r) {

@@ -1,0 +1,107 @@
+/* kernel_dot_neon82.c - "dot" with the dot-product instructions of ARMv8.2. Compiled with -march=armv8.2-a+dotprod.
+ *
+ * Eight rows and four byte columns are transposed at a time, so that a 32-bit lane is a row and its four bytes are the
+ * four byte columns; each byte then splits into the table indices of an even and an odd column.
+ */
+#include <arm_neon.h>
+
+#include "dot_operands.h"
+
+enum { ROWS = 4, GROUPS = F2I_BLOCK_CELLS / 2 }; /* rows of x that share the decoded weights */
+
+float f2i_build_dot__neon82(const float *re, const float *im, const float *scales, int stages, void *operands) {
+  return f2i_build_dot(re, im, scales, stages, operands);
+}
+
+/* Eight rows of two cells: [rows 0-3, 4-7], a row's four byte columns side by side. */
+static inline void transpose(const uint8_t *cells, uint8x16_t rows[2]) {
+  const uint8x16_t a = vcombine_u8(vld1_u8(cells), vdup_n_u8(0)), b = vcombine_u8(vld1_u8(cells + 16), vdup_n_u8(0));
+  const uint8x16_t c = vcombine_u8(vld1_u8(cells + F2I_CELL_BYTES), vdup_n_u8(0));
+  const uint8x16_t d = vcombine_u8(vld1_u8(cells + F2I_CELL_BYTES + 16), vdup_n_u8(0));
+  const uint16x8_t ab = vreinterpretq_u16_u8(vzip1q_u8(a, b)), cd = vreinterpretq_u16_u8(vzip1q_u8(c, d));
+  rows[0] = vreinterpretq_u8_u16(vzip1q_u16(ab, cd));
+  rows[1] = vreinterpretq_u8_u16(vzip2q_u16(ab, cd));
+}
+
+/* Low plane's code in bits 0-1, high plane's in bits 2-3: of the even columns, of the odd columns. */
+static inline void split(uint8x16_t bytes, uint8x16_t index[2]) {
+  const uint8x16_t low2 = vdupq_n_u8(3), by2 = vshrq_n_u8(bytes, 2);
+  index[0] = vandq_u8(vbslq_u8(low2, bytes, by2), vdupq_n_u8(15));
+  index[1] = vbslq_u8(low2, by2, vshrq_n_u8(bytes, 4));
+}
+
+typedef struct sums {
+  int32x4_t re[2], im[2]; /* of rows 0-3, 4-7 */
+} sums;
+
+/* Adds one group of byte columns for `count` rows of x; tables: re, im. */
+static inline void add_group(const uint8x16_t rows[2], const int8_t value[2][16], int matrix, const f2i_block *b,
+                             size_t row, const int count, int group, sums *acc) {
+  const int8x16_t table_re = vld1q_s8(value[0]), table_im = vld1q_s8(value[1]);
+  for (int v = 0; v < 2; ++v) {
+    uint8x16_t index[2];
+    split(rows[v], index);
+    const int8x16_t re[2] = {vqtbl1q_s8(table_re, index[0]), vqtbl1q_s8(table_re, index[1])};
+    const int8x16_t im[2] = {vqtbl1q_s8(table_im, index[0]), vqtbl1q_s8(table_im, index[1])};
+    for (int r = 0; r < count; ++r) {
+      const f2i_dot_activations *x = (const void *)(b->operands + (row + (size_t)r) * b->operand_stride);
+      /* [parity][byte column]; U x: re - im, im + re; W conj(x): the same with -im for im */
+      const int8x8_t x_im = vld1_s8(x->im[group][0]), minus = vld1_s8(x->minus_im[group][0]);
+      const int8x8_t a = vld1_s8(x->re[group][0]), c = matrix ? minus : x_im, d = matrix ? x_im : minus;
+      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], re[0], a, 0);
+      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], re[0], c, 0);
+      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], im[0], d, 0);
+      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], im[0], a, 0);
+      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], re[1], a, 1);
+      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], re[1], c, 1);
+      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], im[1], d, 1);
+      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], im[1], a, 1);
+    }
+  }
+}
+
+static inline void add_to(float *acc, float32x4_t unit, int32x4_t sum) {
+  vst1q_f32(acc, vaddq_f32(vld1q_f32(acc), vmulq_f32(unit, vcvtq_f32_s32(sum))));
+}
+
+/* A quarter of a tile, eight rows, for `count` rows of x. */
+static inline void eight_rows(const f2i_block *b, size_t tile, size_t quarter, size_t row, const int count) {
+  const f2i_dot_plane *planes = b->shared;
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  const uint8_t *packed = b->packed + tile * tile_bytes + quarter / 2 * 32 + quarter % 2 * 8;
+  const uint8_t *ahead = b->ahead + tile * tile_bytes;
+  const int32x4_t zero = vdupq_n_s32(0);
+  sums acc[ROWS];
+  for (int r = 0; r < count; ++r) acc[r] = (sums){{zero, zero}, {zero, zero}};
+  for (int p = 0; p < b->stages; ++p) {
+    for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES) {
+      uint8x16_t rows[2];
+      transpose(packed, rows);
+      if (quarter < 2) __builtin_prefetch(ahead + quarter * F2I_CELL_BYTES);
+      if (planes[p].both) {
+        add_group(rows, planes[p].value, 0, b, row, count, group, acc);
+        add_group(rows, planes[p].value + 2, 1, b, row, count, group, acc);
+      } else {
+        add_group(rows, planes[p].value, planes[p].matrix, b, row, count, group, acc);
+      }
+    }
+  }
+  for (int r = 0; r < count; ++r) {
+    const float32x4_t unit = vdupq_n_f32(b->units[(row + (size_t)r) * b->unit_stride]);
+    float *out = b->acc + (row + (size_t)r) * b->acc_stride + tile * F2I_ACC_PER_TILE + 8 * quarter;
+    for (int v = 0; v < 2; ++v) {
+      add_to(out + 4 * v, unit, acc[r].re[v]);
+      add_to(out + F2I_TILE_ROWS + 4 * v, unit, acc[r].im[v]);
+    }
+  }
+}
+
+void f2i_block_dot__neon82(const f2i_block *b) {
+  for (size_t tile = 0; tile < b->tiles; ++tile) {
+    for (size_t quarter = 0; quarter < 4; ++quarter) {
+      size_t row = 0;
+      for (; row + ROWS <= b->rows; row += ROWS) eight_rows(b, tile, quarter, row, ROWS);
+      for (; row < b->rows; ++row) eight_rows(b, tile, quarter, row, 1);
+    }
+  }
+}

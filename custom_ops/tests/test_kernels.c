@@ -1,0 +1,334 @@
+/* test_kernels.c - every kernel this CPU can run against the scalar kernel of its family, without Python or ONNX Runtime.
+ *
+ *   test_kernels [quick] [cpu features]
+ *
+ * "quick" leaves out the large shapes (for emulators). With cpu features ("neon dotprod") the library must find exactly
+ * these. Every buffer ends at an inaccessible page, so a byte too far is a crash; packed bytes lie unaligned for it.
+ */
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fairy2i.h"
+
+static int passed, failed;
+
+static void check(int ok, const char *what, const char *detail) {
+  if (ok) {
+    ++passed;
+  } else {
+    ++failed;
+    printf("FAILED: %s: %s\n", what, detail);
+  }
+}
+
+/* --- buffers --- */
+
+typedef struct buffer {
+  void *data; /* ends where the inaccessible page begins */
+  void *map;
+  size_t mapped;
+} buffer;
+
+static buffer guarded(size_t bytes) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (bytes + page - 1) / page * page;
+  buffer b = {NULL, NULL, inside + page};
+  b.map = mmap(NULL, b.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (b.map == MAP_FAILED || mprotect((char *)b.map + inside, page, PROT_NONE) != 0) {
+    perror("mmap");
+    exit(2);
+  }
+  b.data = (char *)b.map + inside - bytes;
+  return b;
+}
+
+static void release(buffer *b) { munmap(b->map, b->mapped); }
+
+static uint64_t state = 1;
+
+static uint32_t random_bits(void) { /* SplitMix64 */
+  uint64_t z = state += 0x9E3779B97F4A7C15u;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+  return (uint32_t)(z >> 32);
+}
+
+static float random_float(void) { return (float)(int32_t)random_bits() * 0x1p-31f; }
+
+static buffer random_floats(size_t count) {
+  const buffer b = guarded(count * sizeof(float));
+  for (size_t i = 0; i < count; ++i) ((float *)b.data)[i] = random_float();
+  return b;
+}
+
+/* --- layers --- */
+
+typedef struct layer {
+  f2i_weights w;
+  buffer packed, scales, row_multiplier, col_multiplier, bias;
+} layer;
+
+static layer random_layer(int64_t n, int64_t k, int64_t stages) {
+  layer l = {.w = {.k = k, .n = n, .stages = stages, .layout_version = 1}};
+  if (f2i_packed_size(k, n, stages, &l.w.packed_bytes, NULL) != F2I_OK) exit(2);
+  const size_t shift = random_bits() % 63 + 1; /* the bytes then lie at any alignment */
+  l.packed = guarded(l.w.packed_bytes + shift);
+  for (size_t i = 0; i < l.w.packed_bytes; ++i) ((uint8_t *)l.packed.data)[i] = (uint8_t)random_bits();
+  l.w.packed = l.packed.data;
+  memmove((uint8_t *)l.packed.data + shift, l.packed.data, l.w.packed_bytes);
+  l.w.packed += shift;
+  l.w.scales_count = (size_t)stages * 4;
+  l.scales = random_floats(l.w.scales_count);
+  l.w.scales = l.scales.data;
+  l.w.row_multiplier_count = (size_t)n;
+  l.row_multiplier = random_floats((size_t)n);
+  l.w.col_multiplier_count = (size_t)k;
+  l.col_multiplier = random_floats((size_t)k);
+  l.bias = random_floats((size_t)n);
+  if (random_bits() & 1) l.w.row_multiplier = l.row_multiplier.data;
+  else l.w.row_multiplier_count = 0;
+  if (random_bits() & 1) l.w.col_multiplier = l.col_multiplier.data;
+  else l.w.col_multiplier_count = 0;
+  return l;
+}
+
+static void free_layer(layer *l) {
+  release(&l->packed);
+  release(&l->scales);
+  release(&l->row_multiplier);
+  release(&l->col_multiplier);
+  release(&l->bias);
+}
+
+/* --- threads --- */
+
+typedef struct job {
+  f2i_task task;
+  void *arg;
+  size_t count;
+  atomic_size_t next;
+} job;
+
+static void *work(void *arg) {
+  job *j = arg;
+  for (size_t i = atomic_fetch_add(&j->next, 1); i < j->count; i = atomic_fetch_add(&j->next, 1)) {
+    j->task(j->arg, j->count - 1 - i); /* last first: the order must not matter */
+  }
+  return NULL;
+}
+
+static void run_threads(void *context, f2i_task task, size_t count, void *arg) {
+  enum { MOST = 4 };
+  const int threads = *(const int *)context;
+  job j = {.task = task, .arg = arg, .count = count};
+  pthread_t ids[MOST];
+  for (int i = 1; i < threads; ++i) {
+    if (pthread_create(&ids[i], NULL, work, &j) != 0) exit(2);
+  }
+  work(&j);
+  for (int i = 1; i < threads; ++i) pthread_join(ids[i], NULL);
+}
+
+/* --- one product --- */
+
+static void product(const layer *l, const char *family, const char *isa, int64_t rows, const float *x, int64_t ldx, float *y,
+                    int64_t ldy, int threads) {
+  f2i_plan plan;
+  f2i_message message;
+  f2i_kernel_info info;
+  size_t bytes;
+  if (f2i_plan_init(&plan, &l->w, family, isa, &message) != F2I_OK ||
+      f2i_workspace_size(&plan, rows, &bytes, &message) != F2I_OK) {
+    check(0, "plan", message.text);
+    return;
+  }
+  if (f2i_plan_kernel(&plan, &info) != F2I_OK || strcmp(info.family, family) != 0 || strcmp(info.isa, isa) != 0) {
+    check(0, "forced kernel is not the one that runs", isa);
+  }
+  buffer workspace = guarded(bytes);
+  const f2i_parallel parallel = {run_threads, &threads};
+  const f2i_status status = f2i_matmul(&plan, rows, x, ldx, l->bias.data, y, ldy, workspace.data, bytes,
+                                       threads > 0 ? &parallel : NULL, &message);
+  if (status != F2I_OK) check(0, "f2i_matmul", message.text);
+  release(&workspace);
+}
+
+/* The float kernels of NEON add in another order than the scalar one; all others equal it to the bit. */
+static int same(const f2i_kernel_info *kernel, const float *y, const float *expected, size_t count) {
+  if (strcmp(kernel->family, "exact") != 0 || strncmp(kernel->isa, "neon", 4) != 0) {
+    return memcmp(y, expected, count * sizeof(float)) == 0;
+  }
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < count; ++i) {
+    error += ((double)y[i] - expected[i]) * ((double)y[i] - expected[i]);
+    norm += (double)expected[i] * expected[i];
+  }
+  return sqrt(error) <= 1e-6 * sqrt(norm);
+}
+
+static const char *describe(const f2i_kernel_info *kernel, const layer *l, int64_t rows) {
+  static char text[128];
+  snprintf(text, sizeof text, "%s/%s N=%lld K=%lld stages=%lld rows=%lld", kernel->family, kernel->isa, (long long)l->w.n,
+           (long long)l->w.k, (long long)l->w.stages, (long long)rows);
+  return text;
+}
+
+static size_t runnable(f2i_kernel_info kernels[], size_t most) {
+  size_t count = 0;
+  for (size_t i = 0; i < f2i_kernel_count() && count < most; ++i) {
+    if (f2i_kernel_at(i, &kernels[count]) == F2I_OK && kernels[count].available) ++count;
+  }
+  return count;
+}
+
+/* --- tests --- */
+
+/* All kernels on one layer, for each number of rows; rows of x and y lie further apart than they are long. */
+static void test_layer(int64_t n, int64_t k, int64_t stages, const int *rows, int rows_count) {
+  f2i_kernel_info kernels[32];
+  const size_t count = runnable(kernels, 32);
+  const int64_t most = rows[rows_count - 1], ldx = k + 3, ldy = n + 5;
+  const size_t x_size = (size_t)((most - 1) * ldx + k), y_size = (size_t)((most - 1) * ldy + n);
+  layer l = random_layer(n, k, stages);
+  buffer x = random_floats(x_size), expected = guarded(y_size * sizeof(float));
+  const char *family = "";
+  for (size_t i = 0; i < count; ++i) {
+    if (strcmp(kernels[i].isa, "scalar") == 0) continue;
+    if (strcmp(kernels[i].family, family) != 0) {
+      family = kernels[i].family;
+      product(&l, family, "scalar", most, x.data, ldx, expected.data, ldy, 0);
+    }
+    for (int r = 0; r < rows_count; ++r) {
+      buffer y = guarded((size_t)((rows[r] - 1) * ldy + n) * sizeof(float));
+      product(&l, family, kernels[i].isa, rows[r], x.data, ldx, y.data, ldy, (int)(random_bits() % 5));
+      int ok = 1;
+      for (int64_t row = 0; row < rows[r]; ++row) {
+        ok &= same(&kernels[i], (float *)y.data + row * ldy, (float *)expected.data + row * ldy, (size_t)n);
+      }
+      check(ok, describe(&kernels[i], &l, rows[r]), "differs from scalar");
+      release(&y);
+    }
+  }
+  release(&x);
+  release(&expected);
+  free_layer(&l);
+}
+
+/* Several rows give what each gives alone, to the bit, in every family; a row with NaN or infinity becomes NaN alone. */
+static void test_rows(const f2i_kernel_info *kernel) {
+  enum { N = 130, K = 202, ROWS = 9 };
+  layer l = random_layer(N, K, 2);
+  buffer x = random_floats(ROWS * K), all = guarded(ROWS * N * sizeof(float)), one = guarded(N * sizeof(float));
+  product(&l, kernel->family, kernel->isa, ROWS, x.data, K, all.data, N, 0);
+  int ok = 1;
+  for (int row = 0; row < ROWS; ++row) {
+    product(&l, kernel->family, kernel->isa, 1, (float *)x.data + row * K, K, one.data, N, 0);
+    ok &= memcmp(one.data, (float *)all.data + row * N, N * sizeof(float)) == 0;
+  }
+  check(ok, describe(kernel, &l, ROWS), "a row alone differs from the row among others");
+  const float bad[3] = {NAN, INFINITY, -INFINITY};
+  for (int i = 0; i < 3; ++i) {
+    buffer y = guarded(ROWS * N * sizeof(float));
+    float *at = (float *)x.data + (2 + i) * K + 67 * i; /* real and imaginary part, first and later blocks */
+    const float before = *at;
+    *at = bad[i];
+    product(&l, kernel->family, kernel->isa, ROWS, x.data, K, y.data, N, 0);
+    *at = before;
+    ok = 1;
+    for (int row = 0; row < ROWS; ++row) {
+      const float *of = (float *)y.data + row * N;
+      if (row != 2 + i) ok &= memcmp(of, (float *)all.data + row * N, N * sizeof(float)) == 0;
+      for (int j = 0; row == 2 + i && j < N; ++j) ok &= isnan(of[j]) != 0;
+    }
+    check(ok, describe(kernel, &l, ROWS), "a row that is not finite must become NaN, and only that row");
+    release(&y);
+  }
+  buffer zeros = guarded(K * sizeof(float)); /* all zero: the bias remains */
+  product(&l, kernel->family, kernel->isa, 1, zeros.data, K, one.data, N, 0);
+  check(memcmp(one.data, l.bias.data, N * sizeof(float)) == 0, describe(kernel, &l, 1), "x = 0 must give the bias");
+  release(&zeros);
+  release(&x);
+  release(&all);
+  release(&one);
+  free_layer(&l);
+}
+
+/* Names: what is forced runs (checked in product), unknown names are refused with a message, the default is "lut". */
+static void test_choice(void) {
+  f2i_plan plan;
+  f2i_message message;
+  f2i_kernel_info info;
+  layer l = random_layer(4, 4, 2);
+  unsetenv("FAIRY2I_KERNEL");
+  unsetenv("FAIRY2I_ISA");
+  check(f2i_plan_init(&plan, &l.w, "lut", "doesnotexist", &message) == F2I_UNKNOWN_KERNEL &&
+            strstr(message.text, "doesnotexist") != NULL,
+        "unknown ISA", message.text);
+  check(f2i_plan_init(&plan, &l.w, "fastest", NULL, &message) == F2I_UNKNOWN_KERNEL &&
+            strstr(message.text, "lut exact dot") != NULL,
+        "unknown family", message.text);
+  for (size_t i = 0; i < f2i_kernel_count(); ++i) {
+    f2i_kernel_at(i, &info);
+    if (info.available) continue;
+    check(f2i_plan_init(&plan, &l.w, info.family, info.isa, &message) == F2I_UNKNOWN_KERNEL, "ISA this CPU lacks", info.isa);
+  }
+  check(f2i_plan_init(&plan, &l.w, NULL, NULL, &message) == F2I_OK && f2i_plan_kernel(&plan, &info) == F2I_OK &&
+            strcmp(info.family, "lut") == 0 && info.is_default,
+        "default kernel", message.text);
+  printf("default: %s/%s\n", info.family, info.isa);
+  setenv("FAIRY2I_KERNEL", "exact", 1);
+  setenv("FAIRY2I_ISA", "scalar", 1);
+  check(f2i_plan_init(&plan, &l.w, NULL, NULL, &message) == F2I_OK && f2i_plan_kernel(&plan, &info) == F2I_OK &&
+            strcmp(info.family, "exact") == 0 && strcmp(info.isa, "scalar") == 0,
+        "kernel of the environment", message.text);
+  unsetenv("FAIRY2I_KERNEL");
+  unsetenv("FAIRY2I_ISA");
+  free_layer(&l);
+}
+
+int main(int argc, char **argv) {
+  const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+  const char *features = argc > 1 + quick ? argv[1 + quick] : NULL;
+  char found[128];
+  f2i_cpu_features(found, sizeof found);
+  printf("CPU features: %s\n", found);
+  check(features == NULL || strcmp(features, found) == 0, "CPU features expected", features != NULL ? features : "");
+
+  f2i_kernel_info kernels[32];
+  const size_t count = runnable(kernels, 32);
+  printf("kernels:");
+  for (size_t i = 0; i < count; ++i) printf(" %s/%s", kernels[i].family, kernels[i].isa);
+  printf("\n");
+  test_choice();
+  for (size_t i = 0; i < count; ++i) test_rows(&kernels[i]);
+
+  /* real sizes around tile (64), half tile (32) and block (64) edges, primes doubled, and real layers */
+  static const int edges[] = {2, 4, 6, 30, 32, 34, 62, 64, 66, 86, 106, 126, 128, 130, 172, 194, 258};
+  static const int few[] = {1, 2, 3, 4, 5, 6, 7, 8, 9}, many[] = {1, 2, 8, 9, 17, 64};
+  enum { EDGES = sizeof edges / sizeof edges[0] };
+  for (int stages = 1; stages <= 4; ++stages) {
+    for (int i = 0; i < EDGES; ++i) {
+      for (int j = 0; j < EDGES; ++j) {
+        if (quick && (i + 3 * j + stages) % 11 != 0) continue;
+        test_layer(edges[i], edges[j], stages, few, 9);
+      }
+    }
+    test_layer(346, 134, stages, many, 6); /* several strips, more rows than tables exist for at one time */
+  }
+  test_layer(5504, quick ? 66 : 1376, 2, few, 3);
+  test_layer(quick ? 66 : 1376, 5504, 2, few, 3);
+  test_layer(11008, quick ? 2 : 172, 1, few, 2);
+  test_layer(quick ? 2 : 172, 11008, 1, few, 2);
+  if (!quick) test_layer(1026, 4096, 2, many, 6);
+
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
