@@ -4,6 +4,7 @@
  * four byte columns; each byte then splits into the table indices of an even and an odd column.
  */
 #include <arm_neon.h>
+#include <stddef.h>
 
 #include "dot_operands.h"
 
@@ -23,39 +24,41 @@ static inline void transpose(const uint8_t *cells, uint8x16_t rows[2]) {
   rows[1] = vreinterpretq_u8_u16(vzip2q_u16(ab, cd));
 }
 
-/* Low plane's code in bits 0-1, high plane's in bits 2-3: of the even columns, of the odd columns. */
-static inline void split(uint8x16_t bytes, uint8x16_t index[2]) {
+/* Low plane's code in bits 0-1, high plane's in bits 2-3, of the even or odd columns. */
+static inline uint8x16_t index_of(uint8x16_t bytes, const int parity) {
   const uint8x16_t low2 = vdupq_n_u8(3), by2 = vshrq_n_u8(bytes, 2);
-  index[0] = vandq_u8(vbslq_u8(low2, bytes, by2), vdupq_n_u8(15));
-  index[1] = vbslq_u8(low2, by2, vshrq_n_u8(bytes, 4));
+  return parity ? vbslq_u8(low2, by2, vshrq_n_u8(bytes, 4)) : vandq_u8(vbslq_u8(low2, bytes, by2), vdupq_n_u8(15));
 }
 
 typedef struct sums {
   int32x4_t re[2], im[2]; /* of rows 0-3, 4-7 */
 } sums;
 
+/* sum += weights times one lane of x */
+static inline int32x4_t add_lane(int32x4_t sum, int8x16_t weights, int8x8_t x, const int lane) {
+  return lane ? vdotq_lane_s32(sum, weights, x, 1) : vdotq_lane_s32(sum, weights, x, 0);
+}
+
 /* Adds one group of byte columns for `count` rows of x; tables: re, im. */
 static inline void add_group(const uint8x16_t rows[2], const int8_t value[2][16], int matrix, const f2i_block *b,
                              size_t row, const int count, int group, sums *acc) {
   const int8x16_t table_re = vld1q_s8(value[0]), table_im = vld1q_s8(value[1]);
+  /* U x: re - im, im + re; W conj(x): the same with -im for im */
+  const size_t plus = matrix ? offsetof(f2i_dot_activations, minus_im) : offsetof(f2i_dot_activations, im);
+  const size_t minus = matrix ? offsetof(f2i_dot_activations, im) : offsetof(f2i_dot_activations, minus_im);
+  const uint8_t *first = b->operands + row * b->operand_stride + group * 8;
   for (int v = 0; v < 2; ++v) {
-    uint8x16_t index[2];
-    split(rows[v], index);
-    const int8x16_t re[2] = {vqtbl1q_s8(table_re, index[0]), vqtbl1q_s8(table_re, index[1])};
-    const int8x16_t im[2] = {vqtbl1q_s8(table_im, index[0]), vqtbl1q_s8(table_im, index[1])};
-    for (int r = 0; r < count; ++r) {
-      const f2i_dot_activations *x = (const void *)(b->operands + (row + (size_t)r) * b->operand_stride);
-      /* [parity][byte column]; U x: re - im, im + re; W conj(x): the same with -im for im */
-      const int8x8_t x_im = vld1_s8(x->im[group][0]), minus = vld1_s8(x->minus_im[group][0]);
-      const int8x8_t a = vld1_s8(x->re[group][0]), c = matrix ? minus : x_im, d = matrix ? x_im : minus;
-      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], re[0], a, 0);
-      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], re[0], c, 0);
-      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], im[0], d, 0);
-      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], im[0], a, 0);
-      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], re[1], a, 1);
-      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], re[1], c, 1);
-      acc[r].re[v] = vdotq_lane_s32(acc[r].re[v], im[1], d, 1);
-      acc[r].im[v] = vdotq_lane_s32(acc[r].im[v], im[1], a, 1);
+    for (int parity = 0; parity < 2; ++parity) {
+      const uint8x16_t index = index_of(rows[v], parity);
+      const int8x16_t re = vqtbl1q_s8(table_re, index), im = vqtbl1q_s8(table_im, index);
+      for (int r = 0; r < count; ++r) {
+        const int8_t *x = (const int8_t *)(first + (size_t)r * b->operand_stride);
+        const int8x8_t a = vld1_s8(x), c = vld1_s8(x + plus), d = vld1_s8(x + minus); /* [parity][byte column] */
+        acc[r].re[v] = add_lane(acc[r].re[v], re, a, parity);
+        acc[r].im[v] = add_lane(acc[r].im[v], re, c, parity);
+        acc[r].re[v] = add_lane(acc[r].re[v], im, d, parity);
+        acc[r].im[v] = add_lane(acc[r].im[v], im, a, parity);
+      }
     }
   }
 }
@@ -65,7 +68,8 @@ static inline void add_to(float *acc, float32x4_t unit, int32x4_t sum) {
 }
 
 /* A quarter of a tile, eight rows, for `count` rows of x. */
-static inline void eight_rows(const f2i_block *b, size_t tile, size_t quarter, size_t row, const int count) {
+static inline __attribute__((always_inline)) void eight_rows(const f2i_block *b, size_t tile, size_t quarter,
+                                                             size_t row, const int count) {
   const f2i_dot_plane *planes = b->shared;
   const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
   const uint8_t *packed = b->packed + tile * tile_bytes + quarter / 2 * 32 + quarter % 2 * 8;

@@ -143,7 +143,7 @@ static inline void look_up(const tables *t, const indices *i, uint16x8_t re[2], 
 
 /* `tiles` (1 or 2) neighbouring tiles for `rows` (1 or 2) rows of x: tiles share the loaded tables, rows the indices.
  */
-static inline void lut_tiles(const f2i_block *b, size_t row, size_t tile, const int rows, const int tiles_here) {
+static F2I_INLINE void lut_tiles(const f2i_block *b, size_t row, size_t tile, const int rows, const int tiles_here) {
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS, tile_bytes = cells * F2I_CELL_BYTES;
   const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
   const uint8_t *table = b->operands + row * b->operand_stride;

@@ -7,41 +7,31 @@
  */
 #include "neon_lut.h"
 
-/* The tables of a cell: of each output and nibble, those of two byte columns. */
-typedef struct tables {
-  uint8x16x2_t low_re, low_im, high_re, high_im;
-} tables;
-
-static inline uint8x16x2_t pair_at(const uint8_t *table) {
-  const uint8x16x2_t t = {{vld1q_u8(table), vld1q_u8(table + 16)}};
-  return t;
-}
-
-static inline tables tables_at(const uint8_t *table) {
-  const tables t = {pair_at(table), pair_at(table + 32), pair_at(table + 64), pair_at(table + 96)};
-  return t;
-}
-
 /* Indices of 8 rows in two columns. */
-typedef struct indices {
-  uint8x16_t low, high;
-} indices;
-
-static inline indices split(uint8x16_t bytes) {
+static inline void split(uint8x16_t bytes, uint8x16_t *low, uint8x16_t *high) {
   const uint8x16_t column = vreinterpretq_u8_u16(vdupq_n_u16(0x1000)); /* bit 4 of the odd bytes */
-  const indices i = {vbslq_u8(vdupq_n_u8(15), bytes, column), vsriq_n_u8(column, bytes, 4)};
-  return i;
+  *high = vsriq_n_u8(column, bytes, 4);
+  *low = vbslq_u8(vdupq_n_u8(15), bytes, column);
 }
 
-static inline void look_up(const tables *t, indices i, uint16x8_t *re, uint16x8_t *im) {
-  *re = vpadalq_u8(*re, vqtbl2q_u8(t->low_re, i.low));
-  *im = vpadalq_u8(*im, vqtbl2q_u8(t->low_im, i.low));
-  *re = vpadalq_u8(*re, vqtbl2q_u8(t->high_re, i.high));
-  *im = vpadalq_u8(*im, vqtbl2q_u8(t->high_im, i.high));
+/* Adds what the tables of two byte columns say for one output. */
+static inline void look_up(const uint8_t *table, const uint8x16_t index[2][2], uint16x8_t sums[2][2]) {
+  const uint8x16x2_t t = vld1q_u8_x2(table);
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 2; ++i) sums[half][i] = vpadalq_u8(sums[half][i], vqtbl2q_u8(t, index[half][i]));
+  }
+}
+
+static inline void look_up_all(const uint8_t *table, const uint8x16_t low[2][2], const uint8x16_t high[2][2],
+                               f2i_neon_sums *sums) {
+  look_up(table, low, sums->re);
+  look_up(table + 32, low, sums->im);
+  look_up(table + 64, high, sums->re);
+  look_up(table + 96, high, sums->im);
 }
 
 /* One tile for `rows` (1 or 2) rows of x, which share the indices. */
-static inline void lut_tile(const f2i_block *b, size_t row, size_t tile, const int rows) {
+static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, const int rows) {
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS, tile_bytes = cells * F2I_CELL_BYTES;
   const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
   const uint8_t *table = b->operands + row * b->operand_stride;
@@ -49,18 +39,14 @@ static inline void lut_tile(const f2i_block *b, size_t row, size_t tile, const i
   for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
     __builtin_prefetch(ahead);
     ahead += F2I_CELL_BYTES;
-    indices index[2][2];
+    uint8x16_t low[2][2], high[2][2];
     for (int half = 0; half < 2; ++half) {
       const uint8x16_t even = vld1q_u8(packed + 32 * half), odd = vld1q_u8(packed + 32 * half + 16);
-      index[half][0] = split(vzip1q_u8(even, odd));
-      index[half][1] = split(vzip2q_u8(even, odd));
+      split(vzip1q_u8(even, odd), &low[half][0], &high[half][0]);
+      split(vzip2q_u8(even, odd), &low[half][1], &high[half][1]);
     }
-    for (int r = 0; r < rows; ++r) {
-      const tables t = tables_at(table + (size_t)r * b->operand_stride);
-      for (int half = 0; half < 2; ++half) {
-        for (int i = 0; i < 2; ++i) look_up(&t, index[half][i], &sums[r].re[half][i], &sums[r].im[half][i]);
-      }
-    }
+    look_up_all(table, low, high, &sums[0]);
+    if (rows == 2) look_up_all(table + b->operand_stride, low, high, &sums[1]);
   }
   for (int r = 0; r < rows; ++r) {
     const size_t x = row + (size_t)r;

@@ -16,7 +16,9 @@ enum {
   STRIP_TILES = 16,     /* row tiles of a strip for a single row of x: long runs of packed bytes */
   STRIP_TILES_MANY = 4, /* for more rows: the accumulators of all of them stay in the first-level cache */
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
-  MIN_STRIPS = 8,  /* so that several threads find even work in small layers */
+  MIN_STRIPS = 8,    /* so that several threads find even work in small layers */
+  ALONE_BLOCKS = 48, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
+  ALONE_BYTES = 48 << 10,
   GROUP_ROWS = 32, /* rows of x whose tables exist at one time */
   ALIGN = 64,
 };
@@ -185,8 +187,8 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
     c.rows = rows_of_group(rows - row);
     c.x = x + row * ldx;
     c.y = y + row * ldy;
-    run(parallel, build_task, c.rows * c.blocks, &c);
-    run(parallel, strip_task, c.strips, &c);
+    run(c.rows * c.blocks > ALONE_BLOCKS ? parallel : NULL, build_task, c.rows * c.blocks, &c);
+    run(c.rows * c.w->packed_bytes > ALONE_BYTES ? parallel : NULL, strip_task, c.strips, &c);
   }
   return f2i_ok(message);
 }

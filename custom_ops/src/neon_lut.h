@@ -6,6 +6,9 @@
 
 #include "kernels.h"
 
+/* Inlined into each call with constant counts: the loops over them must unroll, or the sums would live in memory. */
+#define F2I_INLINE inline __attribute__((always_inline))
+
 /* Both row halves of a tile: [row half][8 rows] sums of int8 entries, as 16-bit numbers that may wrap around. */
 typedef struct f2i_neon_sums {
   uint16x8_t re[2][2], im[2][2]; /* [row half][rows 0-7, 8-15] */

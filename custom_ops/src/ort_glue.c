@@ -28,6 +28,7 @@ typedef struct node {
   int is_half;              /* X, bias and Y are float16 */
   f2i_weights weights;      /* attributes; addresses of the operands that are constant */
   int constant[IN_COUNT];
+  f2i_plan plan; /* made once if all operands but X and bias are constant; else plan.kernel is NULL */
 } node;
 
 /* One runtime per process: its entry point, and our domain, made at the first registration and shared by all sessions
@@ -103,12 +104,16 @@ static OrtStatus *place_operand(const node *n, f2i_weights *w, int input, const 
 
 /* --- creation --- */
 
-static void copy_entry(const OrtApi *api, const OrtKeyValuePairs *entries, const char *key, char *out, size_t size) {
-  const char *value = api->GetKeyValue(entries, key);
+static void copy_text(const char *value, char *out, size_t size) {
   if (value == NULL) return;
   const size_t length = strlen(value) < size - 1 ? strlen(value) : size - 1;
   memcpy(out, value, length);
   out[length] = '\0';
+}
+
+/* What the session does not force the environment may; read once, so that all calls of a session run one kernel. */
+static void read_environment(const char *variable, char *out, size_t size) {
+  if (out[0] == '\0') copy_text(getenv(variable), out, size);
 }
 
 /* Session config entries fairy2i.kernel and fairy2i.isa, where the runtime lets a kernel read them. */
@@ -120,8 +125,8 @@ static OrtStatus *read_config(node *n, const OrtKernelInfo *info) {
   if (api == NULL) return NULL;
   OrtKeyValuePairs *entries = NULL;
   RETURN_IF_ERROR(api->KernelInfo_GetConfigEntries(info, &entries));
-  copy_entry(api, entries, "fairy2i.kernel", n->family, sizeof n->family);
-  copy_entry(api, entries, "fairy2i.isa", n->isa, sizeof n->isa);
+  copy_text(api->GetKeyValue(entries, "fairy2i.kernel"), n->family, sizeof n->family);
+  copy_text(api->GetKeyValue(entries, "fairy2i.isa"), n->isa, sizeof n->isa);
   api->ReleaseKeyValuePairs(entries);
   return NULL;
 }
@@ -147,25 +152,33 @@ static OrtStatus *read_attributes(node *n, const OrtKernelInfo *info) {
   return NULL;
 }
 
-static OrtStatus *read_constants(node *n, const OrtKernelInfo *info) {
+/* Keeps the addresses of constant operands; *all_constant: every one that is given, X and bias apart, is. */
+static OrtStatus *read_constants(node *n, const OrtKernelInfo *info, int *all_constant) {
   size_t inputs = 0;
+  *all_constant = 1;
   RETURN_IF_ERROR(n->api->KernelInfo_GetInputCount(info, &inputs));
   for (int input = IN_PACKED; input < IN_COUNT && (size_t)input < inputs; ++input) {
     const OrtValue *value = NULL;
+    size_t name_size = 0; /* with the final NUL: 1 for an optional input that is left out */
     if (input == IN_BIAS) continue;
     RETURN_IF_ERROR(n->api->KernelInfoGetConstantInput_tensor(info, (size_t)input, &n->constant[input], &value));
-    if (n->constant[input]) RETURN_IF_ERROR(place_operand(n, &n->weights, input, value));
+    if (n->constant[input]) {
+      RETURN_IF_ERROR(place_operand(n, &n->weights, input, value));
+    } else {
+      RETURN_IF_ERROR(n->api->KernelInfo_GetInputName(info, (size_t)input, NULL, &name_size));
+      if (name_size > 1) *all_constant = 0;
+    }
   }
   return NULL;
 }
 
-/* With all operands constant the whole layer is checked here; else only what is known, and the rest at every call. */
-static OrtStatus *check_node(node *n) {
+/* With all operands constant the layer is checked and its kernel chosen here; else only what is known is checked, and
+ * the rest at every call. */
+static OrtStatus *check_node(node *n, int all_constant) {
   f2i_message message;
-  f2i_plan plan;
   f2i_status status;
-  if (n->constant[IN_PACKED] && n->constant[IN_SCALES]) {
-    status = f2i_plan_init(&plan, &n->weights, n->family, n->isa, &message);
+  if (all_constant) {
+    status = f2i_plan_init(&n->plan, &n->weights, n->family, n->isa, &message);
   } else {
     size_t bytes = 0;
     status = f2i_packed_size(n->weights.k, n->weights.n, n->weights.stages, &bytes, &message);
@@ -190,8 +203,11 @@ static OrtStatus *fill_node(node *n, const OrtKernelInfo *info) {
   RETURN_IF_ERROR(n->api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &n->memory));
   RETURN_IF_ERROR(read_attributes(n, info));
   RETURN_IF_ERROR(read_config(n, info));
-  RETURN_IF_ERROR(read_constants(n, info));
-  return check_node(n);
+  read_environment("FAIRY2I_KERNEL", n->family, sizeof n->family);
+  read_environment("FAIRY2I_ISA", n->isa, sizeof n->isa);
+  int all_constant = 0;
+  RETURN_IF_ERROR(read_constants(n, info, &all_constant));
+  return check_node(n, all_constant);
 }
 
 static OrtStatus *create(const OrtApi *api, const OrtKernelInfo *info, int is_half, void **kernel) {
@@ -284,7 +300,8 @@ static OrtStatus *read_inputs(const node *n, OrtKernelContext *context, call *c)
     (void)f2i_fail(&message, F2I_OK, "bias: expected %lld values, got %zu", (long long)w.n, bias_count);
     return fail(n->api, ORT_INVALID_ARGUMENT, n->name, message.text);
   }
-  if (f2i_plan_init(&c->plan, &w, n->family, n->isa, &message) != F2I_OK) {
+  c->plan = n->plan;
+  if (c->plan.kernel == NULL && f2i_plan_init(&c->plan, &w, n->family, n->isa, &message) != F2I_OK) {
     return fail(n->api, ORT_INVALID_ARGUMENT, n->name, message.text);
   }
   return make_output(n, context, x, c);
