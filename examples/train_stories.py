@@ -15,22 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
-from stories260k import BOS, DATA, convert
+from stories260k import DATA, convert
 from stories_checkpoint import save
+from stories_data import batch_rows, teacher_stories, text_windows
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.func import functional_call
@@ -43,6 +40,9 @@ EVAL_TEXT = DATA / "tinystories" / "tinystories_sample.txt"
 TRAIN_TEXT = DATA / "tinystories" / "tinystories_train_197k.txt"
 
 
+Decay = Literal["cosine", "exponential"]
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that decides the result of a run."""
@@ -51,12 +51,14 @@ class Options:
     profile: Profile = "bf16-reference"
     row_multiplier: RowMultiplier = "none"
     steps: int = 3000
-    batch: int = 8
+    batch: int = 4
     learning_rate: float = 1e-3
+    float_learning_rate: float = 1e-3
     warmup: int = 100
-    stories: int = 4096
-    text_share: float = 0.25
-    length: int = 256
+    decay: Decay = "exponential"
+    stories: int = 1024
+    text_share: float = 0.5
+    length: int = 512
     seed: int = 1
     eval_every: int = 200
 
@@ -100,53 +102,6 @@ def saved_weights(model: LlamaForCausalLM) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def sample_stories(teacher: Any, count: int, length: int, seed: int, progress: Progress) -> Tensor:
-    """Let the teacher write ``count`` windows of ``length`` tokens at temperature 1: int64 [count, length].
-
-    A window begins with BOS; when a story ends (the next BOS) another one follows, as in the teacher's own training.
-    """
-    torch.manual_seed(seed)
-    batches, batch = [], 128
-    for _ in progress.track(range(math.ceil(count / batch)), description="teacher writes stories"):
-        start = torch.full((batch, 1), BOS)
-        batches.append(
-            teacher.generate(
-                start,
-                attention_mask=torch.ones_like(start),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                max_length=length,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        )
-    return torch.cat(batches)[:count]
-
-
-def text_windows(tokenizer: Tokenizer, path: Path, length: int) -> Tensor:
-    """Overlapping windows of ``length`` tokens out of a text file, each led by BOS: int64 [windows, length]."""
-    tokens = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False).ids
-    body = length - 1
-    rows = [[BOS, *tokens[i : i + body]] for i in range(0, len(tokens) - body, length // 4)]
-    return torch.tensor(rows)
-
-
-def batch_rows(stories: int, texts: int, options: Options) -> Iterator[Tensor]:
-    """Endless batches of row numbers: stories are rows 0 ..., windows of real text follow; each kind in shuffled rounds."""
-    generator = torch.Generator().manual_seed(options.seed)
-
-    def shuffled(first: int, count: int) -> Iterator[int]:
-        while True:
-            yield from (first + torch.randperm(count, generator=generator)).tolist()
-
-    story_rows, text_rows = shuffled(0, stories), shuffled(stories, texts)
-    from_text = round(options.batch * options.text_share)
-    while True:
-        yield torch.tensor([*islice(story_rows, options.batch - from_text), *islice(text_rows, from_text)])
-
-
-@torch.no_grad()
 def teacher_logits(teacher: LlamaForCausalLM, windows: Tensor, progress: Progress) -> Tensor:
     """Teacher logits of all windows, computed once: float16 [windows, length, vocabulary]."""
     out = torch.empty(*windows.shape, teacher.config.vocab_size, dtype=torch.float16)
@@ -185,12 +140,22 @@ def evaluate_saved(model: LlamaForCausalLM, tokenizer: Tokenizer, options: Optio
     return evaluate(model, tokenizer, weights)
 
 
-def learning_rate(step: int, options: Options) -> float:
-    """Linear warm-up, then a cosine to zero."""
+def schedule(step: int, options: Options) -> float:
+    """Factor on the learning rates: linear warm-up, then a cosine to zero or an exponential decay to a thousandth."""
     if step < options.warmup:
-        return options.learning_rate * (step + 1) / options.warmup
+        return (step + 1) / options.warmup
     done = (step - options.warmup) / max(1, options.steps - options.warmup)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return 0.001**done if options.decay == "exponential" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(student: LlamaForCausalLM, options: Options) -> torch.optim.Optimizer:
+    """AdamW with one learning rate for the latent weights and one for what stays float: embedding and norms."""
+    linear = set(linear_weights(student))
+    groups = [
+        {"params": [p for name, p in student.named_parameters() if name in linear], "peak": options.learning_rate},
+        {"params": [p for name, p in student.named_parameters() if name not in linear], "peak": options.float_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def train(
@@ -218,16 +183,16 @@ def train(
     console.print(f"float {log['eval_loss_float']:.4f}, untrained {log['eval_loss_untrained']:.4f} nats/token")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        stories = _stories(teacher, options, stories_file, progress)
+        stories = teacher_stories(teacher, options.stories, options.length, options.seed, stories_file, progress)
         windows = torch.cat([stories, text_windows(tokenizer, TRAIN_TEXT, options.length)])
         targets = teacher_logits(teacher, windows, progress)
-        batches = batch_rows(len(stories), len(windows) - len(stories), options)
-        optimizer = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+        batches = batch_rows(len(stories), len(windows) - len(stories), options.batch, options.text_share, options.seed)
+        optimizer = make_optimizer(student, options)
         began, running = time.perf_counter(), 0.0
         for step in progress.track(range(options.steps), description="training"):
             rows = next(batches)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, options)
+                group["lr"] = group["peak"] * schedule(step, options)
             weights = quantization_aware_weights(student, options)
             logits = functional_call(student, weights, (windows[rows],), {"use_cache": False}).logits
             loss = distillation_loss(logits, targets[rows])
@@ -252,18 +217,6 @@ def train(
     return student, log
 
 
-def _stories(teacher: LlamaForCausalLM, options: Options, stories_file: Path | None, progress: Progress) -> Tensor:
-    if stories_file is None or not stories_file.exists():
-        stories = sample_stories(teacher, options.stories, options.length, options.seed, progress)
-        if stories_file is not None:
-            np.save(stories_file, stories.numpy().astype(np.uint16))
-        return stories
-    stories = torch.from_numpy(np.load(stories_file).astype(np.int64))[: options.stories, : options.length]
-    if stories.shape != (options.stories, options.length):
-        sys.exit(f"{stories_file} holds {tuple(stories.shape)} tokens, too few: delete it to sample them anew")
-    return stories
-
-
 def main() -> None:
     """Command line."""
     defaults = Options()
@@ -273,8 +226,12 @@ def main() -> None:
     parser.add_argument("--row-multiplier", choices=ROW_MULTIPLIERS, default=defaults.row_multiplier)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--batch", type=int, default=defaults.batch, help="windows per step")
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="of the latent weights")
+    parser.add_argument(
+        "--float-learning-rate", type=float, default=defaults.float_learning_rate, help="of embedding and norms"
+    )
     parser.add_argument("--warmup", type=int, default=defaults.warmup, help="steps")
+    parser.add_argument("--decay", choices=get_args(Decay), default=defaults.decay, help="of the learning rates")
     parser.add_argument("--stories", type=int, default=defaults.stories, help="windows written by the teacher")
     parser.add_argument("--text-share", type=float, default=defaults.text_share, help="part of a batch that is real text")
     parser.add_argument("--length", type=int, default=defaults.length, help="tokens per window")

@@ -174,7 +174,7 @@ def test_losses_in_the_log_are_reproduced() -> None:
     model.load_state_dict(load_file(CHECKPOINT / "model.safetensors"))
     loss = train_stories.evaluate_saved(model, tokenizer, train_stories.Options(**log["options"]))
     assert loss == pytest.approx(log["eval_loss_trained"], abs=0.01)
-    assert loss < log["eval_loss_float"] + 0.35
+    assert loss < log["eval_loss_float"] + 0.4  # docs/training-stories.md
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
