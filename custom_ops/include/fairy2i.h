@@ -56,7 +56,8 @@ typedef struct f2i_weights {
   size_t col_multiplier_count;
 } f2i_weights;
 
-/* A kernel of the library: family ("lut": int8 tables, no multiplication per weight; "exact": float tables). */
+/* A kernel of the library. Families: "lut", int8 tables, no multiplication per weight; "exact", float tables; "dot", int8
+ * dot-product instructions, which multiply: only ever used when asked for. */
 typedef struct f2i_kernel_info {
   const char *family;
   const char *isa;
@@ -107,7 +108,7 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
 
 /* y[r][0..n) = layer(x[r][0..k)) for r in [0, rows), rows >= 0. ldx and ldy count floats between rows. bias is [n] or
  * NULL. A row of x with a NaN or an infinity gives a row of NaN. parallel may be NULL (one thread). x and y must not
- * overlap. Results do not depend on the number of threads, and those of "lut" not on the ISA. */
+ * overlap. Results do not depend on the number of threads, and those of "lut" and "dot" not on the ISA. */
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
                       int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
                       f2i_message *message);

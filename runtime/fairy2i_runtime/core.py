@@ -28,7 +28,7 @@ class KernelError(Fairy2iRuntimeError):
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel of the library: family (``lut``, ``exact``) and ISA, whether this CPU runs it and picks it by default."""
+    """A kernel of the library: family (``lut``, ``exact``, ``dot``) and ISA, whether this CPU runs it and picks it by default."""
 
     family: str
     isa: str

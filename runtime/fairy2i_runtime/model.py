@@ -35,7 +35,7 @@ def load(
     Args:
         folder: the folder.
         threads: threads to run with; None = one per physical (big) core.
-        kernel: ``lut`` (default) or ``exact``.
+        kernel: ``lut`` (default), ``exact`` or ``dot`` (which multiplies).
         isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
         use_library: False runs without the operator library, slowly, to compare with.
         context_length: the most tokens of prompt and answer together; None = what the model was built for. Smaller ones

@@ -30,7 +30,7 @@ def create_session(
     Args:
         model_file: the .onnx file; its external data lies beside it and is mapped, not read.
         threads: threads of the session; None = one per physical (big) core, see :mod:`fairy2i_runtime.threads`.
-        kernel: ``lut`` or ``exact``; None = what FAIRY2I_KERNEL says, else ``lut``.
+        kernel: ``lut``, ``exact`` or ``dot``; None = what FAIRY2I_KERNEL says, else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = what FAIRY2I_ISA says, else the best one here.
         use_library: False runs the operator's function body, stored in the model, with onnxruntime's own operators: slow,
             in need of memory, and independent of the library.
