@@ -1,6 +1,7 @@
 # make demo   set everything up, export the embedded model, verify it, print a story
 # make test   set everything up (with torch, for the comparisons) and run all tests
 # make lint   ruff, mypy, clang-format, and a build with warnings as errors
+# make bench  time linear layers against MatMulNBits and memory (BENCH=--quick: 45 seconds), count instructions
 # See README.md for the rest.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f
 C_FILES := $(wildcard custom_ops/src/*.[ch] custom_ops/include/*.h)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-large lint format sanitize clean setup
+.PHONY: demo test test-large bench lint format sanitize clean setup
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +47,11 @@ test-large: $(VENV)/.installed-test
 	$(PIP) gguf sentencepiece
 	$(BIN)/python tests/large/fetch_smollm2.py $(WORK)/smollm2
 	FAIRY2I_SMOLLM2=$(WORK)/smollm2 $(BIN)/pytest -m large -s
+
+# on an otherwise idle machine; needs 8 GB of memory, and valgrind for the second line; method and results: docs/benchmarks.md
+bench: setup
+	$(BIN)/python benchmarks/bench_linear.py --json $(WORK)/bench.json $(BENCH)
+	if command -v valgrind > /dev/null; then $(BIN)/python benchmarks/instructions.py; fi
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

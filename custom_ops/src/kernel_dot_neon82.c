@@ -8,6 +8,9 @@
 
 #include "dot_operands.h"
 
+/* the loops over rows of x must unroll, or the sums would live in memory */
+#define INLINE inline __attribute__((always_inline))
+
 enum { ROWS = 4, GROUPS = F2I_BLOCK_CELLS / 2 }; /* rows of x that share the decoded weights */
 
 float f2i_build_dot__neon82(const float *re, const float *im, const float *scales, int stages, void *operands) {
@@ -39,25 +42,32 @@ static inline int32x4_t add_lane(int32x4_t sum, int8x16_t weights, int8x8_t x, c
   return lane ? vdotq_lane_s32(sum, weights, x, 1) : vdotq_lane_s32(sum, weights, x, 0);
 }
 
-/* Adds one group of byte columns for `count` rows of x; tables: re, im. */
-static inline void add_group(const uint8x16_t rows[2], const int8_t value[2][16], int matrix, const f2i_block *b,
-                             size_t row, const int count, int group, sums *acc) {
+/* Adds one matrix of a byte plane for `count` rows of x; tables: re, im. */
+static INLINE void add_plane(const uint8_t *packed, const int8_t value[2][16], int matrix, const f2i_block *b,
+                             size_t row, const int count, sums *acc) {
   const int8x16_t table_re = vld1q_s8(value[0]), table_im = vld1q_s8(value[1]);
   /* U x: re - im, im + re; W conj(x): the same with -im for im */
   const size_t plus = matrix ? offsetof(f2i_dot_activations, minus_im) : offsetof(f2i_dot_activations, im);
   const size_t minus = matrix ? offsetof(f2i_dot_activations, im) : offsetof(f2i_dot_activations, minus_im);
-  const uint8_t *first = b->operands + row * b->operand_stride + group * 8;
-  for (int v = 0; v < 2; ++v) {
-    for (int parity = 0; parity < 2; ++parity) {
-      const uint8x16_t index = index_of(rows[v], parity);
-      const int8x16_t re = vqtbl1q_s8(table_re, index), im = vqtbl1q_s8(table_im, index);
-      for (int r = 0; r < count; ++r) {
-        const int8_t *x = (const int8_t *)(first + (size_t)r * b->operand_stride);
-        const int8x8_t a = vld1_s8(x), c = vld1_s8(x + plus), d = vld1_s8(x + minus); /* [parity][byte column] */
-        acc[r].re[v] = add_lane(acc[r].re[v], re, a, parity);
-        acc[r].im[v] = add_lane(acc[r].im[v], re, c, parity);
-        acc[r].re[v] = add_lane(acc[r].re[v], im, d, parity);
-        acc[r].im[v] = add_lane(acc[r].im[v], im, a, parity);
+  const uint8_t *first = b->operands + row * b->operand_stride;
+#if !defined(__clang__)
+#pragma GCC unroll 1 /* unrolled, gcc moves the loads of all groups to the front and runs out of registers */
+#endif
+  for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, first += 8) {
+    uint8x16_t rows[2];
+    transpose(packed, rows);
+    for (int v = 0; v < 2; ++v) {
+      for (int parity = 0; parity < 2; ++parity) {
+        const uint8x16_t index = index_of(rows[v], parity);
+        const int8x16_t re = vqtbl1q_s8(table_re, index), im = vqtbl1q_s8(table_im, index);
+        for (int r = 0; r < count; ++r) {
+          const int8_t *x = (const int8_t *)(first + (size_t)r * b->operand_stride);
+          const int8x8_t a = vld1_s8(x), c = vld1_s8(x + plus), d = vld1_s8(x + minus); /* [parity][byte column] */
+          acc[r].re[v] = add_lane(acc[r].re[v], re, a, parity);
+          acc[r].im[v] = add_lane(acc[r].im[v], re, c, parity);
+          acc[r].re[v] = add_lane(acc[r].re[v], im, d, parity);
+          acc[r].im[v] = add_lane(acc[r].im[v], im, a, parity);
+        }
       }
     }
   }
@@ -68,8 +78,7 @@ static inline void add_to(float *acc, float32x4_t unit, int32x4_t sum) {
 }
 
 /* A quarter of a tile, eight rows, for `count` rows of x. */
-static inline __attribute__((always_inline)) void eight_rows(const f2i_block *b, size_t tile, size_t quarter,
-                                                             size_t row, const int count) {
+static INLINE void eight_rows(const f2i_block *b, size_t tile, size_t quarter, size_t row, const int count) {
   const f2i_dot_plane *planes = b->shared;
   const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
   const uint8_t *packed = b->packed + tile * tile_bytes + quarter / 2 * 32 + quarter % 2 * 8;
@@ -77,17 +86,15 @@ static inline __attribute__((always_inline)) void eight_rows(const f2i_block *b,
   const int32x4_t zero = vdupq_n_s32(0);
   sums acc[ROWS];
   for (int r = 0; r < count; ++r) acc[r] = (sums){{zero, zero}, {zero, zero}};
-  for (int p = 0; p < b->stages; ++p) {
-    for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES) {
-      uint8x16_t rows[2];
-      transpose(packed, rows);
-      if (quarter < 2) __builtin_prefetch(ahead + quarter * F2I_CELL_BYTES);
-      if (planes[p].both) {
-        add_group(rows, planes[p].value, 0, b, row, count, group, acc);
-        add_group(rows, planes[p].value + 2, 1, b, row, count, group, acc);
-      } else {
-        add_group(rows, planes[p].value, planes[p].matrix, b, row, count, group, acc);
-      }
+  for (int p = 0; p < b->stages; ++p, packed += F2I_PLANE_BYTES, ahead += F2I_PLANE_BYTES) {
+    if (quarter < 2) {
+      for (size_t i = quarter; i < F2I_BLOCK_CELLS; i += 2) __builtin_prefetch(ahead + i * F2I_CELL_BYTES);
+    }
+    if (planes[p].both) {
+      add_plane(packed, planes[p].value, 0, b, row, count, acc);
+      add_plane(packed, planes[p].value + 2, 1, b, row, count, acc);
+    } else {
+      add_plane(packed, planes[p].value, planes[p].matrix, b, row, count, acc);
     }
   }
   for (int r = 0; r < count; ++r) {

@@ -11,7 +11,7 @@ F2I_KERNEL("lut", "avx512", F2I_CPU_AVX512, F2I_PLANE_ENTRIES, NULL, f2i_build_l
 F2I_KERNEL("lut", "avx2", F2I_CPU_AVX2, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__avx2, f2i_block_lut__avx2)
 #endif
 #if defined(F2I_HAVE_NEON)
-/* no dot-product instruction in this one: having it tells cores with fast 16-byte and two-register TBL from older ones */
+/* "lut" uses no dot products: having the instruction tells cores with a fast two-register TBL from older ones */
 F2I_KERNEL("lut", "neon82", F2I_CPU_DOTPROD, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__neon, f2i_block_lut__neon82)
 F2I_KERNEL("lut", "neon", F2I_CPU_NEON, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__neon, f2i_block_lut__neon)
 #endif
@@ -24,6 +24,8 @@ F2I_KERNEL("exact", "avx512", F2I_CPU_AVX512, 4 * F2I_PLANE_ENTRIES, NULL, f2i_b
 F2I_KERNEL("exact", "avx2", F2I_CPU_AVX2, 2 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__avx2, f2i_block_exact__avx2)
 #endif
 #if defined(F2I_HAVE_NEON)
+F2I_KERNEL("exact", "neon82", F2I_CPU_DOTPROD, 3 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__neon,
+           f2i_block_exact__neon82)
 F2I_KERNEL("exact", "neon", F2I_CPU_NEON, 3 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__neon, f2i_block_exact__neon)
 #endif
 F2I_KERNEL("exact", "scalar", 0, 4 * F2I_PLANE_ENTRIES, NULL, f2i_build_exact__scalar, f2i_block_exact__scalar)
@@ -37,6 +39,10 @@ F2I_KERNEL("dot", "avx_vnni", F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI, F2I_DOT_BYTES, f2
 #endif
 #if defined(F2I_HAVE_AVX2)
 F2I_KERNEL("dot", "avx2", F2I_CPU_AVX2, F2I_DOT_BYTES, f2i_prepare_dot, f2i_build_dot__avx2, f2i_block_dot__avx2)
+#endif
+#if defined(F2I_HAVE_I8MM)
+F2I_KERNEL("dot", "neon86", F2I_CPU_I8MM, F2I_DOT_MATRIX_BYTES, f2i_prepare_dot, f2i_build_dot__neon86,
+           f2i_block_dot__neon86)
 #endif
 #if defined(F2I_HAVE_NEON)
 F2I_KERNEL("dot", "neon82", F2I_CPU_DOTPROD, F2I_DOT_BYTES, f2i_prepare_dot, f2i_build_dot__neon82,

@@ -13,10 +13,7 @@
 #include "column_terms.h"
 #include "neon_lut.h"
 
-enum { BYTES = 3, LARGEST = (1 << 23) - 16 }; /* rounding up must not reach 2^23 */
-
-/* The operands: for each byte of the entries, tables arranged like those of "lut". */
-static inline size_t byte_stride(int stages) { return (size_t)stages * F2I_PLANE_ENTRIES; }
+enum { BYTES = F2I_NEON_ENTRY_BYTES, LARGEST = (1 << 23) - 16 }; /* rounding up must not reach 2^23 */
 
 /* Four entries of the two columns' table, with second's stored code k; 2^23 added. */
 static inline uint32x4_t entries(float32x4_t first, float second, float32x4_t inverse) {
@@ -37,7 +34,8 @@ static inline uint8x16_t byte_of(const uint32x4_t v[4], int shift) {
 static void store_table(const float first[4], const float second[4], float32x4_t inverse, int stages, uint8_t *out) {
   uint32x4_t v[4];
   for (int k = 0; k < 4; ++k) v[k] = entries(vld1q_f32(first), second[k], inverse);
-  for (int byte = 0; byte < BYTES; ++byte) vst1q_u8(out + (size_t)byte * byte_stride(stages), byte_of(v, 8 * byte));
+  for (int byte = 0; byte < BYTES; ++byte)
+    vst1q_u8(out + (size_t)byte * f2i_neon_byte_stride(stages), byte_of(v, 8 * byte));
 }
 
 static float largest_term(const float terms[4]) { return fmaxf(fabsf(terms[0]), fabsf(terms[1])); }
@@ -62,7 +60,7 @@ float f2i_build_exact__neon(const float *re, const float *im, const float *scale
   const float largest = find_largest(re, im, scales, stages);
   const int usable = largest >= 1e-30f && largest <= FLT_MAX;
   if (!usable) {
-    memset(operands, 0, BYTES * byte_stride(stages));
+    memset(operands, 0, BYTES * f2i_neon_byte_stride(stages));
     return largest < 1e-30f ? 0.0f : NAN;
   }
   const float32x4_t inverse = vdupq_n_f32((float)LARGEST / largest);
@@ -83,19 +81,6 @@ float f2i_build_exact__neon(const float *re, const float *im, const float *scale
   return largest / (float)LARGEST;
 }
 
-/* acc[0..7] += unit * (sums[0] + 2^8 sums[1] + 2^16 sums[2] - bias); the total fits 32 bits, its parts may wrap */
-static inline void add_rows(const uint16x8_t sums[BYTES], uint32x4_t bias, float32x4_t unit, float *acc) {
-  for (int i = 0; i < 2; ++i) {
-    uint32x4_t total = vsubq_u32(vdupq_n_u32(0), bias);
-    for (int byte = 0; byte < BYTES; ++byte) {
-      const uint32x4_t part = i == 0 ? vmovl_u16(vget_low_u16(sums[byte])) : vmovl_high_u16(sums[byte]);
-      total = vaddq_u32(total, vshlq_u32(part, vdupq_n_s32(8 * byte)));
-    }
-    const float32x4_t value = vmulq_f32(unit, vcvtq_f32_s32(vreinterpretq_s32_u32(total)));
-    vst1q_f32(acc + 4 * i, vaddq_f32(vld1q_f32(acc + 4 * i), value));
-  }
-}
-
 /* Eight rows of a tile. */
 static inline void eight_rows(const uint8_t *packed, const uint8_t *tables, int stages, uint32x4_t bias,
                               float32x4_t unit, float *acc) {
@@ -106,7 +91,7 @@ static inline void eight_rows(const uint8_t *packed, const uint8_t *tables, int 
       const uint8x8_t bytes = vld1_u8(packed + 16 * column);
       const uint8x8_t low = vand_u8(bytes, vdup_n_u8(15)), high = vshr_n_u8(bytes, 4);
       for (int byte = 0; byte < BYTES; ++byte) {
-        const uint8_t *t = tables + (size_t)byte * byte_stride(stages) + 16 * column;
+        const uint8_t *t = tables + (size_t)byte * f2i_neon_byte_stride(stages) + 16 * column;
         re[byte] = vaddw_u8(re[byte], vqtbl1_u8(vld1q_u8(t), low));
         im[byte] = vaddw_u8(im[byte], vqtbl1_u8(vld1q_u8(t + 32), low));
         re[byte] = vaddw_u8(re[byte], vqtbl1_u8(vld1q_u8(t + 64), high));
@@ -116,14 +101,13 @@ static inline void eight_rows(const uint8_t *packed, const uint8_t *tables, int 
     packed += F2I_CELL_BYTES;
     tables += F2I_CELL_ENTRIES;
   }
-  add_rows(re, bias, unit, acc);
-  add_rows(im, bias, unit, acc + F2I_TILE_ROWS);
+  f2i_neon_add_exact(re, bias, unit, acc);
+  f2i_neon_add_exact(im, bias, unit, acc + F2I_TILE_ROWS);
 }
 
 void f2i_block_exact__neon(const f2i_block *b) {
   const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
-  /* each of the look-ups of an output adds 2^23 */
-  const uint32x4_t bias = vdupq_n_u32((uint32_t)(4 * F2I_BLOCK_CELLS * b->stages) << 23);
+  const uint32x4_t bias = f2i_neon_exact_bias(b->stages);
   for (size_t row = 0; row < b->rows; ++row) {
     const uint8_t *tables = b->operands + row * b->operand_stride;
     const float32x4_t unit = vdupq_n_f32(b->units[row * b->unit_stride]);

@@ -27,7 +27,12 @@ Stop = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="Number of threads.", show_default="one per physical core, big ones only")]
 Kernel = Annotated[
-    str | None, typer.Option(help="lut (8-bit tables, no multiplication per weight), exact (float32 tables) or dot (8-bit dot-product instructions: multiplies).", show_default="$FAIRY2I_KERNEL, else lut")
+    str | None,
+    typer.Option(
+        help="lut (8-bit tables, no multiplication per weight), exact (float32 tables) or dot (8-bit dot-product "
+        "instructions: multiplies).",
+        show_default="$FAIRY2I_KERNEL, else lut",
+    ),
 ]
 Isa = Annotated[
     str | None,

@@ -1,0 +1,151 @@
+"""The inner loops of the NEON kernels: no multiplications in "lut", and llvm-mca's estimate of their speed.
+
+    inner_loops.py BUILD                     check only (BUILD: a cross build of custom_ops)
+    inner_loops.py BUILD --mca llvm-mca-19   also estimate cycles per weight and tokens per second
+
+Estimates assume data in the first-level cache and nothing but the loop; they come from compiler scheduling models, not
+from a processor. llvm-mca models Cortex-A76 as a Cortex-A57; the model of its sibling Neoverse N1 is used instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+OBJDUMP = "aarch64-linux-gnu-objdump"
+FILES = {  # object, and the function with the loops
+    "lut/neon": ("kernel_neon", "f2i_block_lut__neon"),
+    "lut/neon82": ("kernel_neon82", "f2i_block_lut__neon82"),
+    "exact/neon": ("kernel_neon_exact", "f2i_block_exact__neon"),
+    "exact/neon82": ("kernel_neon82", "f2i_block_exact__neon82"),
+    "dot/neon82": ("kernel_dot_neon82", "f2i_block_dot__neon82"),
+    "dot/neon86": ("kernel_dot_neon86", "f2i_block_dot__neon86"),
+}
+MULTIPLY = re.compile(
+    r"f?n?m(ul|add|sub|la|ls|neg)|[su]m(ul|la|ls|add|sub|neg)|sq\w*mul|sqdml|sqrdml|pmul|\w*dot|\w*mmla|bfml"
+)
+CORES = {  # model, GHz, GB/s of memory
+    "cortex-a53": ("cortex-a53", 1.4, 2.0),
+    "cortex-a72": ("cortex-a72", 1.8, 4.0),
+    "cortex-a76": ("neoverse-n1", 2.4, 10.0),
+    "neoverse-n2": ("neoverse-n2", 3.0, 20.0),
+}
+OLDEST = {"neon": "cortex-a53", "neon82": "cortex-a76", "neon86": "neoverse-n2"}  # the first of them that runs an ISA
+WEIGHTS_7B = 6.607e9
+BYTES_7B = WEIGHTS_7B / 4
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop: instructions as (mnemonic, operands)."""
+
+    function: str
+    body: list[tuple[str, str]]
+
+    def weights(self, kernel: str) -> float:
+        """Weights times rows of x that one iteration treats, by what each look-up or dot product covers."""
+        lookups = sum(8 if ".8b" in operands.split(",")[0] else 16 for op, operands in self.body if op == "tbl")
+        if kernel.startswith("dot"):  # 16 products of int8 = 8 weights of 2 bits: two stages, real and imaginary output
+            return sum({"sdot": 8, "smmla": 16}.get(op, 0) for op, _ in self.body)
+        return lookups / 3 if kernel.startswith("exact") else lookups
+
+
+def loops(path: Path) -> Iterator[Loop]:
+    """Innermost loops of an object file that look something up."""
+    text = subprocess.run([OBJDUMP, "-d", "--no-show-raw-insn", path], capture_output=True, text=True, check=True).stdout
+    for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
+        name = re.match(r"[0-9a-f]+ <(.*)>:", function)
+        lines = [
+            (int(address, 16), op, operands.split("//")[0].strip())
+            for address, op, operands in re.findall(r"^ +([0-9a-f]+):\t(\S+)[ \t]*(.*)$", function, re.M)
+        ]
+        back = []
+        for address, op, operands in lines:
+            target = re.search(r"\b([0-9a-f]+) <", operands)
+            if target and re.match(r"b(\.|$)|cbn?z|tbn?z", op) and int(target[1], 16) <= address:
+                back.append((int(target[1], 16), address))
+        for first, last in back:
+            inside = any((a, b) != (first, last) and first <= a and b <= last for a, b in back)
+            body = [(op, operands) for address, op, operands in lines if first <= address <= last]
+            if name and not inside and sum(op == "tbl" for op, _ in body) >= 8:
+                yield Loop(name[1], body)
+
+
+def check(kernel: str, loop: Loop) -> list[str]:
+    """What is wrong with a loop."""
+    problems = []
+    multiplications = [op for op, _ in loop.body if MULTIPLY.match(op)]
+    if multiplications and not kernel.startswith("dot"):
+        problems.append(f"{kernel}: {loop.function} multiplies: {' '.join(sorted(set(multiplications)))}")
+    spilled = sum("[sp" in operands for _, operands in loop.body)
+    if spilled > len(loop.body) // 16 and kernel.startswith("lut"):  # a few constants may be
+        problems.append(f"{kernel}: {loop.function} keeps {spilled} operands of its inner loop on the stack")
+    return problems
+
+
+def estimate(mca: str, loop: Loop, model: str) -> tuple[float, str]:
+    """Cycles per iteration, and the share of the vector units' time that is taken."""
+    source = "\n".join(f"{op} {operands}" for op, operands in loop.body if "<" not in operands)
+    command = [
+        mca,
+        "-mtriple=aarch64",
+        "-mattr=+dotprod,+i8mm",
+        f"-mcpu={model}",
+        "-iterations=200",
+        "-instruction-info=false",
+    ]
+    text = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    cycles = float(re.findall(r"Total Cycles: +(\d+)", text)[0]) / 200
+    units = re.findall(r"^\[[\d.]+\] +- [A-Z]+\d+Unit(\w+)", text, re.M)
+    pressure = re.findall(r"Resource pressure per iteration:\n.*\n(.*)", text)[0].split()
+    busiest = sorted(zip((float(p) if p != "-" else 0.0 for p in pressure), units, strict=True), reverse=True)[:2]
+    names = {"W": "F0", "X": "F1"}  # the manual's names of the A72's two vector pipes
+    return cycles, " ".join(f"{names.get(u, u)} {100 * p / cycles:.0f} %" for p, u in busiest)
+
+
+def main() -> int:
+    """Check the loops, and print the estimates if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--mca", help="an llvm-mca of LLVM 17 or later")
+    arguments = parser.parse_args()
+    problems = []
+    found: dict[str, list[Loop]] = {}
+    for kernel, (name, function) in FILES.items():
+        path = arguments.build / "CMakeFiles/fairy2i_ops.dir/src" / f"{name}.c.o"
+        found[kernel] = [loop for loop in loops(path) if loop.function == function]
+        problems += [] if found[kernel] else [f"{kernel}: no inner loop found"]
+        for loop in found[kernel]:
+            problems += check(kernel, loop)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{sum(map(len, found.values()))} inner loops checked, {len(problems)} problems")
+    if arguments.mca:
+        print(
+            "core        kernel      per iteration: instr  weights  cycles  cycles/weight  busiest        1 core   4 cores  memory"
+        )
+        for core, (model, ghz, gbs) in CORES.items():
+            for kernel, of_kernel in found.items():
+                rows = {}
+                for loop in of_kernel:
+                    if list(CORES).index(core) >= list(CORES).index(OLDEST[kernel.split("/")[1]]):
+                        rows[loop.weights(kernel), len(loop.body)] = loop
+                for (weights, count), loop in sorted(rows.items()):
+                    cycles, busiest = estimate(arguments.mca, loop, model)
+                    tokens = ghz * 1e9 / (cycles / weights) / WEIGHTS_7B
+                    print(
+                        f"{core:11} {kernel:12} {count:18} {weights:8.0f} {cycles:7.1f} {cycles / weights:14.4f}  {busiest:14} "
+                        f"{tokens:7.2f} {4 * tokens:9.2f} {gbs * 1e9 / BYTES_7B:7.2f}   "
+                        f"{dict(Counter(op for op, _ in loop.body).most_common(5))}"
+                    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
