@@ -56,8 +56,8 @@ typedef struct f2i_weights {
   size_t col_multiplier_count;
 } f2i_weights;
 
-/* A kernel of the library. Families: "lut", int8 tables, no multiplication per weight; "exact", float tables; "dot",
- * int8 dot-product instructions, which multiply: only ever used when asked for. */
+/* A kernel of the library. Families: "lut", int8 tables, no multiplication per weight; "exact", tables of float
+ * precision; "dot", int8 dot-product instructions, which multiply: only ever used when asked for. */
 typedef struct f2i_kernel_info {
   const char *family;
   const char *isa;
