@@ -127,6 +127,9 @@ static inline void tile_of_rows(const f2i_block *b, size_t row, size_t tile) {
   const uint8_t *packed = b->packed + tile * tile_bytes, *end = packed + tile_bytes;
   const uint8_t *table = b->operands + row * b->operand_stride;
   byte_sums re[ROWS], im[ROWS];
+  for (size_t i = 0; row == 0 && i < tile_bytes; i += F2I_CELL_BYTES) {
+    _mm_prefetch((const char *)b->ahead + tile * tile_bytes + i, _MM_HINT_T1); /* once for all rows */
+  }
   for (int r = 0; r < ROWS; ++r) clear(&re[r]), clear(&im[r]);
   for (; packed < end; packed += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES) {
     const nibbles cells[2] = {split(packed), split(packed + F2I_CELL_BYTES)};

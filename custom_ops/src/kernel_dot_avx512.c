@@ -163,6 +163,9 @@ static void many_rows(const f2i_block *b, size_t row) {
     const size_t tile = i / 2;
     const int half = (int)(i % 2);
     sums acc[ROWS];
+    for (size_t at = 0; row == 0 && half == 0 && at < tile_bytes; at += F2I_CELL_BYTES) {
+      _mm_prefetch((const char *)b->ahead + tile * tile_bytes + at, _MM_HINT_T1); /* once for all rows */
+    }
     for (size_t r = 0; r < ROWS; ++r) acc[r] = start(count, (const void *)(rows + r * b->operand_stride));
     for (int p = 0; p < count; ++p) {
       plane_of_rows(b->packed + tile * tile_bytes + offset[p], &planes[p], half, rows, b->operand_stride, acc);
