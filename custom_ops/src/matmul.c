@@ -51,7 +51,8 @@ static void shape_call(call *c, const f2i_plan *plan, int64_t rows) {
   c->m = (size_t)c->w->k / 2;
   c->tiles = ceil_div(c->n, F2I_TILE_ROWS);
   c->blocks = ceil_div(c->m, F2I_BLOCK_COLS);
-  const size_t longest = rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, even = ceil_div(c->tiles, MIN_STRIPS);
+  const size_t longest = rows > 1 ? STRIP_TILES_MANY : STRIP_TILES,
+               even = c->tiles < MIN_STRIPS ? 1 : c->tiles / MIN_STRIPS;
   c->strip_tiles = even < longest ? even : longest;
   c->strips = ceil_div(c->tiles, c->strip_tiles);
   c->operand_bytes = (size_t)c->w->stages * c->kernel->operand_bytes;
