@@ -37,7 +37,7 @@ setup: $(VENV)/.installed
 demo: setup
 	$(BIN)/fairy2i-export $(MODEL) -o $(WORK)/stories --force
 	$(BIN)/fairy2i verify $(WORK)/stories --against $(MODEL)
-	$(BIN)/fairy2i generate $(WORK)/stories "Once upon a time" --max-new-tokens 200 --stats
+	@printf '\nOnce upon a time'; $(BIN)/fairy2i generate $(WORK)/stories "Once upon a time" --max-new-tokens 200 --stats
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest
