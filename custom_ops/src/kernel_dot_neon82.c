@@ -6,25 +6,10 @@
 #include <arm_neon.h>
 #include <stddef.h>
 
-#include "dot_operands.h"
-
-/* the loops over rows of x must unroll, or the sums would live in memory */
-#define INLINE inline __attribute__((always_inline))
-
-enum { ROWS = 4, GROUPS = F2I_BLOCK_CELLS / 2 }; /* rows of x that share the decoded weights */
+#include "neon_dot.h"
 
 float f2i_build_dot__neon82(const float *re, const float *im, const float *scales, int stages, void *operands) {
   return f2i_build_dot(re, im, scales, stages, operands);
-}
-
-/* Eight rows of two cells: [rows 0-3, 4-7], a row's four byte columns side by side. */
-static inline void transpose(const uint8_t *cells, uint8x16_t rows[2]) {
-  const uint8x16_t a = vcombine_u8(vld1_u8(cells), vdup_n_u8(0)), b = vcombine_u8(vld1_u8(cells + 16), vdup_n_u8(0));
-  const uint8x16_t c = vcombine_u8(vld1_u8(cells + F2I_CELL_BYTES), vdup_n_u8(0));
-  const uint8x16_t d = vcombine_u8(vld1_u8(cells + F2I_CELL_BYTES + 16), vdup_n_u8(0));
-  const uint16x8_t ab = vreinterpretq_u16_u8(vzip1q_u8(a, b)), cd = vreinterpretq_u16_u8(vzip1q_u8(c, d));
-  rows[0] = vreinterpretq_u8_u16(vzip1q_u16(ab, cd));
-  rows[1] = vreinterpretq_u8_u16(vzip2q_u16(ab, cd));
 }
 
 /* Low plane's code in bits 0-1, high plane's in bits 2-3, of the even or odd columns. */
@@ -71,10 +56,6 @@ static INLINE void add_plane(const uint8_t *packed, const int8_t value[2][16], i
       }
     }
   }
-}
-
-static inline void add_to(float *acc, float32x4_t unit, int32x4_t sum) {
-  vst1q_f32(acc, vaddq_f32(vld1q_f32(acc), vmulq_f32(unit, vcvtq_f32_s32(sum))));
 }
 
 /* A quarter of a tile, eight rows, for `count` rows of x. */

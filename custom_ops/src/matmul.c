@@ -5,7 +5,6 @@
  * within a block through a few rows of x, so that the packed bytes come from memory once and each output is summed by
  * one thread in one order: the result does not depend on the number of threads.
  */
-#include <math.h>
 #include <stdint.h>
 
 #include "kernels.h"
