@@ -6,6 +6,8 @@ docs/architecture.md; ``quantize`` uses angles, as the published reference does,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +27,18 @@ def dense(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt.
     top = np.concatenate([real_input.real, imag_input.real], axis=1)
     bottom = np.concatenate([real_input.imag, imag_input.imag], axis=1)
     return np.concatenate([top, bottom])
+
+
+def layer(x: npt.NDArray[np.floating], q: Any, bias: npt.NDArray[np.floating] | None = None) -> npt.NDArray[np.float64]:
+    """The operator in float64, x [..., 2m]; q has codes, scales and multipliers (or None) as attributes."""
+    scaled = x.astype(np.float64) * (1 if q.col_multiplier is None else q.col_multiplier)
+    y = scaled @ dense(q.codes, q.scales).T * (1 if q.row_multiplier is None else q.row_multiplier)
+    return y if bias is None else y + bias
+
+
+def relative(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
+    """|found - expected| / |expected| over all entries."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def lut(

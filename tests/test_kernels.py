@@ -48,17 +48,6 @@ def lut_oracle(x: np.ndarray, q: QuantizedLinear, bias: np.ndarray | None = None
     return np.array(rows, np.float32)
 
 
-def exact_oracle(x: np.ndarray, q: QuantizedLinear, bias: np.ndarray | None = None) -> np.ndarray:
-    a = oracle.dense(q.codes, q.scales)
-    x = x.astype(np.float64) * (1 if q.col_multiplier is None else q.col_multiplier)
-    y = x @ a.T * (1 if q.row_multiplier is None else q.row_multiplier)
-    return y if bias is None else y + bias
-
-
-def relative(y: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
-
-
 def test_scalar_is_always_there_and_default_is_best() -> None:
     assert "scalar" in LUT
     assert "scalar" in EXACT
@@ -89,7 +78,7 @@ def test_every_isa_equals_scalar_to_the_bit(family: str, isa: str, stages: int) 
             x = rng.standard_normal((9, 2 * m)).astype(np.float32)
             found, expected = linear(q, family, isa)(x), linear(q, family, "scalar")(x)
             if family == "exact" and isa.startswith("neon"):  # fixed-point tables of 24 bits, see docs/arm.md
-                assert relative(found, expected) < 1e-6
+                assert oracle.relative(found, expected) < 1e-6
             else:
                 np.testing.assert_array_equal(found, expected, err_msg=f"{n} {m}")
 
@@ -103,7 +92,7 @@ def test_exact_mode_meets_the_contract(isa: str, stages: int) -> None:
         q = random_layer(rng, n, m, stages, multipliers=bool(rng.integers(2)))
         x = rng.standard_normal((3, 2 * m)).astype(np.float32)
         bias = rng.standard_normal(2 * n).astype(np.float32)
-        assert relative(linear(q, "exact", isa)(x, bias), exact_oracle(x, q, bias)) < 1e-6, (n, m)
+        assert oracle.relative(linear(q, "exact", isa)(x, bias), oracle.layer(x, q, bias)) < 1e-6, (n, m)
 
 
 @pytest.mark.parametrize(("family", "isa"), RUNNABLE)
@@ -115,8 +104,8 @@ def test_real_size_layer_meets_the_accuracy_contract(family: str, isa: str) -> N
     outliers[:, rng.choice(4096, 16, replace=False)] *= 30  # 0.4 % of the channels
     limits = (1e-5, 1e-5) if family == "exact" else (0.015, 0.03)
     layer = linear(q, family, isa)
-    assert relative(layer(x), exact_oracle(x, q)) < limits[0]
-    assert relative(layer(outliers), exact_oracle(outliers, q)) < limits[1]
+    assert oracle.relative(layer(x), oracle.layer(x, q)) < limits[0]
+    assert oracle.relative(layer(outliers), oracle.layer(outliers, q)) < limits[1]
 
 
 @pytest.mark.parametrize("isa", LUT)
@@ -176,7 +165,7 @@ def test_extreme_activations(family: str, isa: str) -> None:
     assert (layer(np.zeros((2, 130), np.float32)) == 0).all()
     for factor in (1e-28, 1e-20, 1e20, 1e34):
         y = layer((x * np.float32(factor)).astype(np.float32))
-        assert relative(y.astype(np.float64) / factor, exact_oracle(x, q)) < 0.02
+        assert oracle.relative(y.astype(np.float64) / factor, oracle.layer(x, q)) < 0.02
     tiny = layer(x * np.float32(1e-42))  # denormal: may count as zero, must not become anything else
     assert np.abs(tiny).max() < 1e-38
     overflow = layer(np.full((1, 130), 3e38, np.float32))

@@ -85,17 +85,6 @@ def session(model: onnx.ModelProto | str, threads: int = 2, **entries: str) -> o
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def expected(x: np.ndarray, q: QuantizedLinear, bias: np.ndarray | None = None) -> np.ndarray:
-    a = oracle.dense(q.codes, q.scales)
-    x = x.astype(np.float64) * (1 if q.col_multiplier is None else q.col_multiplier)
-    y = x @ a.T * (1 if q.row_multiplier is None else q.row_multiplier)
-    return y if bias is None else y + bias
-
-
-def relative(y: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
-
-
 @pytest.mark.parametrize("multipliers", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_runs_and_equals_the_c_api(with_bias: bool, multipliers: bool) -> None:
@@ -108,7 +97,7 @@ def test_runs_and_equals_the_c_api(with_bias: bool, multipliers: bool) -> None:
     for threads in (1, 2, 3):
         y = session(build(p, bias=bias), threads).run(None, {"x": x})[0]
         np.testing.assert_array_equal(y, direct(x, bias))
-    assert relative(y, expected(x, q, bias)) < 0.015
+    assert oracle.relative(y, oracle.layer(x, q, bias)) < 0.015
 
 
 @pytest.mark.parametrize("shape", [(140,), (1, 140), (0, 140), (3, 0, 140), (2, 2, 2, 2, 140)])
@@ -119,7 +108,7 @@ def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
     y = session(model, kernel="exact").run(None, {"x": x})[0]
     assert y.shape == (*shape[:-1], 86)
     if x.size:
-        assert relative(y, expected(x, q)) < 1e-5
+        assert oracle.relative(y, oracle.layer(x, q)) < 1e-5
 
 
 def test_output_shape_and_type_are_inferred() -> None:
@@ -156,9 +145,9 @@ def test_config_entries_choose_the_kernel() -> None:
     q = layer()
     x = np.random.default_rng(4).standard_normal((1, 4, 140)).astype(np.float32)
     model = build(pack(q))
-    reference = expected(x, q)
-    assert relative(session(model, kernel="exact").run(None, {"x": x})[0], reference) < 1e-5
-    assert 1e-4 < relative(session(model, kernel="lut").run(None, {"x": x})[0], reference) < 0.015
+    reference = oracle.layer(x, q)
+    assert oracle.relative(session(model, kernel="exact").run(None, {"x": x})[0], reference) < 1e-5
+    assert 1e-4 < oracle.relative(session(model, kernel="lut").run(None, {"x": x})[0], reference) < 0.015
     for entries in ({"kernel": "fastest"}, {"isa": "doesnotexist"}):
         with pytest.raises(Exception, match=r"layers\.0\.q_proj.*(fastest|doesnotexist)"):
             session(model, **entries)
@@ -215,7 +204,7 @@ def test_weights_may_be_graph_inputs() -> None:
     x = np.random.default_rng(5).standard_normal((1, 2, 140)).astype(np.float32)
     feeds = {"packed": p.packed, "scales": p.scales, "bias": bias, "row_multiplier": p.row_multiplier}
     y = session(build(p, bias=bias, free=tuple(feeds)), kernel="exact").run(None, {"x": x} | feeds)[0]
-    assert relative(y, expected(x, q, bias)) < 1e-5
+    assert oracle.relative(y, oracle.layer(x, q, bias)) < 1e-5
 
 
 def test_weights_of_an_outer_graph() -> None:
@@ -245,7 +234,7 @@ def test_weights_of_an_outer_graph() -> None:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     x = np.random.default_rng(6).standard_normal((3, 140)).astype(np.float32)
     y = session(model, kernel="exact").run(None, {"x": x, "condition": np.array(True)})[0]
-    assert relative(y, expected(x, q)) < 1e-5
+    assert oracle.relative(y, oracle.layer(x, q)) < 1e-5
 
 
 def test_one_session_runs_concurrently() -> None:
