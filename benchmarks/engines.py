@@ -16,7 +16,7 @@ from shapes import Shape
 from sweep import STREAMS, U8, BenchmarkError, Sweeper, checksum, huge_buffer
 
 BASELINES = {"ort-q2": "q2", "ort-q4": "q4", "ort-f32": "f32"}
-FLOORS = ("floor", "floor-huge")
+FLOORS = ("floor", "floor-adds", "floor-huge")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Engine:
     """One row of the result.
 
     Attributes:
-        engine: ``fairy2i``, ``ort-q2``, ``ort-q4``, ``ort-f32``, ``floor`` or ``floor-huge``.
+        engine: ``fairy2i``, ``ort-q2``, ``ort-q4``, ``ort-f32``, ``floor``, ``floor-adds`` or ``floor-huge``.
         kernel: kernel family of fairy2i, or what the engine runs.
         isa: instruction set of the fairy2i kernel, as the library reports it; empty for others.
     """
@@ -103,11 +103,17 @@ class OrtRunner:
 
 
 class FloorRunner:
-    """Sweeps over 2.000 bits for each weight: of the file that the fairy2i sessions map, or of anonymous huge pages."""
+    """Sweeps over 2.000 bits for each weight: of the file that the fairy2i sessions map, or of anonymous huge pages.
+
+    ``floor-adds`` does as much arithmetic on them as a look-up kernel, but no look-ups and no outputs.
+    """
 
     def __init__(self, engine: Engine, shape: Shape, data: Path, copies: int, threads: int) -> None:
         size = copies * shape.weights // 4 // 8 * 8
-        self._data: U8 = np.memmap(data, np.uint8, "r", shape=(size,)) if engine.engine == "floor" else huge_buffer(size)
+        self._data: U8 = (
+            huge_buffer(size) if engine.engine == "floor-huge" else np.memmap(data, np.uint8, "r", shape=(size,))
+        )
+        self._adds = engine.engine == "floor-adds"
         self._sweeper = Sweeper(threads)
         self._expected = checksum(self._data)
         self._streams = STREAMS[0]
@@ -122,7 +128,7 @@ class FloorRunner:
 
     def run(self) -> float:
         start = time.perf_counter()
-        found = self._sweeper.run(self._data, self._streams)
+        found = self._sweeper.run(self._data, self._streams, adds=self._adds)
         seconds = time.perf_counter() - start
         if found != self._expected:
             raise BenchmarkError("the memory sweep did not read all bytes")

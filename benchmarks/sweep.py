@@ -21,7 +21,7 @@ DECLARATIONS = """
 typedef struct sweeper sweeper;
 sweeper *sweep_start(int threads);
 void sweep_stop(sweeper *s);
-uint64_t sweep_run(sweeper *s, const uint8_t *bytes, size_t size, int streams);
+uint64_t sweep_run(sweeper *s, const uint8_t *bytes, size_t size, int streams, int adds);
 """
 
 
@@ -60,12 +60,15 @@ class Sweeper:
             raise BenchmarkError(f"cannot start {threads} threads")
         self._handle = ffi.gc(handle, lib.sweep_stop)
 
-    def run(self, data: U8, streams: int = 4) -> int:
-        """Read all bytes of ``data`` (a multiple of 8 of them) and return the XOR of their 64-bit words."""
+    def run(self, data: U8, streams: int = 4, *, adds: bool = False) -> int:
+        """Read all bytes of ``data`` (a multiple of 8 of them) and return the XOR of their 64-bit words.
+
+        With ``adds`` each 64 bytes also go through 16 vector additions and XORs.
+        """
         if streams not in STREAMS or data.size % 8 != 0:
             raise ValueError(f"expected streams in {STREAMS} and a multiple of 8 bytes, got {streams} and {data.size}")
         ffi, lib = _library()
-        return int(lib.sweep_run(self._handle, ffi.from_buffer("uint8_t[]", data), data.size, streams))
+        return int(lib.sweep_run(self._handle, ffi.from_buffer("uint8_t[]", data), data.size, streams, adds))
 
     def close(self) -> None:
         """End the threads."""

@@ -124,6 +124,7 @@ def test_the_sweep_reads_every_byte(threads: int, streams: int) -> None:
     for size in (0, 8, 64, 8 * 97, 64 * 48, 64 * 48 + 8, 40_008):
         data = rng.integers(0, 256, size, dtype=np.uint8)
         assert sweeper.run(data, streams) == sweep.checksum(data)
+        assert sweeper.run(data, streams, adds=True) == sweep.checksum(data)
         for position in rng.integers(0, size, 20) if size else []:
             before = sweeper.run(data, streams)
             data[position] ^= 1

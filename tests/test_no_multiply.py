@@ -1,8 +1,8 @@
 """The "lut" kernels do not multiply by weights: their inner loops are disassembled and searched for multiply instructions.
 
-An inner loop is an innermost natural loop of the control flow that looks bytes up: byte shuffles, or in portable code byte
-loads from a table at a computed index. Outside such loops multiplications are allowed: they scale the sum
-of a whole block.
+An inner loop is an innermost natural loop of the control flow that looks bytes up: byte shuffles, in portable code byte
+loads from a table at a computed index, or loads of whole vectors at one. Outside such loops multiplications are allowed:
+they scale the sum of a whole block.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ class Instruction:
         """Base and index registers: (%rax,%rdx,1) or [x0, x1]; addresses that only advance do not count."""
         return bool(BYTE_LOAD.fullmatch(self.mnemonic)) and bool(
             re.search(r"\(%\w+,%\w+(,\d)?\)|\[x\d+, [xw]\d+", self.operands)
+        )
+
+    @property
+    def loads_indexed_vector(self) -> bool:
+        """A 64-byte vector at base + index, unscaled: an entry of a table that holds a value for each row of x."""
+        return bool(re.fullmatch(r"vmovdq[au]\d*", self.mnemonic)) and bool(
+            re.match(r"(0x[0-9a-f]+)?\(%\w+,%\w+(,1)?\),%zmm", self.operands)
         )
 
 
@@ -181,7 +188,7 @@ def reachable(functions: Functions, names: list[str]) -> list[str]:
 
 
 def looks_up(body: list[Instruction]) -> bool:
-    return any(SHUFFLE.fullmatch(i.mnemonic) or i.loads_indexed_byte for i in body)
+    return any(SHUFFLE.fullmatch(i.mnemonic) or i.loads_indexed_byte or i.loads_indexed_vector for i in body)
 
 
 def inner_loops(functions: Functions, symbol: str) -> list[list[Instruction]]:
@@ -242,12 +249,16 @@ def functions(machine: str, tmp_path_factory: pytest.TempPathFactory) -> Functio
 
 def test_look_up_kernels_do_not_multiply(functions: Functions, machine: str) -> None:
     symbols = block_functions(functions, "lut")
-    expected = {"x86_64": {"scalar", "avx2", "avx512"}, "aarch64": {"scalar", "neon"}}.get(machine, {"scalar"})
+    expected = {"x86_64": {"scalar", "avx2", "avx512", "avx512_panel"}, "aarch64": {"scalar", "neon"}}.get(
+        machine, {"scalar"}
+    )
     assert expected <= {symbol.rpartition("__")[2] for symbol in symbols}
     for symbol in symbols:
         loops = inner_loops(functions, symbol)
         assert loops, f"{symbol}: no inner loop with look-ups was found, so nothing was checked"
-        if not symbol.endswith("scalar"):
+        if symbol.endswith("panel"):
+            assert any(sum(i.loads_indexed_vector for i in body) >= 32 for body in loops), f"{symbol}: no look-ups"
+        elif not symbol.endswith("scalar"):
             assert any(SHUFFLE.fullmatch(i.mnemonic) for body in loops for i in body), f"{symbol}: no byte shuffles"
         found = [f"{i.address:x}: {i.mnemonic} {i.operands}" for body in loops for i in body if i.multiplies]
         assert not found, f"{symbol} multiplies in an inner loop: {found}"
@@ -258,7 +269,9 @@ def test_dot_kernels_are_found_to_multiply(functions: Functions) -> None:
     symbols = block_functions(functions, "dot")
     assert symbols
     for symbol in symbols:
-        if not symbol.endswith("scalar"):
+        if symbol.endswith("panel"):  # look up and multiply in different loops
+            assert any(i.multiplies for body in innermost_loops(functions[symbol]) for i in body), symbol
+        elif not symbol.endswith("scalar"):
             assert any(i.multiplies for body in inner_loops(functions, symbol) for i in body), symbol
 
 

@@ -11,7 +11,32 @@
 #include <sys/sysctl.h>
 #endif
 
+#if defined(F2I_HAVE_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "fairy2i.h"
+
+#if defined(F2I_HAVE_AMX)
+/* Leaf 7, EDX: AMX-TILE, AMX-INT8; and the operating system keeps the tiles (XCR0 bits 17 and 18). */
+static int has_amx(void) {
+  unsigned eax, ebx, ecx, edx, low, high;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1)) return 0; /* XGETBV */
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx >> 24 & 1) || !(edx >> 25 & 1)) return 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low >> 17 & 3) == 3;
+}
+#endif
+
+int f2i_cpu_allow(uint32_t bits) {
+#if defined(F2I_HAVE_AMX)
+  enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM of the kernel's asm/prctl.h */
+  if (bits & F2I_CPU_AMX) return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#endif
+  (void)bits;
+  return 1;
+}
 
 typedef struct feature {
   uint32_t bit;
@@ -21,7 +46,7 @@ typedef struct feature {
 static const feature features[] = {
     {F2I_CPU_AVX2, "avx2"},         {F2I_CPU_AVX512, "avx512"}, {F2I_CPU_AVX512_VNNI, "avx512_vnni"},
     {F2I_CPU_AVX_VNNI, "avx_vnni"}, {F2I_CPU_NEON, "neon"},     {F2I_CPU_DOTPROD, "dotprod"},
-    {F2I_CPU_I8MM, "i8mm"},
+    {F2I_CPU_I8MM, "i8mm"},         {F2I_CPU_AMX, "amx_int8"},
 };
 
 #if defined(__aarch64__) && defined(__APPLE__)
@@ -47,6 +72,9 @@ uint32_t f2i_cpu_bits(void) {
       __builtin_cpu_supports("avx512dq")) {
     bits |= F2I_CPU_AVX512;
     if (__builtin_cpu_supports("avx512vnni")) bits |= F2I_CPU_AVX512_VNNI;
+#if defined(F2I_HAVE_AMX)
+    if (has_amx()) bits |= F2I_CPU_AMX;
+#endif
   }
 #elif defined(__aarch64__)
   bits |= F2I_CPU_NEON;

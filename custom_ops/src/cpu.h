@@ -12,9 +12,15 @@ enum {
   F2I_CPU_NEON = 1u << 4, /* every 64-bit ARM */
   F2I_CPU_DOTPROD = 1u << 5,
   F2I_CPU_I8MM = 1u << 6,
+  F2I_CPU_AMX = 1u << 7, /* tiles and int8 products; needs f2i_cpu_allow */
 };
 
 /* Features of this CPU that the operating system lets programs use. Computed once. */
 uint32_t f2i_cpu_bits(void);
+
+/* Asks the operating system for what programs must ask for before they use these features. Returns 0 if it refuses.
+ * Asked for only when such a kernel is chosen, because the answer concerns the whole process: signal stacks must be
+ * larger. */
+int f2i_cpu_allow(uint32_t bits);
 
 #endif

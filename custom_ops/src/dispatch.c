@@ -9,8 +9,8 @@
 const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
 
 const f2i_kernel f2i_kernels[] = {
-#define F2I_KERNEL(family, isa, needs, operand_bytes, prepare, build, block) \
-  {family, isa, needs, operand_bytes, prepare, build, block},
+#define F2I_KERNEL(family, isa, needs, operand_bytes, prepare, build, block, order, panel) \
+  {family, isa, needs, operand_bytes, prepare, build, block, order, panel},
 #include "kernel_list.h"
 #undef F2I_KERNEL
 };
@@ -74,6 +74,15 @@ f2i_status f2i_select_kernel(const char *family, const char *isa, const f2i_kern
                     "ISA \"%.32s\" (FAIRY2I_ISA or fairy2i.isa) is %s: kernel \"%s\" can run here with: %s", isa,
                     *kernel == NULL ? "unknown to this library" : "not available on this CPU", family,
                     list(family, names, sizeof names));
+  }
+  /* where the operating system refuses, the next one of the family, at last "scalar", which needs nothing */
+  while (!f2i_cpu_allow((*kernel)->needs)) {
+    if (isa != NULL && strcmp((*kernel)->isa, isa) == 0) {
+      return f2i_fail(message, F2I_UNKNOWN_KERNEL,
+                      "ISA \"%.32s\" (FAIRY2I_ISA or fairy2i.isa): the operating system refuses its registers", isa);
+    }
+    do ++*kernel;
+    while (strcmp((*kernel)->family, family) != 0 || !can_run(*kernel));
   }
   return f2i_ok(message);
 }

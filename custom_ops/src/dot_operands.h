@@ -1,9 +1,9 @@
 /* dot_operands.h - what the "dot" kernels of every ISA share: int8 activations and int8 weights on one grid.
  *
  * The activations of a K-block are rounded to int8 with one scale. The weights of a byte plane are rounded to int8 on a
- * grid common to the whole layer: with all stages of U or W adding up to at most 127 steps, a 16-entry table turns two
- * codes into a value. Products are then accumulated in int32 by the CPU's dot-product instructions: these kernels
- * multiply.
+ * grid common to the whole layer, so that a 16-entry table turns two codes into a value. The grid is so coarse that
+ * even all stages of U and W together are an int8 number. Products are accumulated in int32 by the CPU's dot-product
+ * instructions: these kernels multiply.
  */
 #ifndef F2I_DOT_OPERANDS_H
 #define F2I_DOT_OPERANDS_H
@@ -33,15 +33,16 @@ typedef struct f2i_dot_plane {
   int32_t unused[14];
 } f2i_dot_plane; /* 128 bytes */
 
-/* Length of a grid step: the largest sum of scales of any matrix and axis is 127 steps. */
+/* Length of a grid step: the largest sum of the scales of an axis, over U, W and the stages, is 125 steps. Each of the
+ * at most four terms of the sum is rounded by itself, so that the sum of what they are rounded to is at most 127. */
 static inline float f2i_dot_grid(const float *scales, int stages) {
   float largest = 0.0f;
-  for (int i = 0; i < 4; ++i) {
+  for (int axis = 0; axis < 2; ++axis) {
     float sum = 0.0f;
-    for (int t = 0; t < stages; ++t) sum += fabsf(scales[4 * t + i]);
+    for (int i = 0; i < 2 * stages; ++i) sum += fabsf(scales[2 * i + axis]);
     largest = fmaxf(largest, sum);
   }
-  return largest >= 1e-30f && largest <= FLT_MAX ? largest / 127.0f : 0.0f;
+  return largest >= 1e-30f && largest <= FLT_MAX ? largest / 125.0f : 0.0f;
 }
 
 /* Fills [stages] f2i_dot_plane; kernel_dot_scalar.c. */

@@ -128,22 +128,45 @@ static inline void add_bytes(byte_sums *sums, __m256i bytes) {
   sums->odd = _mm256_add_epi16(sums->odd, _mm256_srli_epi16(bytes, 8));
 }
 
-/* acc[16] += unit * (sum - bias); the two 128-bit lanes hold the same 16 rows for different columns. */
-static inline void flush(const byte_sums *sums, __m128i bias, __m256 unit, float *acc) {
-  const __m256i even = _mm256_sub_epi16(sums->all, _mm256_slli_epi16(sums->odd, 8));
-  const __m128i even_rows = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
-  const __m128i odd_rows = _mm_add_epi16(_mm256_castsi256_si128(sums->odd), _mm256_extracti128_si256(sums->odd, 1));
-  const __m128i rows[2] = {_mm_unpacklo_epi16(even_rows, odd_rows), _mm_unpackhi_epi16(even_rows, odd_rows)};
-  for (int i = 0; i < 2; ++i) {
-    const __m256 sum = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_sub_epi16(rows[i], bias)));
-    const __m256 old = _mm256_loadu_ps(acc + 8 * i);
-    _mm256_storeu_ps(acc + 8 * i, _mm256_add_ps(old, _mm256_mul_ps(unit, sum)));
-  }
+/* Where the driver finds the outputs among the accumulators of a tile, [re, im][row]. A row half has four vectors, each
+ * of every fourth row of re and then of im: what widening 16-bit lanes gives without moving them. */
+#define PLACES_4(part, row)                                                                    \
+  2 * ((row) & 16) + (part) + (row) % 16 / 4, 2 * ((row) & 16) + (part) + (row) % 16 / 4 + 16, \
+      2 * ((row) & 16) + (part) + (row) % 16 / 4 + 8, 2 * ((row) & 16) + (part) + (row) % 16 / 4 + 24
+#define PLACES_16(part, row) \
+  PLACES_4(part, row), PLACES_4(part, (row) + 4), PLACES_4(part, (row) + 8), PLACES_4(part, (row) + 12)
+const uint8_t f2i_order_lut__avx2[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(4, 0),
+                                                       PLACES_16(4, 16)};
+
+/* Every look-up adds 128: start with minus the sum of that in a byte column, in `all` for even and for odd bytes. */
+static inline byte_sums start(int stages) {
+  const int bias = -128 * 2 * F2I_BLOCK_CELLS * stages;
+  const byte_sums s = {_mm256_set1_epi16((short)(bias * 257)), _mm256_set1_epi16((short)bias)};
+  return s;
+}
+
+/* Adds the two byte columns, the lanes of re and of im: rows of re, then of im. */
+static inline __m256i add_columns(__m256i re, __m256i im) {
+  return _mm256_add_epi16(_mm256_permute2x128_si256(re, im, 0x20), _mm256_permute2x128_si256(re, im, 0x31));
+}
+
+static inline void add_to(float *acc, __m256 unit, __m256i sum) {
+  _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc), _mm256_mul_ps(unit, _mm256_cvtepi32_ps(sum))));
+}
+
+/* One row half. acc: [4][8] */
+static inline void flush(const byte_sums *re, const byte_sums *im, __m256 unit, float *acc) {
+  const __m256i even = add_columns(_mm256_sub_epi16(re->all, _mm256_slli_epi16(re->odd, 8)),
+                                   _mm256_sub_epi16(im->all, _mm256_slli_epi16(im->odd, 8)));
+  const __m256i odd = add_columns(re->odd, im->odd);
+  add_to(acc, unit, _mm256_srai_epi32(_mm256_slli_epi32(even, 16), 16)); /* rows 0, 4, ... */
+  add_to(acc + 8, unit, _mm256_srai_epi32(even, 16));                    /* rows 2, 6, ... */
+  add_to(acc + 16, unit, _mm256_srai_epi32(_mm256_slli_epi32(odd, 16), 16));
+  add_to(acc + 24, unit, _mm256_srai_epi32(odd, 16));
 }
 
 static void lut_row(const f2i_block *b, size_t row) {
   const __m256i low4 = _mm256_set1_epi8(15);
-  const __m128i bias = _mm_set1_epi16((short)(128 * 4 * F2I_BLOCK_CELLS * b->stages)); /* 128 for each look-up */
   const __m256 unit = _mm256_set1_ps(b->units[row * b->unit_stride]);
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS;
   const uint8_t *packed = b->packed, *ahead = b->ahead;
@@ -151,9 +174,7 @@ static void lut_row(const f2i_block *b, size_t row) {
   for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {
     const uint8_t *table = b->operands + row * b->operand_stride;
     byte_sums re[2], im[2]; /* by row half */
-    for (int half = 0; half < 2; ++half) {
-      re[half].all = re[half].odd = im[half].all = im[half].odd = _mm256_setzero_si256();
-    }
+    for (int half = 0; half < 2; ++half) re[half] = im[half] = start(b->stages);
     for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
       const __m256i low_re = _mm256_loadu_si256((const __m256i *)(const void *)table);
       const __m256i low_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 32));
@@ -171,10 +192,7 @@ static void lut_row(const f2i_block *b, size_t row) {
         add_bytes(&im[half], _mm256_shuffle_epi8(high_im, high));
       }
     }
-    for (int half = 0; half < 2; ++half) {
-      flush(&re[half], bias, unit, acc + 16 * half);
-      flush(&im[half], bias, unit, acc + F2I_TILE_ROWS + 16 * half);
-    }
+    for (int half = 0; half < 2; ++half) flush(&re[half], &im[half], unit, acc + half * F2I_TILE_ROWS);
   }
 }
 

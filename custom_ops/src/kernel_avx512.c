@@ -27,27 +27,46 @@ static inline void add_fours(byte_sums *s, __m512i first, __m512i second) {
   s->odd = _mm512_add_epi16(s->odd, _mm512_srli_epi16(fours, 8));
 }
 
-/* acc[32] += unit * (sum - bias). The 128-bit lanes hold rows 0-15 of two byte columns, then rows 16-31 of the same. */
-static inline void flush(const byte_sums *s, __m512i bias, __m512 unit, float *acc) {
-  const __m512i low8 = _mm512_set1_epi16(0xFF);
-  const __m512i fours = _mm512_sub_epi16(s->all, _mm512_slli_epi16(s->odd, 8));
-  const __m512i even = _mm512_add_epi16(
-      _mm512_and_si512(s->ones, low8),
-      _mm512_slli_epi16(_mm512_add_epi16(_mm512_and_si512(s->twos, low8), _mm512_slli_epi16(fours, 1)), 1));
-  const __m512i odd = _mm512_add_epi16(
-      _mm512_srli_epi16(s->ones, 8),
-      _mm512_slli_epi16(_mm512_add_epi16(_mm512_srli_epi16(s->twos, 8), _mm512_slli_epi16(s->odd, 1)), 1));
-  /* lanes: even rows 0-15, even rows 16-31, odd rows 0-15, odd rows 16-31; first and second byte column */
-  const __m512i first = _mm512_shuffle_i64x2(even, odd, 0x88), second = _mm512_shuffle_i64x2(even, odd, 0xDD);
-  const __m512i both = _mm512_sub_epi16(_mm512_add_epi16(first, second), bias);
-  const __m256i evens = _mm512_castsi512_si256(both), odds = _mm512_extracti64x4_epi64(both, 1);
-  /* rows 0-7, 16-23 and rows 8-15, 24-31 */
-  const __m256i low = _mm256_unpacklo_epi16(evens, odds), high = _mm256_unpackhi_epi16(evens, odds);
-  const __m256i rows[2] = {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
-  for (int i = 0; i < 2; ++i) {
-    const __m512 sum = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(rows[i]));
-    _mm512_storeu_ps(acc + 16 * i, _mm512_add_ps(_mm512_loadu_ps(acc + 16 * i), _mm512_mul_ps(unit, sum)));
-  }
+/* Where the driver finds the outputs among the accumulators of a tile, [re, im][row]: a float vector holds every fourth
+ * row, that is what widening 16-bit lanes gives without moving them. */
+#define PLACES_4(part, row) \
+  (part) + (row) / 4, (part) + (row) / 4 + 32, (part) + (row) / 4 + 16, (part) + (row) / 4 + 48
+#define PLACES_16(part, row) \
+  PLACES_4(part, row), PLACES_4(part, (row) + 4), PLACES_4(part, (row) + 8), PLACES_4(part, (row) + 12)
+const uint8_t f2i_order_lut__avx512[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(8, 0),
+                                                         PLACES_16(8, 16)};
+
+/* 16-bit sums of the even and of the odd bytes. */
+typedef struct word_sums {
+  __m512i even, odd;
+} word_sums;
+
+static inline word_sums widen(const byte_sums *s) {
+  const __m512i odd_twos = _mm512_add_epi16(_mm512_srli_epi16(s->twos, 8), _mm512_slli_epi16(s->odd, 1));
+  const __m512i odd = _mm512_add_epi16(_mm512_srli_epi16(s->ones, 8), _mm512_slli_epi16(odd_twos, 1));
+  const __m512i all_twos = _mm512_add_epi16(s->twos, _mm512_slli_epi16(s->all, 1));
+  const __m512i all = _mm512_add_epi16(s->ones, _mm512_slli_epi16(all_twos, 1)); /* even + 256 odd */
+  const word_sums words = {_mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8)), odd};
+  return words;
+}
+
+/* Adds the two byte columns. Lanes of re and im: rows 0-15 of the first and of the second one, then rows 16-31.
+ * Returns re of rows 0-15, of rows 16-31, then im. */
+static inline __m512i add_columns(__m512i re, __m512i im) {
+  return _mm512_add_epi16(_mm512_shuffle_i64x2(re, im, 0x88), _mm512_shuffle_i64x2(re, im, 0xDD));
+}
+
+static inline void add_to(float *acc, __m512 unit, __m512i sum) {
+  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sum))));
+}
+
+static inline void flush(const byte_sums *re_bytes, const byte_sums *im_bytes, __m512 unit, float *acc) {
+  const word_sums re = widen(re_bytes), im = widen(im_bytes);
+  const __m512i even = add_columns(re.even, im.even), odd = add_columns(re.odd, im.odd);
+  add_to(acc, unit, _mm512_srai_epi32(_mm512_slli_epi32(even, 16), 16)); /* rows 0, 4, ... */
+  add_to(acc + 16, unit, _mm512_srai_epi32(even, 16));                   /* rows 2, 6, ... */
+  add_to(acc + 32, unit, _mm512_srai_epi32(_mm512_slli_epi32(odd, 16), 16));
+  add_to(acc + 48, unit, _mm512_srai_epi32(odd, 16));
 }
 
 static inline __m512i table_at(const uint8_t *table) {
@@ -82,17 +101,17 @@ static inline void look_up(byte_sums *re, byte_sums *im, cell_tables t, nibbles 
   *carry_im = add_carry(&im->ones, _mm512_shuffle_epi8(t.low_im, n.low), _mm512_shuffle_epi8(t.high_im, n.high));
 }
 
-static inline void clear(byte_sums *s) {
-  const __m512i zero = _mm512_setzero_si512();
-  *s = (byte_sums){zero, zero, zero, zero};
+/* Every look-up adds 128: start with minus the sum of that in a byte column, which counts four times in `all` (even
+ * bytes once, odd ones 256 times) and in `odd`. */
+static inline byte_sums start(int stages) {
+  const int bias = -128 * 2 * F2I_BLOCK_CELLS * stages / 4;
+  const byte_sums s = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_set1_epi16((short)(bias * 257)),
+                       _mm512_set1_epi16((short)bias)};
+  return s;
 }
 
-static inline void flush_both(const f2i_block *b, size_t row, size_t tile, const byte_sums *re, const byte_sums *im) {
-  const __m512i bias = _mm512_set1_epi16((short)(128 * 4 * F2I_BLOCK_CELLS * b->stages)); /* 128 for each look-up */
-  const __m512 unit = _mm512_set1_ps(b->units[row * b->unit_stride]);
-  float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
-  flush(re, bias, unit, acc);
-  flush(im, bias, unit, acc + F2I_TILE_ROWS);
+static inline void flush_row(const f2i_block *b, size_t row, size_t tile, const byte_sums *re, const byte_sums *im) {
+  flush(re, im, _mm512_set1_ps(b->units[row * b->unit_stride]), b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE);
 }
 
 /* One row of x, `count` (1 or 2) neighbouring tiles: their bytes share the loaded tables. */
@@ -101,7 +120,7 @@ static inline void tiles_of_row(const f2i_block *b, size_t row, size_t tile, con
   const uint8_t *packed = b->packed + tile * tile_bytes, *end = packed + tile_bytes;
   const uint8_t *ahead = b->ahead + tile * tile_bytes, *table = b->operands + row * b->operand_stride;
   byte_sums re[2], im[2];
-  for (int t = 0; t < count; ++t) clear(&re[t]), clear(&im[t]);
+  for (int t = 0; t < count; ++t) re[t] = im[t] = start(b->stages);
   for (; packed < end; packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES) {
     __m512i carry_re[2][2], carry_im[2][2];
     for (int c = 0; c < 2; ++c) {
@@ -117,7 +136,7 @@ static inline void tiles_of_row(const f2i_block *b, size_t row, size_t tile, con
       add_fours(&im[t], carry_im[t][0], carry_im[t][1]);
     }
   }
-  for (int t = 0; t < count; ++t) flush_both(b, row, tile + (size_t)t, &re[t], &im[t]);
+  for (int t = 0; t < count; ++t) flush_row(b, row, tile + (size_t)t, &re[t], &im[t]);
 }
 
 enum { ROWS = 2 }; /* rows of x that share the split bytes of a tile; their sums fill half the registers */
@@ -130,7 +149,7 @@ static inline void tile_of_rows(const f2i_block *b, size_t row, size_t tile) {
   for (size_t i = 0; row == 0 && i < tile_bytes; i += F2I_CELL_BYTES) {
     _mm_prefetch((const char *)b->ahead + tile * tile_bytes + i, _MM_HINT_T1); /* once for all rows */
   }
-  for (int r = 0; r < ROWS; ++r) clear(&re[r]), clear(&im[r]);
+  for (int r = 0; r < ROWS; ++r) re[r] = im[r] = start(b->stages);
   for (; packed < end; packed += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES) {
     const nibbles cells[2] = {split(packed), split(packed + F2I_CELL_BYTES)};
     for (int r = 0; r < ROWS; ++r) {
@@ -143,7 +162,7 @@ static inline void tile_of_rows(const f2i_block *b, size_t row, size_t tile) {
       add_fours(&im[r], carry_im[0], carry_im[1]);
     }
   }
-  for (size_t r = 0; r < ROWS; ++r) flush_both(b, row + r, tile, &re[r], &im[r]);
+  for (size_t r = 0; r < ROWS; ++r) flush_row(b, row + r, tile, &re[r], &im[r]);
 }
 
 void f2i_block_lut__avx512(const f2i_block *b) {

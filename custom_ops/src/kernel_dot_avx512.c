@@ -5,9 +5,7 @@
  * each byte then splits into the table indices of an even and an odd column. The instruction multiplies unsigned by
  * signed bytes, so 128 is added to the weights and 128 times the sum of the activations subtracted from the result.
  */
-#include <immintrin.h>
-
-#include "dot_operands.h"
+#include "dot_avx512.h"
 
 enum { ROWS = 8 }; /* rows of x whose sums fill half the registers */
 
@@ -18,24 +16,6 @@ float f2i_build_dot__avx512(const float *re, const float *im, const float *scale
 static inline __m512i table(const int8_t *values) {
   const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)values);
   return _mm512_broadcast_i32x4(_mm_xor_si128(v, _mm_set1_epi8((char)0x80))); /* + 128 */
-}
-
-/* Bytes of one row half of two cells to [16 rows][4 byte columns]. */
-static inline __m512i transpose(const uint8_t *cells, int half) {
-  const __m512i a = _mm512_loadu_si512(cells), b = _mm512_loadu_si512(cells + F2I_CELL_BYTES);
-  const __m512i first = _mm512_setr_epi32(0, 4, 16, 20, 1, 5, 17, 21, 2, 6, 18, 22, 3, 7, 19, 23);
-  const __m512i four_rows = half ? _mm512_add_epi32(first, _mm512_set1_epi32(8)) : first;
-  const __m512i by_row = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  return _mm512_shuffle_epi8(_mm512_permutex2var_epi32(a, four_rows, b), by_row);
-}
-
-/* Table indices: low plane's code in bits 0-1, high plane's in bits 2-3, of the even and of the odd columns. */
-static inline void indices(__m512i bytes, __m512i index[2]) {
-  const __m512i low2 = _mm512_set1_epi8(3), next2 = _mm512_set1_epi8(12);
-  const __m512i by2 = _mm512_srli_epi16(bytes, 2), by4 = _mm512_srli_epi16(bytes, 4);
-  /* (a & b) | (c & d) in two steps: the second is one ternary operation */
-  index[0] = _mm512_ternarylogic_epi32(_mm512_and_si512(bytes, low2), by2, next2, 0xF8);
-  index[1] = _mm512_ternarylogic_epi32(_mm512_and_si512(by2, low2), by4, next2, 0xF8);
 }
 
 static inline __m512i four(const int8_t *bytes) {

@@ -21,6 +21,7 @@ enum {
   F2I_DOT_MATRIX_BYTES = 256,              /* the same, arranged for matrix instructions, kernel_dot_neon86.c */
   F2I_SHARED_BYTES = 128 * F2I_MAX_STAGES, /* what a kernel derives from the scales of a layer */
   F2I_ACC_PER_TILE = 2 * F2I_TILE_ROWS,    /* float accumulators of a row tile: [re, im][row] */
+  F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */
 };
 
 /* The two planes that share a byte: {stage, matrix} of the low and of the high nibble. */
@@ -45,7 +46,7 @@ typedef struct f2i_block {
   size_t operand_stride;   /* bytes */
   const float *units;      /* of row r at units[r * unit_stride] */
   size_t unit_stride;
-  float *acc; /* of row r at acc + r * acc_stride: [tiles][F2I_ACC_PER_TILE], added to */
+  float *acc; /* of row r at acc + r * acc_stride: [tiles][F2I_ACC_PER_TILE], in the kernel's order, added to */
   size_t acc_stride;
 } f2i_block;
 
@@ -53,6 +54,34 @@ typedef void (*f2i_block_fn)(const f2i_block *block);
 
 /* Fills F2I_SHARED_BYTES bytes that all blocks of a call read, from the scales; NULL if a kernel needs none. */
 typedef void (*f2i_prepare_fn)(const float *scales, int stages, void *shared);
+
+/* Many rows of x together, driven by panel.c: vectors can hold one value of each row, or weights are unpacked once for
+ * all of them. The sums are those of `block` to the bit; where they are kept is the kernel's own business. */
+typedef struct f2i_panel {
+  const uint8_t *packed; /* one K-block: [tiles][byte plane][F2I_PLANE_BYTES], any alignment */
+  const uint8_t *ahead;  /* as many bytes that are needed next, to prefetch; may be any address */
+  const void *shared;    /* what prepare made of the scales */
+  size_t tiles;
+  int stages;
+  size_t rows;          /* of x, at most those of the kernel */
+  const void *operands; /* of the block, what build made; 64-byte aligned */
+  const float *units;   /* of the block, [rows of the kernel] */
+  void *state;          /* [tiles][state_bytes], 64-byte aligned, zero before the first block */
+} f2i_panel;
+
+typedef struct f2i_panel_kernel {
+  size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` */
+  size_t strip_tiles;   /* row tiles that go through a block before the next one, at most */
+  size_t operand_bytes; /* of one K-block of all rows of x, for each byte plane, plus ... */
+  size_t extra_bytes;   /* ... once for each K-block */
+  size_t state_bytes;   /* of one row tile */
+  /* re, im   activations of a block, [rows][F2I_BLOCK_COLS], zero beyond the matrix and beyond the rows of x
+   * units    out: [rows], as f2i_build_fn returns them */
+  void (*build)(const float *re, const float *im, const float *scales, int stages, void *operands, float *units);
+  void (*block)(const f2i_panel *panel);
+  /* The finished sums of one row tile. out: [rows][F2I_ACC_PER_TILE] */
+  void (*read)(const void *state, float *out);
+} f2i_panel_kernel;
 
 typedef struct f2i_kernel {
   const char *family;
@@ -62,6 +91,8 @@ typedef struct f2i_kernel {
   f2i_prepare_fn prepare;
   f2i_build_fn build;
   f2i_block_fn block;
+  const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
+  const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
 } f2i_kernel;
 
 extern const f2i_kernel f2i_kernels[];
@@ -72,7 +103,10 @@ f2i_status f2i_select_kernel(const char *family, const char *isa, const f2i_kern
 
 void f2i_prepare_dot(const float *scales, int stages, void *shared);
 
-#define F2I_KERNEL(family, isa, needs, operand_bytes, prepare, build, block)                      \
+extern const uint8_t f2i_order_lut__avx512[], f2i_order_lut__avx2[];
+extern const f2i_panel_kernel f2i_panel_lut__avx512, f2i_panel_dot__avx512, f2i_panel_dot__amx;
+
+#define F2I_KERNEL(family, isa, needs, operand_bytes, prepare, build, block, order, panel)        \
   float build(const float *re, const float *im, const float *scales, int stages, void *operands); \
   void block(const f2i_block *block);
 #include "kernel_list.h"

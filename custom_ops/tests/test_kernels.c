@@ -316,7 +316,7 @@ int main(int argc, char **argv) {
 
   /* real sizes around tile (64), half tile (32) and block (64) edges, primes doubled, and real layers */
   static const int edges[] = {2, 4, 6, 30, 32, 34, 62, 64, 66, 86, 106, 126, 128, 130, 172, 194, 258};
-  static const int few[] = {1, 2, 3, 4, 5, 6, 7, 8, 9}, many[] = {1, 2, 8, 9, 17, 64};
+  static const int few[] = {1, 2, 3, 4, 5, 6, 7, 8, 9}, many[] = {1, 2, 8, 9, 17, 33, 64, 71};
   enum { EDGES = sizeof edges / sizeof edges[0] };
   for (int stages = 1; stages <= 4; ++stages) {
     for (int i = 0; i < EDGES; ++i) {
@@ -325,7 +325,7 @@ int main(int argc, char **argv) {
         test_layer(edges[i], edges[j], stages, few, 9);
       }
     }
-    test_layer(346, 134, stages, many, 6); /* several strips, more rows than tables exist for at one time */
+    test_layer(346, 134, stages, many, 8); /* several strips, more rows than tables exist for at one time */
   }
   test_layer(5504, quick ? 66 : 1376, 2, few, 3);
   test_layer(quick ? 66 : 1376, 5504, 2, few, 3);

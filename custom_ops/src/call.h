@@ -1,0 +1,92 @@
+/* call.h - one call of the operator, as the drivers see it: matmul.c for single rows of x, panel.c for panels of them.
+ */
+#ifndef F2I_CALL_H
+#define F2I_CALL_H
+
+#include "kernels.h"
+
+enum {
+  F2I_ALIGN = 64,            /* of everything in the workspace */
+  F2I_MIN_STRIPS = 8,        /* so that several threads find even work in small layers */
+  F2I_AHEAD_BYTES = 8 << 10, /* distance of prefetching: what memory delivers in about two of its latencies */
+};
+
+typedef struct f2i_call {
+  const f2i_weights *w;
+  const f2i_kernel *kernel;
+  const float *x, *bias; /* x, y: of the first row of the present group */
+  float *y;
+  int64_t ldx, ldy;
+  size_t n, m;          /* complex rows and columns */
+  size_t tiles, blocks; /* row tiles, K-blocks */
+  size_t rows;          /* of this group */
+  const void *shared;   /* what the kernel derived from the scales */
+  const f2i_parallel *parallel;
+} f2i_call;
+
+static inline size_t f2i_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+static inline size_t f2i_aligned(size_t bytes) { return f2i_ceil_div(bytes, F2I_ALIGN) * F2I_ALIGN; }
+static inline size_t f2i_tile_bytes(const f2i_call *c) { return (size_t)c->w->stages * F2I_PLANE_BYTES; }
+
+/* Row tiles of a strip: at most `longest`, fewer where there would be too few strips. */
+static inline size_t f2i_strip_tiles(const f2i_call *c, size_t longest, size_t shortest) {
+  const size_t even = c->tiles / F2I_MIN_STRIPS;
+  return even < shortest ? shortest : even < longest ? even : longest;
+}
+
+/* What the thread that works on K-block k of the strip of `tiles` tiles at `first` should prefetch: the bytes of the
+ * same strip F2I_AHEAD_BYTES further on, or beyond its last block those at the start of the strip behind it. */
+static inline const uint8_t *f2i_ahead(const f2i_call *c, size_t k, size_t first, size_t tiles) {
+  const size_t step = f2i_ceil_div(F2I_AHEAD_BYTES, tiles * f2i_tile_bytes(c));
+  const int inside = k + step < c->blocks;
+  const size_t block = inside ? k + step : (k + step - c->blocks) % c->blocks;
+  return c->w->packed + (block * c->tiles + (inside ? first : (first + tiles) % c->tiles)) * f2i_tile_bytes(c);
+}
+
+/* The activations of one row and K-block: [F2I_BLOCK_COLS] each. */
+static inline void f2i_load_block(const f2i_call *c, size_t row, size_t block, float *re, float *im) {
+  const size_t first = block * F2I_BLOCK_COLS;
+  const float *x = c->x + (int64_t)row * c->ldx;
+  const float *factor = c->w->col_multiplier;
+  for (size_t j = 0; j < F2I_BLOCK_COLS; ++j) {
+    const size_t column = first + j;
+    const int inside = column < c->m;
+    re[j] = inside ? x[column] : 0.0f;
+    im[j] = inside ? x[c->m + column] : 0.0f;
+    if (inside && factor != NULL) {
+      re[j] *= factor[column];
+      im[j] *= factor[c->m + column];
+    }
+  }
+}
+
+/* y of one row of x and one row tile: multiplier and bias, rows beyond n dropped. acc: [F2I_ACC_PER_TILE] */
+static inline void f2i_finish(const f2i_call *c, size_t row, size_t tile, const float *acc) {
+  float *y = c->y + (int64_t)row * c->ldy;
+  const float *factor = c->w->row_multiplier;
+  const size_t first = tile * F2I_TILE_ROWS;
+  const size_t count = c->n - first < F2I_TILE_ROWS ? c->n - first : F2I_TILE_ROWS;
+  for (size_t part = 0; part < 2; ++part) {
+    for (size_t i = 0; i < count; ++i) {
+      const size_t output = part * c->n + first + i;
+      float value = acc[part * F2I_TILE_ROWS + i];
+      if (factor != NULL) value *= factor[output];
+      if (c->bias != NULL) value += c->bias[output];
+      y[output] = value;
+    }
+  }
+}
+
+static inline void f2i_run(const f2i_parallel *parallel, f2i_task task, size_t count, void *arg) {
+  if (parallel != NULL && count > 1) {
+    parallel->run(parallel->context, task, count, arg);
+  } else {
+    for (size_t i = 0; i < count; ++i) task(arg, i);
+  }
+}
+
+/* panel.c: bytes of workspace, and the work of one group of c->rows rows. */
+size_t f2i_panel_workspace(const f2i_call *c);
+void f2i_panel_group(const f2i_call *c, void *workspace);
+
+#endif

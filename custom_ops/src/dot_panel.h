@@ -1,0 +1,144 @@
+/* dot_panel.h - "dot" for many rows of x: what VNNI and AMX share. Include where -mavx512bw is on.
+ *
+ * With (w_re, w_im) of U and W added up, a column is a real 2x2 block: y_re += A x_re + B x_im, y_im += C x_re + D
+ * x_im. The weights of a tile and K-block are unpacked to such blocks once for all rows of x. A step is the four
+ * columns of one byte column group and parity, and one of x_re, x_im: four bytes for each row of the tile, and four of
+ * each row of x.
+ */
+#ifndef F2I_DOT_PANEL_H
+#define F2I_DOT_PANEL_H
+
+#include "dot_avx512.h"
+
+enum {
+  PANEL_ROWS = 64, /* of x */
+  STEPS = 2 * F2I_BLOCK_COLS / 4,
+  HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
+};
+
+/* Operands of a K-block. 128 is added to weights because the instructions multiply unsigned by signed bytes: bias is
+ * what that adds to each sum of a row of x, with the sign changed. */
+typedef struct panel_operands {
+  int8_t x[PANEL_ROWS][STEPS][4];
+  int32_t bias[PANEL_ROWS];
+} panel_operands;
+
+/* Unpacked weights, plus 128: [half of the rows][real, imaginary output][step][row][column] */
+typedef struct panel_weights {
+  uint8_t w[HALVES][2][STEPS][F2I_HALF_ROWS][4];
+} panel_weights;
+
+/* Sums of a tile: [half][row of x][real, imaginary][row of the half] */
+typedef struct panel_state {
+  float sum[HALVES][PANEL_ROWS][2][F2I_HALF_ROWS];
+} panel_state;
+
+/* The 16 bytes of two groups of columns to [group][parity][place]. */
+static inline __m128i by_step(__m512 values, __m512 inverse) {
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))), order);
+}
+
+/* What f2i_build_dot does, for all rows. */
+static inline void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
+                               float *units) {
+  panel_operands *out = operands;
+  const float grid = f2i_dot_grid(scales, stages);
+  const __m512 most = _mm512_set1_ps(FLT_MAX);
+  for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
+    const __m512 r[2] = {_mm512_loadu_ps(re), _mm512_loadu_ps(re + 16)};
+    const __m512 i[2] = {_mm512_loadu_ps(im), _mm512_loadu_ps(im + 16)};
+    const __m512 size_r = _mm512_max_ps(_mm512_abs_ps(r[0]), _mm512_abs_ps(r[1]));
+    const __m512 size_i = _mm512_max_ps(_mm512_abs_ps(i[0]), _mm512_abs_ps(i[1]));
+    /* the maximum of a NaN and a number may be the number */
+    __mmask16 finite = 0xFFFF;
+    for (int v = 0; v < 2; ++v) {
+      finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(r[v]), most, _CMP_LE_OQ);
+      finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(i[v]), most, _CMP_LE_OQ);
+    }
+    const float largest = finite == 0xFFFF ? _mm512_reduce_max_ps(_mm512_max_ps(size_r, size_i)) : 0.0f;
+    const int usable = largest >= 1e-30f;
+    units[row] = finite != 0xFFFF ? NAN : usable ? largest / 127.0f * grid : 0.0f;
+    __m512i bytes = _mm512_setzero_si512();
+    if (usable) {
+      const __m512 inverse = _mm512_set1_ps(127.0f / largest);
+      const __m256i re_steps = _mm256_set_m128i(by_step(r[1], inverse), by_step(r[0], inverse));
+      const __m256i im_steps = _mm256_set_m128i(by_step(i[1], inverse), by_step(i[0], inverse));
+      const __m256i low = _mm256_unpacklo_epi32(re_steps, im_steps), high = _mm256_unpackhi_epi32(re_steps, im_steps);
+      bytes = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(low, high, 0x20)),
+                                 _mm256_permute2x128_si256(low, high, 0x31), 1);
+    }
+    _mm512_storeu_si512(out->x[row], bytes);
+    const __m512i plus128 = _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80));
+    const int sum = (int)_mm512_reduce_add_epi64(_mm512_sad_epu8(plus128, _mm512_setzero_si512()));
+    out->bias[row] = -128 * (sum - 128 * 2 * F2I_BLOCK_COLS);
+  }
+}
+
+static inline __m512i table_of(const int8_t *values, int plus) {
+  const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)values);
+  return _mm512_broadcast_i32x4(_mm_add_epi8(v, _mm_set1_epi8((char)plus)));
+}
+
+/* Unpacks the K-block of one tile. packed: [byte plane][F2I_PLANE_BYTES] */
+static inline void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes, int stages, panel_weights *out) {
+  for (int half = 0; half < HALVES; ++half) {
+    for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
+      __m512i u[2][2], w[2][2]; /* [parity][re, im], plus 128 in u_re and w_im */
+      for (int i = 0; i < 4; ++i) {
+        u[i / 2][i % 2] = _mm512_set1_epi8((char)(i % 2 ? 0 : 0x80));
+        w[i / 2][i % 2] = _mm512_set1_epi8((char)(i % 2 ? 0x80 : 0));
+      }
+      for (int p = 0; p < stages; ++p) {
+        __m512i index[2];
+        indices(transpose(packed + p * F2I_PLANE_BYTES + group * 2 * F2I_CELL_BYTES, half), index);
+        for (int parity = 0; parity < 2; ++parity) {
+          __m512i(*first)[2] = !planes[p].both && planes[p].matrix ? w : u;
+          for (int axis = 0; axis < 2; ++axis) {
+            first[parity][axis] = _mm512_add_epi8(
+                first[parity][axis], _mm512_shuffle_epi8(table_of(planes[p].value[axis], 0), index[parity]));
+            if (!planes[p].both) continue;
+            w[parity][axis] = _mm512_add_epi8(
+                w[parity][axis], _mm512_shuffle_epi8(table_of(planes[p].value[2 + axis], 0), index[parity]));
+          }
+        }
+      }
+      for (int parity = 0; parity < 2; ++parity) {
+        const __m512i ur = u[parity][0], ui = u[parity][1], wr = w[parity][0], wi = w[parity][1];
+        const int step = group * 4 + parity * 2;
+        _mm512_store_si512(out->w[half][0][step], _mm512_add_epi8(ur, wr));
+        _mm512_store_si512(out->w[half][0][step + 1], _mm512_sub_epi8(wi, ui));
+        _mm512_store_si512(out->w[half][1][step], _mm512_add_epi8(ui, wi));
+        _mm512_store_si512(out->w[half][1][step + 1], _mm512_sub_epi8(ur, wr));
+      }
+    }
+  }
+}
+
+static inline void prefetch_tile(const uint8_t *ahead, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
+}
+
+static inline void read_panel(const void *state, float *out) {
+  const panel_state *s = state;
+  for (size_t row = 0; row < PANEL_ROWS; ++row) {
+    for (size_t i = 0; i < HALVES * 2; ++i) { /* half and part */
+      float *to = out + row * F2I_ACC_PER_TILE + i % 2 * F2I_TILE_ROWS + i / 2 * F2I_HALF_ROWS;
+      _mm512_storeu_ps(to, _mm512_loadu_ps(s->sum[i / 2][row][i % 2]));
+    }
+  }
+}
+
+/* One tile at a time goes through all blocks, so that its sums stay in the first-level cache. */
+#define F2I_DOT_PANEL(block_fn)           \
+  {.rows = PANEL_ROWS,                    \
+   .least = 8,                            \
+   .strip_tiles = 1,                      \
+   .operand_bytes = 0,                    \
+   .extra_bytes = sizeof(panel_operands), \
+   .state_bytes = sizeof(panel_state),    \
+   .build = build_panel,                  \
+   .block = block_fn,                     \
+   .read = read_panel}
+
+#endif

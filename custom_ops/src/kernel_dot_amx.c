@@ -1,0 +1,65 @@
+/* kernel_dot_amx.c - "dot" with AMX tiles for many rows of x. Compiled with -mavx512bw -mamx-tile -mamx-int8.
+ *
+ * One tile instruction is a whole K-block: 64 bytes of 16 rows of x times the 16 steps of 16 rows of the matrix.
+ */
+#include "dot_panel.h"
+
+enum { X_ROWS = 16 };
+
+/* 64 bytes that say how many rows and bytes the eight tile registers have; palette 1. */
+typedef struct tile_config {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+} tile_config;
+
+static void configure(void) {
+  tile_config config = {.palette = 1};
+  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+  _tile_loadconfig(&config);
+}
+
+static inline void add_sums(const int32_t sums[X_ROWS][F2I_HALF_ROWS], const int32_t *bias, const float *units,
+                            float (*out)[2][F2I_HALF_ROWS], int part) {
+  for (int r = 0; r < X_ROWS; ++r) {
+    const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums[r]), _mm512_set1_epi32(bias[r]));
+    const __m512 product = _mm512_mul_ps(_mm512_set1_ps(units[r]), _mm512_cvtepi32_ps(sum));
+    _mm512_store_ps(out[r][part], _mm512_add_ps(_mm512_load_ps(out[r][part]), product));
+  }
+}
+
+static void f2i_block_dot__amx_panel(const f2i_panel *p) {
+  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
+  const panel_operands *x = p->operands;
+  panel_state *state = p->state;
+  _Alignas(64) panel_weights weights;
+  _Alignas(64) int32_t sums[2][X_ROWS][F2I_HALF_ROWS];
+  if (p->rows < X_ROWS) { /* tiles would stay half empty */
+    f2i_panel_dot__avx512.block(p);
+    return;
+  }
+  configure();
+  for (size_t tile = 0; tile < p->tiles; ++tile) {
+    prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
+    unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, &weights);
+    for (int half = 0; half < HALVES; ++half) {
+      _tile_loadd(0, weights.w[half][0], 64);
+      _tile_loadd(1, weights.w[half][1], 64);
+      for (size_t row = 0; row < p->rows; row += X_ROWS) {
+        _tile_loadd(2, x->x[row], 64);
+        _tile_zero(3);
+        _tile_zero(4);
+        _tile_dpbsud(3, 2, 0);
+        _tile_dpbsud(4, 2, 1);
+        _tile_stored(3, sums[0], 64);
+        _tile_stored(4, sums[1], 64);
+        for (int part = 0; part < 2; ++part) {
+          add_sums(sums[part], x->bias + row, p->units + row, state[tile].sum[half] + row, part);
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+const f2i_panel_kernel f2i_panel_dot__amx = F2I_DOT_PANEL(f2i_block_dot__amx_panel);
