@@ -62,6 +62,10 @@ ContextLength = Annotated[
     int | None,
     typer.Option(metavar="N", help="Longest context of the exported model.", show_default="the model's own, at most 4096"),
 ]
+KVCacheType = Annotated[
+    str | None,
+    typer.Option(metavar="T", help="Type of the key-value cache: float32 or float16.", show_default="float32"),
+]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
@@ -87,6 +91,7 @@ def export_command(
     exclude: Exclude = None,
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
+    kv_cache: KVCacheType = None,
     trained: Trained = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -108,6 +113,7 @@ def export_command(
             include=include or (),
             exclude=exclude or (),
             context_length=context_length,
+            kv_cache=kv_cache,
             trained=trained,
             force=force,
             observer=display,

@@ -59,6 +59,7 @@ def export(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     context_length: int | None = None,
+    kv_cache: str | None = None,
     trained: bool = False,
     force: bool = False,
     observer: Observer | None = None,
@@ -76,6 +77,7 @@ def export(
         include: globs on module names; only matching linear layers are rewritten.
         exclude: globs on module names; matching linear layers stay dense.
         context_length: positions to make rotary tables for; default max_position_embeddings, at most 4096.
+        kv_cache: ``float32`` or ``float16``; default float32.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier export in ``out``.
         observer: hears about progress.
@@ -91,7 +93,9 @@ def export(
     observer = observer or Observer()
     checkpoint = open_source(source)
     decoder = describe(checkpoint.config)
-    given = GivenOptions(stages, profile, row_multiplier, lm_head, embedding, context_length, tuple(include), tuple(exclude))
+    given = GivenOptions(
+        stages, profile, row_multiplier, lm_head, embedding, context_length, tuple(include), tuple(exclude), kv_cache
+    )
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
     plan = make_plan(checkpoint, decoder, options)
@@ -111,7 +115,7 @@ def export(
         observer.phase("quantizing", _parameters(decoder, plan))
         weights = WeightSource(checkpoint, options, progress=lambda _, parameters: observer.advance(parameters))
         model = DecoderBuilder(decoder, plan, weights).build()
-        _describe_model(model, checkpoint, options, sha256)
+        _describe_model(model, decoder, checkpoint, options, sha256)
         ir.save(
             model,
             folder / MODEL,
@@ -155,19 +159,24 @@ def make_estimate(decoder: Decoder, plan: Plan, options: ExportOptions) -> Estim
     )
     per_value = {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / NBITS_BLOCK}[options.embedding]
     output = sum(linear.stored_bytes(options.stages) for linear in linears) + int(per_value * embedding)
-    output += 4 * options.context_length * decoder.head_dim  # cos and sin, half a head each
-    output += (1500 + _ALIGNMENT // 2) * len(linears) + 4 * 2 * decoder.layers * decoder.hidden_size  # nodes, gaps, norms
+    # cos and sin, half a head each
+    output += 4 * options.context_length * sum(rope.rotated(decoder.head_dim) for rope in decoder.ropes)
+    output += (1500 + _ALIGNMENT // 2) * len(linears) + 4 * plan.norm_parameters  # nodes, gaps, norms
     return Estimate(_BASE_RAM + largest, output)
 
 
 def _parameters(decoder: Decoder, plan: Plan) -> int:
     """All parameters that are written; a tied embedding counts twice, as it is stored twice."""
-    norms = (2 * decoder.layers + 1) * decoder.hidden_size
     biases = sum(linear.out_features for linear in plan.linears.values() if linear.bias)
-    return sum(x.parameters for x in plan.linears.values()) + decoder.vocab_size * decoder.hidden_size + norms + biases
+    return (
+        sum(x.parameters for x in plan.linears.values())
+        + decoder.vocab_size * decoder.hidden_size
+        + plan.norm_parameters
+        + biases
+    )
 
 
-def _describe_model(model: ir.Model, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:
+def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:
     model.producer_name = "fairy2i-export"
     model.producer_version = fairy2i_export.__version__
     model.metadata_props.update(
@@ -182,6 +191,8 @@ def _describe_model(model: ir.Model, checkpoint: Checkpoint, options: ExportOpti
             "fairy2i.lm_head": options.lm_head,
             "fairy2i.embedding": options.embedding,
             "fairy2i.row_multiplier": options.row_multiplier,
+            "fairy2i.architecture": decoder.architecture,
+            "fairy2i.kv_cache": options.kv_cache,
         }
     )
 

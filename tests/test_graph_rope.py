@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairy2i_export.config import Rope, read_rope
+from fairy2i_export.rope_config import Rope, read_rope
 from fairy2i_export.errors import ArchitectureError, CheckpointError
 from fairy2i_export.graph.rope import rotary_tables
 

@@ -172,7 +172,8 @@ def _feeds(session: ort.InferenceSession, ids: npt.NDArray[np.int64]) -> dict[st
     for tensor in session.get_inputs():
         if tensor.name.startswith("past_key_values."):
             heads, size = tensor.shape[1], tensor.shape[3]
-            feeds[tensor.name] = np.zeros((ids.shape[0], heads, 0, size), np.float32)
+            dtype = np.float16 if tensor.type == "tensor(float16)" else np.float32
+            feeds[tensor.name] = np.zeros((ids.shape[0], heads, 0, size), dtype)
     return feeds
 
 
