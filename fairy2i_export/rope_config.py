@@ -60,7 +60,7 @@ def read_rope(
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise CheckpointError(f"config.json: rope scaling: expected an object, got {scaling!r}")
-    values = {"rope_theta": config.get("rope_theta"), **scaling}
+    values = scaling if scaling.get("rope_theta") is not None else config
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     kind = (aliases or {}).get(kind, kind)
     theta = positive_float(values, "rope_theta", default_theta)

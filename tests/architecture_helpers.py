@@ -88,9 +88,7 @@ def stepwise_logits(
 ) -> npt.NDArray[np.float32]:
     """Logits of the prompt in one run, then of one token after the other, the cache growing."""
     types = {item.name: np.float16 if item.type == "tensor(float16)" else np.float32 for item in session.get_inputs()}
-    past = {
-        name: np.zeros((len(ids), heads, 0, size), types[name]) for name, (heads, size) in cache_shapes(session).items()
-    }
+    past = {name: np.zeros((len(ids), heads, 0, size), types[name]) for name, (heads, size) in cache_shapes(session).items()}
     result = []
     for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, ids.shape[1]))]:
         outputs = session.run(None, {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end], **past})

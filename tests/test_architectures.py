@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+import fairy2i_runtime
 from architecture_helpers import (
     VOCABULARY,
     dequantized,
@@ -19,12 +21,13 @@ from architecture_helpers import (
     save_tiny,
     stepwise_logits,
 )
-from export_helpers import edit_json, make_checkpoint
+from export_helpers import SharedCache, edit_json, make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.architectures import ARCHITECTURES, describe
 from fairy2i_export.errors import ArchitectureError, CheckpointError
+from fairy2i_export.tools_cli import main
 
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 2e-5  # of the largest logit
 PROMPT, STEPS = 12, 20
 PADDING = (0, 5, 9)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
@@ -59,7 +62,13 @@ CASES = [
     pytest.param("smollm3", {"num_hidden_layers": 4}, id="smollm3"),
     pytest.param(
         "smollm3",
-        {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 6, "attention_bias": True, "mlp_bias": True},
+        {
+            "no_rope_layers": [0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
         id="smollm3, window without rope",
     ),
     pytest.param("gemma2", {"sliding_window": 6, "query_pre_attn_scalar": 24}, id="gemma2"),
@@ -75,6 +84,7 @@ CASES = [
                 "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
             },
             "final_logit_softcapping": 4.0,
+            "tie_word_embeddings": False,
         },
         id="gemma3, linear rope, untied",
     ),
@@ -118,3 +128,191 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, kind: str, settings:
         mask = (np.arange(ids.shape[1]) >= np.array(padding)[:, None]).astype(np.int64)
         expected = reference_logits(model, ids, mask)
         assert largest_difference(stepwise_logits(session, ids, mask, PROMPT), expected, mask) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "phi3"])
+def test_a_cache_in_place_and_padding_on_either_side(tmp_path: Path, kind: str) -> None:
+    """One buffer for past and present, full of NaN at first. Zeros behind a text, as genai pads, take no place in it."""
+    source = save_tiny(tmp_path / "model", kind, sliding_window=6)
+    report = export(source, tmp_path / "out", embedding="float32")
+    model, session = dequantized(source, report), exact_session(report.path)
+    texts = random_ids(3)
+    lengths = np.array([PROMPT, 7, 3])
+    columns = np.arange(PROMPT + STEPS)
+    real = np.concatenate([columns[:PROMPT] < lengths[:, None], np.ones((3, STEPS), bool)], axis=1)
+    for mask, of_row in (
+        (real, lambda row: texts[row, real[row]][None]),  # right
+        ((columns >= (PROMPT - lengths)[:, None]), lambda row: texts[row, PROMPT - lengths[row] :][None]),  # left
+    ):
+        cache = SharedCache(session, PROMPT + STEPS, 3)
+        pieces = [cache(texts[:, :PROMPT], mask[:, :PROMPT].astype(np.int64))]
+        for step in range(PROMPT, PROMPT + STEPS):
+            pieces.append(cache(texts[:, step : step + 1], mask[:, : step + 1].astype(np.int64)))
+        logits = np.concatenate(pieces, axis=1)
+        for row in range(3):
+            text = of_row(row)
+            expected = reference_logits(model, text, np.ones_like(text))
+            assert np.abs(logits[row, mask[row]] - expected[0]).max() < TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("qwen3", {}), ("gemma2", MIXED), ("phi3", {"sliding_window": 6})])
+def test_a_float16_cache(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+    source = save_tiny(tmp_path / "model", kind, **settings)
+    report = export(source, tmp_path / "out", embedding="float32", kv_cache="float16")
+    ids = random_ids(3)
+    mask = (np.arange(ids.shape[1]) >= np.array(PADDING)[:, None]).astype(np.int64)
+    expected = reference_logits(dequantized(source, report), ids, mask)
+    difference = largest_difference(stepwise_logits(exact_session(report.path), ids, mask, PROMPT), expected, mask)
+    assert TOLERANCE / 20 < difference < 3e-3  # the rounding of keys and values shows, and is all
+    runtime = fairy2i_runtime.load(report.path, kernel="exact")
+    assert runtime.decoder.cache_shape.dtype == np.float16
+    alone = runtime.logits(ids[0].tolist())
+    np.testing.assert_allclose(alone, expected[0], rtol=0, atol=3e-3 * np.abs(expected[0]).max())
+
+
+def test_a_fused_matrix_is_one_node(tmp_path: Path) -> None:
+    """Training quantizes a module's weight as one matrix: its scales are those of the whole."""
+    source = save_tiny(tmp_path / "model", "phi3")
+    report = export(source, tmp_path / "out", exclude=["*.1.self_attn.qkv_proj"])
+    names = [linear.name for linear in report.rewritten]
+    assert names[:4] == [
+        f"model.layers.0.{part}" for part in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")
+    ] + ["model.layers.0.mlp.down_proj"]
+    assert [linear.name for linear in report.kept] == ["model.layers.1.self_attn.qkv_proj"]
+    model = onnx.load(report.path / "model.onnx", load_external_data=False)
+    shapes = {
+        node.name: (node.attribute[1].i, node.attribute[0].i) for node in model.graph.node if node.domain == "ai.fairy2i"
+    }
+    assert shapes["model.layers.0.self_attn.qkv_proj"] == (64 + 2 * 32, 48)
+    assert shapes["model.layers.0.mlp.gate_up_proj"] == (2 * 72, 48)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "phi3", "olmo2", "smollm3"])
+def test_graphs_are_valid(tmp_path: Path, kind: str) -> None:
+    report = export(save_tiny(tmp_path / "model", kind), tmp_path / "out")
+    onnx.checker.check_model(str(report.path / "model.onnx"), full_check=True)
+    model = onnx.load(report.path / "model.onnx", load_external_data=False)
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+
+
+@pytest.mark.parametrize("options", [{"lm_head": "int8"}, {"lm_head": "int4", "embedding": "int8"}, {"lm_head": "float"}])
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "phi3"])
+def test_storage_of_embedding_and_head(tmp_path: Path, kind: str, options: dict[str, str]) -> None:
+    source = save_tiny(tmp_path / "model", kind)
+    report = export(source, tmp_path / "out", **options)
+    assert report.kept[0].name == "lm_head"
+    ids = random_ids(2)
+    expected = reference_logits(dequantized(source, report), ids, np.ones_like(ids))
+    difference = largest_difference(
+        stepwise_logits(exact_session(report.path), ids, np.ones_like(ids), PROMPT), expected, ids
+    )
+    assert difference < (0.3 if options["lm_head"] == "int4" else 0.05)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "phi3"])
+def test_verify_compares_with_transformers(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save_tiny(tmp_path / "model", kind)
+    export(source, tmp_path / "out")
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"w{number}" for number in random_ids(1)[0] if number < 90))  # words of the tiny tokenizer
+    main(["verify", str(tmp_path / "out"), "--against", str(source), "--text", str(text)])
+    printed = capsys.readouterr().out
+    assert "exact : torch" in printed
+    assert "logits of exact mode differ" not in printed
+    assert "layers differ from the source" not in printed
+
+
+GENAI = [
+    ("mistral", {"sliding_window": 6}),
+    ("qwen2", {}),
+    ("qwen3", {}),
+    ("smollm3", {}),
+    ("gemma2", MIXED),
+    ("gemma3_text", MIXED),
+    ("phi3", {}),
+    ("olmo2", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), GENAI)
+def test_onnxruntime_genai_runs_it(
+    tmp_path: Path, kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text, and a batch of three padded on the right."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    monkeypatch.setenv("FAIRY2I_KERNEL", "exact")
+    ctypes.CDLL(fairy2i_runtime.library_path())
+    report = export(save_tiny(tmp_path / "model", kind, **settings), tmp_path / "out")
+    texts = [[3, 17, 44, 60, 21, 9, 33], [5, 6, 7], [50, 60, 70, 80, 11]]
+    runtime = fairy2i_runtime.load(report.path, kernel="exact")
+    expected = [runtime.generate(text, max_new_tokens=13, ignore_eos=True).token_ids for text in texts]
+    unused = min(set(range(3, VOCABULARY)) - {token for row in expected for token in row})
+    config = genai.Config(str(report.path))
+    config.overlay(json.dumps({"model": {"eos_token_id": unused}}))
+    model = genai.Model(config)
+    for rows in (texts[:1], texts):
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(do_sample=False, max_length=20, batch_size=len(rows))
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(np.array([row + [0] * (7 - len(row)) for row in rows], np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        for number in range(len(rows)):
+            assert [int(token) for token in generator.get_sequence(number)][7:] == expected[number]
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    """``auto_map`` names Python files that transformers would run on request: they are not even read."""
+    source = make_checkpoint(tmp_path / "model")
+    mark = tmp_path / "ran"
+    (source / "modeling_evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (source / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.")
+    edit_json(source / "config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    report = export(source, tmp_path / "out")
+    main(["verify", str(report.path), "--against", str(source), "--tokens", "8"])
+    assert not mark.exists()
+    assert not list(report.path.glob("*.py"))
+    edit_json(source / "config.json", architectures=["EvilForCausalLM"])
+    with pytest.raises(ArchitectureError, match="EvilForCausalLM is not supported"):
+        export(source, tmp_path / "other")
+
+
+def test_the_table_is_complete() -> None:
+    """Every architecture is tested above, and says its own name."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kinds = {case.values[0] for case in CASES}
+    classes = {AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(kind))].__name__ for kind in kinds}
+    assert classes == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, ArchitectureError, r"Gemma3ForCausalLM.*model\.onnx"),
+        ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention"]}, CheckpointError, "2 layers each"),
+        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": 2 * ["chunked"]}, ArchitectureError, "'chunked'"),
+        (
+            {"architectures": ["Qwen3ForCausalLM"], "layer_types": 2 * ["sliding_attention"], "use_sliding_window": False},
+            CheckpointError,
+            "sliding_window is missing",
+        ),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}, CheckpointError, "no_rope_layers"),
+        ({"architectures": ["Gemma3ForCausalLM"], "attn_logit_softcapping": 5.0}, ArchitectureError, "softcapping"),
+        ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, ArchitectureError, "looks back"),
+        (
+            {"architectures": ["Gemma2ForCausalLM"], "hidden_activation": "gelu"},
+            ArchitectureError,
+            "hidden_activation 'gelu'",
+        ),
+        ({"architectures": ["Gemma2ForCausalLM"], "head_dim": 20}, ArchitectureError, "heads of 20 values.*multiple of 8"),
+        ({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.3}, ArchitectureError, "rotates 7 of 24"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, CheckpointError, "sliding_window"),
+        ({"architectures": ["Gemma3ForCausalLM"], "rope_parameters": {"x": {}}}, CheckpointError, "rope_parameters"),
+    ],
+)
+def test_what_cannot_be_exported_is_explained(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+    sizes = {"hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 24, "intermediate_size": 80}
+    config = {**sizes, "num_hidden_layers": 2, "vocab_size": 96, "max_position_embeddings": 64, **changes}
+    with pytest.raises(error, match=words):
+        describe(config)
