@@ -66,6 +66,10 @@ KVCacheType = Annotated[
     str | None,
     typer.Option(metavar="T", help="Type of the key-value cache: float32 or float16.", show_default="float32"),
 ]
+RopeScaling = Annotated[
+    str | None,
+    typer.Option(metavar="S", help="Stretch the context: linear:FACTOR or yarn:FACTOR.", show_default="as in config.json"),
+]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
@@ -92,6 +96,7 @@ def export_command(
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
     kv_cache: KVCacheType = None,
+    rope_scaling: RopeScaling = None,
     trained: Trained = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -114,6 +119,7 @@ def export_command(
             exclude=exclude or (),
             context_length=context_length,
             kv_cache=kv_cache,
+            rope_scaling=rope_scaling,
             trained=trained,
             force=force,
             observer=display,

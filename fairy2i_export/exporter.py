@@ -20,6 +20,7 @@ from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options,
 from fairy2i_export.output import check_space, output_folder
 from fairy2i_export.plan import NBITS_BLOCK, Plan, make_plan
 from fairy2i_export.report import Estimate, ExportReport, peak_ram_bytes
+from fairy2i_export.rope_config import stretch_context
 from fairy2i_export.source import open_source
 from fairy2i_export.tokenizer_files import check_tokenizer, copy_files, has_chat_template, special_tokens
 from fairy2i_export.weights import WeightSource
@@ -60,6 +61,7 @@ def export(
     exclude: Iterable[str] = (),
     context_length: int | None = None,
     kv_cache: str | None = None,
+    rope_scaling: str | None = None,
     trained: bool = False,
     force: bool = False,
     observer: Observer | None = None,
@@ -78,6 +80,7 @@ def export(
         exclude: globs on module names; matching linear layers stay dense.
         context_length: positions to make rotary tables for; default max_position_embeddings, at most 4096.
         kv_cache: ``float32`` or ``float16``; default float32.
+        rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier export in ``out``.
         observer: hears about progress.
@@ -92,7 +95,8 @@ def export(
     started = time.monotonic()
     observer = observer or Observer()
     checkpoint = open_source(source)
-    decoder = describe(checkpoint.config)
+    config = stretch_context(checkpoint.config, rope_scaling) if rope_scaling is not None else checkpoint.config
+    decoder = describe(config)
     given = GivenOptions(
         stages, profile, row_multiplier, lm_head, embedding, context_length, tuple(include), tuple(exclude), kv_cache
     )
@@ -116,6 +120,8 @@ def export(
         weights = WeightSource(checkpoint, options, progress=lambda _, parameters: observer.advance(parameters))
         model = DecoderBuilder(decoder, plan, weights).build()
         _describe_model(model, decoder, checkpoint, options, sha256)
+        if rope_scaling is not None:
+            model.metadata_props["fairy2i.rope_scaling"] = rope_scaling
         ir.save(
             model,
             folder / MODEL,

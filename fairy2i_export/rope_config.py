@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fairy2i_export.config_values import positive_float, positive_int
-from fairy2i_export.errors import ArchitectureError, CheckpointError
+from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+_STRETCHING = ("linear", "yarn")  # kinds that need nothing but a factor
 
 
 @dataclass(frozen=True)
@@ -144,3 +145,47 @@ def _factors(scaling: dict[str, Any], key: str) -> tuple[float, ...]:
     if not isinstance(values, list) or not values:
         raise CheckpointError(f"config.json: rope scaling: {key}: expected a list of numbers, got {values!r}")
     return tuple(positive_float({key: value}, key) for value in values)
+
+
+def stretch_context(config: dict[str, Any], scaling: str) -> dict[str, Any]:
+    """A copy of a config.json whose context is a factor longer, as if its rope scaling said so.
+
+    Args:
+        config: the parsed config.json; without a rope scaling of its own.
+        scaling: ``linear:FACTOR`` or ``yarn:FACTOR``. The layers of Gemma 3 that see a window only stay as they are.
+
+    Raises:
+        OptionError: another kind, an impossible factor, or a model that scales already or in its own way only.
+    """
+    kind, _, number = scaling.partition(":")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = 0.0
+    if kind not in _STRETCHING or not 1 < factor < math.inf:
+        raise OptionError(
+            f"rope scaling: expected {' or '.join(f'{known}:FACTOR' for known in _STRETCHING)} with a factor above 1, "
+            f"got {scaling!r}"
+        )
+    parameters = config.get("rope_parameters") or {}
+    nested = isinstance(parameters.get("full_attention"), dict)
+    own = parameters["full_attention"] if nested else parameters or config.get("rope_scaling") or {}
+    if own.get("rope_type", own.get("type", "default")) not in ("default", None):
+        raise OptionError("rope scaling: config.json has one already; change it there")
+    if config.get("model_type") == "phi3":
+        raise OptionError("rope scaling: Phi-3 knows longrope only, whose factors come with the checkpoint")
+    original = positive_int(config, "max_position_embeddings", 2048)
+    added = {**own, "rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        added["original_max_position_embeddings"] = original
+    if own.get("rope_theta") is None and config.get("rope_theta") is not None:
+        added["rope_theta"] = config["rope_theta"]
+    stretched = {**config, "max_position_embeddings": int(original * factor)}
+    if nested or not parameters:
+        # the older spelling leaves the sliding layers of Gemma 3 alone
+        stretched["rope_parameters" if nested else "rope_scaling"] = (
+            {**parameters, "full_attention": added} if nested else added
+        )
+    else:
+        stretched["rope_parameters"] = added
+    return stretched

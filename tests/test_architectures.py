@@ -24,7 +24,7 @@ from architecture_helpers import (
 from export_helpers import SharedCache, edit_json, make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.architectures import ARCHITECTURES, describe
-from fairy2i_export.errors import ArchitectureError, CheckpointError
+from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
 from fairy2i_export.tools_cli import main
 
 TOLERANCE = 2e-5  # of the largest logit
@@ -168,6 +168,41 @@ def test_a_float16_cache(tmp_path: Path, kind: str, settings: dict[str, Any]) ->
     assert runtime.decoder.cache_shape.dtype == np.float16
     alone = runtime.logits(ids[0].tolist())
     np.testing.assert_allclose(alone, expected[0], rtol=0, atol=3e-3 * np.abs(expected[0]).max())
+
+
+@pytest.mark.parametrize("scaling", ["linear:4", "yarn:2.5"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gemma3_text", "olmo2"])
+def test_the_context_can_be_stretched(tmp_path: Path, kind: str, scaling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As transformers does it when config.json says so: verify writes it in there before it compares."""
+    source = save_tiny(tmp_path / "model", kind, max_position_embeddings=16)
+    assert export(source, tmp_path / "plain").options.context_length == 16
+    report = export(source, tmp_path / "out", rope_scaling=scaling)
+    assert report.options.context_length == (64 if scaling == "linear:4" else 40)
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"w{number}" for number in random_ids(1)[0] if number < 90))
+    main(["verify", str(report.path), "--against", str(source), "--text", str(text)])
+    printed = capsys.readouterr().out
+    assert "exact : torch" in printed
+    assert "logits of exact mode differ" not in printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "scaling", "words"),
+    [
+        ("llama", {}, "yarn", "expected linear:FACTOR or yarn:FACTOR"),
+        ("llama", {}, "llama3:4", "expected linear:FACTOR or yarn:FACTOR"),
+        ("llama", {}, "linear:0.5", "above 1"),
+        ("llama", {}, "linear:nan", "above 1"),
+        ("llama", {"rope_parameters": LLAMA3}, "linear:2", "one already"),
+        ("phi3", {}, "yarn:2", "longrope only"),
+    ],
+)
+def test_impossible_stretching_is_explained(
+    tmp_path: Path, kind: str, settings: dict[str, Any], scaling: str, words: str
+) -> None:
+    source = save_tiny(tmp_path / "model", kind, **settings)
+    with pytest.raises(OptionError, match=words):
+        export(source, tmp_path / "out", rope_scaling=scaling)
 
 
 def test_a_fused_matrix_is_one_node(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.layout import unpack
 from fairy2i_export.quantizer import PROFILES, Profile, QuantizedLinear, RowMultiplier, quantize
+from fairy2i_export.rope_config import stretch_context
 from fairy2i_export.verify.layers import Node
 
 F32 = npt.NDArray[np.float32]
@@ -47,6 +48,7 @@ class SourceWeights:
                 "it was not written by fairy2i-export or has been edited"
             )
         self.profile: Profile = profile
+        self.rope_scaling = metadata.get("fairy2i.rope_scaling")
         self.row_multiplier: RowMultiplier = rows  # type: ignore[assignment]
 
     def tensor_of(self, module: str) -> str:
@@ -102,6 +104,9 @@ def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.i
 
     checkpoint = source.checkpoint
     config: Any = transformers.AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    if source.rope_scaling is not None:
+        settings = stretch_context(checkpoint.config, source.rope_scaling)
+        config = type(config)(**{key: value for key, value in settings.items() if key != "model_type"})
     rewritten = {node.name: node for node in nodes}
     untied = "lm_head" in rewritten  # a quantized head no longer equals the embedding
     if untied:

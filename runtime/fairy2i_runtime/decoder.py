@@ -22,6 +22,7 @@ class Decoder:
     """A decoder graph in an onnxruntime session.
 
     Attributes:
+        session: the session.
         vocab: number of logits.
         cache_shape: shape of the key-value cache.
     """
@@ -38,7 +39,7 @@ class Decoder:
         Raises:
             ModelFolderError: if the graph is of another form.
         """
-        self._session = session
+        self.session = session
         self.context_length = context_length
         self.cache_shape = _cache_shape(session, name)
         logits = next(output for output in session.get_outputs() if output.name == "logits")
@@ -48,7 +49,7 @@ class Decoder:
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """An empty cache for ``capacity`` tokens, at most and by default those of the context."""
-        return KVCache(self._session, self.cache_shape, min(capacity or self.context_length, self.context_length))
+        return KVCache(self.session, self.cache_shape, min(capacity or self.context_length, self.context_length))
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise an :class:`OptionError` if a token is not in the vocabulary."""
@@ -85,15 +86,27 @@ class Decoder:
 
     def _run(self, tokens: Sequence[int], cache: KVCache) -> npt.NDArray[Any]:
         ids = np.asarray(tokens, np.int64)[None]
-        total = len(cache) + ids.shape[1]
-        logits = np.empty((1, ids.shape[1], self.vocab), self._logits_dtype)
-        binding = cache.binding
-        binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
-        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding)
         cache.tokens.extend(int(token) for token in tokens)
         return logits.reshape(ids.shape[1], self.vocab)
+
+    def run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], binding: ort.IOBinding) -> npt.NDArray[Any]:
+        """Run the graph once; nothing is checked.
+
+        Args:
+            ids: the new tokens [batch, sequence], contiguous.
+            mask: zeros for padding, ones for tokens, the new ones included [batch, total], contiguous.
+            binding: with a cache of that batch.
+
+        Returns:
+            Logits [batch, sequence, vocab] of the graph's type.
+        """
+        logits = np.empty((*ids.shape, self.vocab), self._logits_dtype)
+        binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
+        self.session.run_with_iobinding(binding)
+        return logits
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
         if len(tokens) > cache.room:
