@@ -64,7 +64,13 @@ ContextLength = Annotated[
 ]
 KVCacheType = Annotated[
     str | None,
-    typer.Option(metavar="T", help="Type of the key-value cache: float32 or float16.", show_default="float32"),
+    typer.Option(metavar="T", help="Type of the key-value cache: float32, float16 or int8.", show_default="float32"),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Text to measure the scales of an int8 cache with.", show_default="a short English one"
+    ),
 ]
 RopeScaling = Annotated[
     str | None,
@@ -96,6 +102,7 @@ def export_command(
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
     kv_cache: KVCacheType = None,
+    calibration: Calibration = None,
     rope_scaling: RopeScaling = None,
     trained: Trained = False,
     force: Force = False,
@@ -119,6 +126,7 @@ def export_command(
             exclude=exclude or (),
             context_length=context_length,
             kv_cache=kv_cache,
+            calibration=calibration,
             rope_scaling=rope_scaling,
             trained=trained,
             force=force,

@@ -10,8 +10,10 @@ import onnx_ir as ir
 
 import fairy2i_export
 from fairy2i_export.architectures import describe
+from fairy2i_export.calibration import calibrate_cache, read_calibration
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
+from fairy2i_export.errors import OptionError
 from fairy2i_export.genai_config import write_genai_config
 from fairy2i_export.graph.builder import DecoderBuilder
 from fairy2i_export.layout import LAYOUT_VERSION
@@ -61,6 +63,7 @@ def export(
     exclude: Iterable[str] = (),
     context_length: int | None = None,
     kv_cache: str | None = None,
+    calibration: str | Path | None = None,
     rope_scaling: str | None = None,
     trained: bool = False,
     force: bool = False,
@@ -79,7 +82,8 @@ def export(
         include: globs on module names; only matching linear layers are rewritten.
         exclude: globs on module names; matching linear layers stay dense.
         context_length: positions to make rotary tables for; default max_position_embeddings, at most 4096.
-        kv_cache: ``float32`` or ``float16``; default float32.
+        kv_cache: ``float32``, ``float16`` or ``int8``; default float32.
+        calibration: text file to measure the scales of an int8 cache with; default a short English text.
         rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier export in ``out``.
@@ -108,6 +112,11 @@ def export(
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
+    calibration_ids = None
+    if options.kv_cache == "int8":
+        calibration_ids = read_calibration(checkpoint, calibration, options.context_length)
+    elif calibration is not None:
+        raise OptionError("calibration: only an int8 cache is calibrated; add --kv-cache int8")
     estimate = make_estimate(decoder, plan, options)
     target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
 
@@ -131,6 +140,10 @@ def export(
             align_threshold=0,
         )
         copy_files(checkpoint, folder)
+        if calibration_ids is not None:
+            observer.phase("calibrating", 1)
+            calibrate_cache(folder / MODEL, decoder, calibration_ids)
+            observer.advance(1)
         write_genai_config(folder, decoder, tokens, options.context_length)
         if not (trained or says_trained(checkpoint.config)):
             warnings.append(_untrained_warning(weights.errors))

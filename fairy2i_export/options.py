@@ -10,7 +10,7 @@ from fairy2i_export.quantizer import MAX_STAGES, PROFILES, ROW_MULTIPLIERS, Prof
 
 LmHead = Literal["fairy2i", "int8", "int4", "float"]
 Embedding = Literal["float32", "float16", "int8"]
-KVCache = Literal["float32", "float16"]
+KVCache = Literal["float32", "float16", "int8"]
 LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)

@@ -8,6 +8,7 @@ in place when past and present are the same buffer.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from fairy2i_export.config import Block, Decoder
@@ -21,7 +22,7 @@ from fairy2i_export.weights import WeightSource
 IR_VERSION = 8  # the first with model-local functions
 PAST = "past_key_values.{}.{}"
 PRESENT = "present.{}.{}"
-_CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+_CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
 
 
 class DecoderBuilder:
@@ -33,12 +34,14 @@ class DecoderBuilder:
         self.weights = weights
         self.graph = GraphWriter()
         self.cache_type = _CACHE_TYPES[weights.options.kv_cache]
+        # an int8 cache is filled and read by GroupQueryAttention itself, which computes in float32
+        self.attention_type = ir.DataType.FLOAT if self.cache_type == ir.DataType.INT8 else self.cache_type
 
     def build(self) -> ir.Model:
         decoder, names, options = self.decoder, self.decoder.names, self.weights.options
         ids = _input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
         mask = _input("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
-        self.positions = Positions(self.graph, decoder, ids, mask, options.context_length, self.cache_type)
+        self.positions = Positions(self.graph, decoder, ids, mask, options.context_length, self.attention_type)
         inputs, outputs = [ids, mask], []
 
         residual = embedding_node(self.graph, self.weights, names.embedding, options.embedding, ids)
@@ -89,12 +92,15 @@ class DecoderBuilder:
                 block.rope, key, names.k.format(layer) if names.k else f"{prefix}.k", decoder.kv_heads
             )
         operands = [query, key, value]
-        if self.cache_type != ir.DataType.FLOAT:
+        if self.attention_type != ir.DataType.FLOAT:
             operands = [
-                g.op(f"{prefix}/{part}_cast", "Cast", [operand], to=self.cache_type)
+                g.op(f"{prefix}/{part}_cast", "Cast", [operand], to=self.attention_type)
                 for part, operand in zip(("query", "key", "value"), operands, strict=True)
             ]
-        optional = {"scale": decoder.attention_scale, "softcap": decoder.attention_softcap}
+        optional: dict[str, object] = {"scale": decoder.attention_scale, "softcap": decoder.attention_softcap}
+        scales = self._cache_scales(layer) if self.cache_type == ir.DataType.INT8 else []
+        if scales:
+            optional |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         attended = ir.Value(name=f"{prefix}/attention/output")
         g.node(
             f"{prefix}/attention",
@@ -108,17 +114,24 @@ class DecoderBuilder:
                 None,
                 None,
                 self.positions.bias(block.window),
+                *scales,
             ],
             [attended, *present],
             domain=CONTRIB,
             num_heads=decoder.heads,
             kv_num_heads=decoder.kv_heads,
             do_rotary=0,
-            **{name: number for name, number in optional.items() if number is not None},
+            **{name: value for name, value in optional.items() if value is not None},
         )
-        if self.cache_type != ir.DataType.FLOAT:
+        if self.attention_type != ir.DataType.FLOAT:
             attended = g.op(f"{prefix}/attention_cast", "Cast", [attended], to=ir.DataType.FLOAT)
         return self._linear(names.o.format(layer), attended)
+
+    def _cache_scales(self, layer: int) -> list[ir.Value | None]:
+        """What one step of an int8 cache is worth in every channel; written once the model has been run (calibration.py)."""
+        ones = np.ones(self.decoder.kv_heads * self.decoder.head_dim, np.float32)
+        names = (PAST.format(layer, part) for part in ("key_scale", "value_scale"))
+        return [None, *(self.graph.initializer(ir.tensor(ones, name=name)) for name in names)]  # None: attention sinks
 
     def _mlp(self, layer: int, x: ir.Value) -> ir.Value:
         """down(activation(gate(x)) * up(x))."""

@@ -18,6 +18,7 @@ from rich.table import Table
 
 import fairy2i_runtime
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.sample_text import DEFAULT_TEXT
 from fairy2i_export.source import open_source
 from fairy2i_export.verify.layers import LIMITS, LayerResult, Node, check_layers, read_nodes
 from fairy2i_export.verify.logits import LogitsComparison, compare
@@ -28,13 +29,6 @@ PERPLEXITY_LIMIT = 0.005  # |log ratio| of default mode to exact mode
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
 TOP1_LIMIT = 0.99
 _ROWS_SHOWN = 5
-
-DEFAULT_TEXT = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One day, she "
-    "saw a big red ball under a tree. She wanted to play with it, but a bird sat on it and did not want to move. Lily asked "
-    "the bird to share, and the bird was happy to help. They played until the sun went down, and then they went home. Her mom "
-    "was glad to see them and gave them a warm dinner. From that day on they met in the park every morning and became friends."
-)
 
 
 def verify_command(

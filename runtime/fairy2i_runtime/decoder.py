@@ -16,6 +16,7 @@ from fairy2i_runtime.kvcache import CacheShape, KVCache
 F32 = npt.NDArray[np.float32]
 PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_CACHES = {**_FLOATS, "tensor(int8)": np.int8}
 
 
 class Decoder:
@@ -130,9 +131,9 @@ def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
             f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
         )
     key = inputs["past_key_values.0.key"]
-    if key.type not in _FLOATS or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
+    if key.type not in _CACHES or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
         raise ModelFolderError(
-            f"{name}: past_key_values.0.key: expected float or float16 [batch, kv_heads, past, head] with fixed heads, "
+            f"{name}: past_key_values.0.key: expected float, float16 or int8 [batch, kv_heads, past, head] with fixed heads, "
             f"got {key.type} {key.shape}"
         )
-    return CacheShape(layers, key.shape[1], key.shape[3], _FLOATS[key.type])
+    return CacheShape(layers, key.shape[1], key.shape[3], _CACHES[key.type])

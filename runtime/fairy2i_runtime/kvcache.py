@@ -20,7 +20,7 @@ from fairy2i_runtime.errors import ContextError
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a model's cache looks like: layers, heads, values per head and their type (float32 or float16)."""
+    """What a model's cache looks like: layers, heads, values per head and their type (float32, float16 or int8)."""
 
     layers: int
     kv_heads: int
