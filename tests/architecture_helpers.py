@@ -29,6 +29,24 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
+TOLERANCE = 2e-5  # of the largest logit
+PROMPT, STEPS = 12, 20
+PADDING = (0, 5, 9)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+def random_ids(batch: int, length: int = PROMPT + STEPS) -> npt.NDArray[np.int64]:
+    """Tokens [batch, length], none of them special."""
+    return np.random.default_rng(3).integers(3, VOCABULARY, (batch, length))
+
 
 def save_tiny(directory: Path, kind: str, *, seed: int = 0, **settings: Any) -> Path:
     """Save a random model of a transformers model type as safetensors, with a tokenizer."""

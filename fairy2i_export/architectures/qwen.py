@@ -17,6 +17,7 @@ from fairy2i_export.architectures.common import (
 )
 from fairy2i_export.config import Block, Decoder, Names
 from fairy2i_export.config_values import flag
+from fairy2i_export.errors import CheckpointError
 from fairy2i_export.rope_config import read_rope
 
 QWEN2 = "Qwen2ForCausalLM"
@@ -48,5 +49,7 @@ def _blocks(config: dict[str, Any]) -> tuple[Block, ...]:
     rope = read_rope(config, max_positions(config))
     width = window(config) if flag(config, "use_sliding_window") else None
     first = config["max_window_layers"]
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise CheckpointError(f"config.json: max_window_layers: expected a number of layers, got {first!r}")
     pattern = [SLIDING if width is not None and layer >= first else FULL for layer in range(layers(config))]
     return blocks_by_type(config, layer_types(config, pattern), rope, rope, width)

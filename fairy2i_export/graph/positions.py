@@ -72,8 +72,8 @@ class Positions:
     def bias(self, window: int | None) -> ir.Value:
         """What is added to the scores, [batch, 1, sequence, total]: hides padding and what lies before the window.
 
-        GroupQueryAttention has an attribute for windows, but before onnxruntime 1.24 or so its CPU kernel let one token too
-        many through.
+        GroupQueryAttention has an attribute for windows, but it saves no time on the CPU, and before onnxruntime 1.24 it let
+        one token too many through.
         """
         if window is not None and window >= self._positions:
             window = None  # wider than any text
