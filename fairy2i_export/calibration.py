@@ -125,7 +125,9 @@ def _keys_and_values(model_file: Path, ids: npt.NDArray[np.int64]) -> Iterator[t
     for item in session.get_inputs():
         if item.name.startswith("past_"):
             feeds[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
-    arrays = session.run(wanted, feeds)
+    only_these = ort.RunOptions()
+    only_these.only_execute_path_to_fetches = True  # not the logits, which take more memory than all else
+    arrays = session.run(wanted, feeds, only_these)
     yield from zip(arrays[0::2], arrays[1::2], strict=True)
 
 

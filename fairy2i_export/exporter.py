@@ -108,6 +108,11 @@ def export(
     options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
     plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    if any(rope.kind == "longrope" and options.context_length > rope.original_max_positions for rope in decoder.ropes):
+        warnings.append(
+            "the context is longer than the original one, so every text is read with longrope's long factors; transformers "
+            "reads shorter texts with the short ones (docs/export.md)"
+        )
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:

@@ -208,3 +208,15 @@ def test_a_long_prompt_is_read_in_pieces(tmp_path: Path) -> None:
     expected = reference_logits(dequantized(source, report), ids, np.ones_like(ids))[0]
     logits = fairy2i_runtime.load(report.path, kernel="exact").logits(ids[0].tolist())
     assert np.abs(logits - expected).max() < TOLERANCE * np.abs(expected).max()
+
+
+def test_odd_dimensions_of_a_fused_model(tmp_path: Path) -> None:
+    """Two odd halves make an even gate_up matrix, which is rewritten; what reads an odd number of values stays dense."""
+    source = save_tiny(tmp_path / "model", "phi3", intermediate_size=73)
+    report = export(source, tmp_path / "out", embedding="float32")
+    assert {linear.name.rpartition(".")[2] for linear in report.kept} == {"down_proj"}
+    assert {linear.reason for linear in report.kept} == {"odd dimension"}
+    ids = random_ids(2)
+    expected = reference_logits(dequantized(source, report), ids, np.ones_like(ids))
+    got = stepwise_logits(exact_session(report.path), ids, np.ones_like(ids), PROMPT)
+    assert largest_difference(got, expected, ids) < TOLERANCE

@@ -192,3 +192,63 @@ def test_gemma3_in_its_older_spelling() -> None:
     assert describe({**common, **old}) == describe({**common, **new})
     plain = describe(common)
     assert [(block.window, block.rope and block.rope.theta) for block in plain.blocks] == 5 * [(12, 1e4)] + [(None, 1e6)]
+
+
+def test_configurations_as_the_hub_spells_them() -> None:
+    phi4_mini = {
+        "architectures": ["Phi3ForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "vocab_size": 200064,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "sliding_window": 262144,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", "short_factor": 48 * [1.0], "long_factor": 48 * [2.0]},
+        "rope_theta": 10000.0,
+    }
+    decoder = describe(phi4_mini)
+    (rope,) = decoder.ropes
+    assert (decoder.head_dim, rope.rotated(128), rope.original_max_positions) == (128, 96, 4096)
+    assert rope.table_scale == pytest.approx((1 + 5 / 12) ** 0.5)  # log2(131072 / 4096) = 5, log2(4096) = 12
+    qwen25 = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "vocab_size": 151936,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 21,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"},
+    }
+    decoder = describe(qwen25)
+    assert {block.window for block in decoder.blocks} == {None}
+    assert decoder.max_positions == 4 * 32768
+    assert decoder.qkv_bias
+    assert not decoder.o_bias
+
+
+def test_longrope_beyond_the_original_context(tmp_path: Path) -> None:
+    """A text of 32 tokens where the short factors end at 16: with the long ones it equals transformers, which now takes them."""
+    settings = {"original_max_position_embeddings": 16, "hidden_size": 64, "max_position_embeddings": 96}
+    source = save_tiny(tmp_path / "model", "phi3", rope_parameters=LONGROPE, **settings)
+    report = export(source, tmp_path / "out", embedding="float32")
+    assert any("longrope's long factors" in warning for warning in report.warnings)
+    ids = random_ids(1)
+    expected = reference_logits(dequantized(source, report), ids, np.ones_like(ids))
+    session = exact_session(report.path)
+    assert largest_difference(stepwise_logits(session, ids, np.ones_like(ids), PROMPT), expected, ids) < TOLERANCE
+    short = export(source, tmp_path / "short", context_length=16)
+    assert not any("longrope" in warning for warning in short.warnings)

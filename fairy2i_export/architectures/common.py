@@ -50,18 +50,21 @@ def read_decoder(
     kv_heads = positive_int(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise ArchitectureError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    blocks = blocks or blocks_alike(config, read_rope(config, max_positions(config)), None)
+    # checkpoints that are meant for YaRN often keep the context they were trained with in max_position_embeddings
+    stretched = [int(b.rope.factor * b.rope.original_max_positions) for b in blocks if b.rope and b.rope.kind == "yarn"]
     return Decoder(
         architecture=architecture,
         genai_type=genai_type,
         names=names or Names(),
         hidden_size=hidden,
         intermediate_size=positive_int(config, "intermediate_size"),
-        blocks=blocks or (Block(read_rope(config, max_positions(config))),) * layers(config),
+        blocks=blocks,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=positive_int(config, "head_dim", hidden // heads),
         vocab_size=positive_int(config, "vocab_size"),
-        max_positions=max_positions(config),
+        max_positions=max([max_positions(config), *stretched]),
         norm_eps=positive_float(config, "rms_norm_eps", 1e-6),
         tied=flag(config, "tie_word_embeddings"),
         activation=ACTIVATIONS[activation],
