@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Block, Decoder
 from fairy2i_export.errors import OptionError
+from fairy2i_export.options import ExportOptions
 from fairy2i_export.sample_text import DEFAULT_TEXT
 
 F32 = npt.NDArray[np.float32]
@@ -25,12 +26,18 @@ _LEVELS = 127
 _K_SCALE, _V_SCALE = 12, 13  # inputs of GroupQueryAttention
 
 
-def read_calibration(checkpoint: Checkpoint, path: str | Path | None, context_length: int) -> npt.NDArray[np.int64]:
-    """Token ids [1, length] of a text file, or of the text that is built in.
+def calibration_text(
+    checkpoint: Checkpoint, options: ExportOptions, path: str | Path | None
+) -> npt.NDArray[np.int64] | None:
+    """Token ids [1, length] of a text file, or of the text that is built in; None where no cache is to be calibrated.
 
     Raises:
-        OptionError: if the file cannot be read as text, or holds no token.
+        OptionError: if the file cannot be read as text, holds no token, or is given for nothing.
     """
+    if options.kv_cache != "int8":
+        if path is not None:
+            raise OptionError("calibration: only an int8 cache is calibrated; add --kv-cache int8")
+        return None
     from tokenizers import Tokenizer
 
     try:
@@ -38,7 +45,7 @@ def read_calibration(checkpoint: Checkpoint, path: str | Path | None, context_le
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"calibration {path}: expected a UTF-8 text file: {error}") from error
     tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
-    ids = tokenizer.encode(text).ids[: min(_TOKENS, context_length)]
+    ids = tokenizer.encode(text).ids[: min(_TOKENS, options.context_length)]
     if not ids:
         raise OptionError(f"calibration {path}: the text has no tokens")
     return np.array([ids], np.int64)

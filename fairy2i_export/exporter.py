@@ -10,10 +10,9 @@ import onnx_ir as ir
 
 import fairy2i_export
 from fairy2i_export.architectures import describe
-from fairy2i_export.calibration import calibrate_cache, read_calibration
+from fairy2i_export.calibration import calibrate_cache, calibration_text
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
-from fairy2i_export.errors import OptionError
 from fairy2i_export.genai_config import write_genai_config
 from fairy2i_export.graph.builder import DecoderBuilder
 from fairy2i_export.layout import LAYOUT_VERSION
@@ -22,7 +21,7 @@ from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options,
 from fairy2i_export.output import check_space, output_folder
 from fairy2i_export.plan import NBITS_BLOCK, Plan, make_plan
 from fairy2i_export.report import Estimate, ExportReport, peak_ram_bytes
-from fairy2i_export.rope_config import stretch_context
+from fairy2i_export.rope_config import context_warnings, stretch_context
 from fairy2i_export.source import open_source
 from fairy2i_export.tokenizer_files import check_tokenizer, copy_files, has_chat_template, special_tokens
 from fairy2i_export.weights import WeightSource
@@ -99,29 +98,29 @@ def export(
     started = time.monotonic()
     observer = observer or Observer()
     checkpoint = open_source(source)
-    config = stretch_context(checkpoint.config, rope_scaling) if rope_scaling is not None else checkpoint.config
-    decoder = describe(config)
+    decoder = describe(stretch_context(checkpoint.config, rope_scaling))
     given = GivenOptions(
-        stages, profile, row_multiplier, lm_head, embedding, context_length, tuple(include), tuple(exclude), kv_cache
+        stages,
+        profile,
+        row_multiplier,
+        lm_head,
+        embedding,
+        context_length,
+        tuple(include),
+        tuple(exclude),
+        kv_cache,
+        rope_scaling,
     )
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
     plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
-    if any(rope.kind == "longrope" and options.context_length > rope.original_max_positions for rope in decoder.ropes):
-        warnings.append(
-            "the context is longer than the original one, so every text is read with longrope's long factors; transformers "
-            "reads shorter texts with the short ones (docs/export.md)"
-        )
+    warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
-    calibration_ids = None
-    if options.kv_cache == "int8":
-        calibration_ids = read_calibration(checkpoint, calibration, options.context_length)
-    elif calibration is not None:
-        raise OptionError("calibration: only an int8 cache is calibrated; add --kv-cache int8")
+    calibration_ids = calibration_text(checkpoint, options, calibration)
     estimate = make_estimate(decoder, plan, options)
     target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
 
@@ -134,8 +133,6 @@ def export(
         weights = WeightSource(checkpoint, options, progress=lambda _, parameters: observer.advance(parameters))
         model = DecoderBuilder(decoder, plan, weights).build()
         _describe_model(model, decoder, checkpoint, options, sha256)
-        if rope_scaling is not None:
-            model.metadata_props["fairy2i.rope_scaling"] = rope_scaling
         ir.save(
             model,
             folder / MODEL,
@@ -219,6 +216,8 @@ def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, o
             "fairy2i.kv_cache": options.kv_cache,
         }
     )
+    if options.rope_scaling is not None:
+        model.metadata_props["fairy2i.rope_scaling"] = options.rope_scaling
 
 
 def _untrained_warning(errors: dict[str, float]) -> str:

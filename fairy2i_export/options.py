@@ -31,6 +31,7 @@ class ExportOptions:
     include: tuple[str, ...] = ()  # globs on module names; empty = all
     exclude: tuple[str, ...] = ()
     kv_cache: KVCache = "float32"
+    rope_scaling: str | None = None  # checked by rope_config.stretch_context
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class GivenOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     kv_cache: str | None = None
+    rope_scaling: str | None = None
 
 
 def resolve_options(
@@ -92,6 +94,7 @@ def resolve_options(
         include=given.include,
         exclude=given.exclude,
         kv_cache=_one_of("kv cache", "float32" if given.kv_cache is None else given.kv_cache, KV_CACHES),
+        rope_scaling=given.rope_scaling,
     )
     return options, warnings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -147,16 +148,19 @@ def _factors(scaling: dict[str, Any], key: str) -> tuple[float, ...]:
     return tuple(positive_float({key: value}, key) for value in values)
 
 
-def stretch_context(config: dict[str, Any], scaling: str) -> dict[str, Any]:
+def stretch_context(config: dict[str, Any], scaling: str | None) -> dict[str, Any]:
     """A copy of a config.json whose context is a factor longer, as if its rope scaling said so.
 
     Args:
         config: the parsed config.json; without a rope scaling of its own.
-        scaling: ``linear:FACTOR`` or ``yarn:FACTOR``. The layers of Gemma 3 that see a window only stay as they are.
+        scaling: ``linear:FACTOR`` or ``yarn:FACTOR``; None = leave it as it is. The layers of Gemma 3 that see a window only
+            keep theirs.
 
     Raises:
         OptionError: another kind, an impossible factor, or a model that scales already or in its own way only.
     """
+    if scaling is None:
+        return config
     kind, _, number = scaling.partition(":")
     try:
         factor = float(number)
@@ -189,3 +193,13 @@ def stretch_context(config: dict[str, Any], scaling: str) -> dict[str, Any]:
     else:
         stretched["rope_parameters"] = added
     return stretched
+
+
+def context_warnings(ropes: Iterable[Rope], context_length: int) -> list[str]:
+    """What a chosen context means for the results, one sentence each."""
+    if any(rope.kind == "longrope" and context_length > rope.original_max_positions for rope in ropes):
+        return [
+            "the context is longer than the original one, so every text is read with longrope's long factors; transformers "
+            "reads shorter texts with the short ones (docs/export.md)"
+        ]
+    return []
