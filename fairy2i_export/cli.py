@@ -62,6 +62,20 @@ ContextLength = Annotated[
     int | None,
     typer.Option(metavar="N", help="Longest context of the exported model.", show_default="the model's own, at most 4096"),
 ]
+KVCacheType = Annotated[
+    str | None,
+    typer.Option(metavar="T", help="Type of the key-value cache: float32, float16 or int8.", show_default="float32"),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Text to measure the scales of an int8 cache with.", show_default="a short English one"
+    ),
+]
+RopeScaling = Annotated[
+    str | None,
+    typer.Option(metavar="S", help="Stretch the context: linear:FACTOR or yarn:FACTOR.", show_default="as in config.json"),
+]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
@@ -87,6 +101,9 @@ def export_command(
     exclude: Exclude = None,
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
+    kv_cache: KVCacheType = None,
+    calibration: Calibration = None,
+    rope_scaling: RopeScaling = None,
     trained: Trained = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -108,6 +125,9 @@ def export_command(
             include=include or (),
             exclude=exclude or (),
             context_length=context_length,
+            kv_cache=kv_cache,
+            calibration=calibration,
+            rope_scaling=rope_scaling,
             trained=trained,
             force=force,
             observer=display,

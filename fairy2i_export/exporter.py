@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 import fairy2i_export
 from fairy2i_export.architectures import describe
+from fairy2i_export.calibration import calibrate_cache, calibration_text
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
 from fairy2i_export.genai_config import write_genai_config
@@ -20,6 +21,7 @@ from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options,
 from fairy2i_export.output import check_space, output_folder
 from fairy2i_export.plan import NBITS_BLOCK, Plan, make_plan
 from fairy2i_export.report import Estimate, ExportReport, peak_ram_bytes
+from fairy2i_export.rope_config import context_warnings, stretch_context
 from fairy2i_export.source import open_source
 from fairy2i_export.tokenizer_files import check_tokenizer, copy_files, has_chat_template, special_tokens
 from fairy2i_export.weights import WeightSource
@@ -59,6 +61,9 @@ def export(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     context_length: int | None = None,
+    kv_cache: str | None = None,
+    calibration: str | Path | None = None,
+    rope_scaling: str | None = None,
     trained: bool = False,
     force: bool = False,
     observer: Observer | None = None,
@@ -76,6 +81,9 @@ def export(
         include: globs on module names; only matching linear layers are rewritten.
         exclude: globs on module names; matching linear layers stay dense.
         context_length: positions to make rotary tables for; default max_position_embeddings, at most 4096.
+        kv_cache: ``float32``, ``float16`` or ``int8``; default float32.
+        calibration: text file to measure the scales of an int8 cache with; default a short English text.
+        rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier export in ``out``.
         observer: hears about progress.
@@ -90,16 +98,29 @@ def export(
     started = time.monotonic()
     observer = observer or Observer()
     checkpoint = open_source(source)
-    decoder = describe(checkpoint.config)
-    given = GivenOptions(stages, profile, row_multiplier, lm_head, embedding, context_length, tuple(include), tuple(exclude))
+    decoder = describe(stretch_context(checkpoint.config, rope_scaling))
+    given = GivenOptions(
+        stages,
+        profile,
+        row_multiplier,
+        lm_head,
+        embedding,
+        context_length,
+        tuple(include),
+        tuple(exclude),
+        kv_cache,
+        rope_scaling,
+    )
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
     plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
+    calibration_ids = calibration_text(checkpoint, options, calibration)
     estimate = make_estimate(decoder, plan, options)
     target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
 
@@ -111,7 +132,7 @@ def export(
         observer.phase("quantizing", _parameters(decoder, plan))
         weights = WeightSource(checkpoint, options, progress=lambda _, parameters: observer.advance(parameters))
         model = DecoderBuilder(decoder, plan, weights).build()
-        _describe_model(model, checkpoint, options, sha256)
+        _describe_model(model, decoder, checkpoint, options, sha256)
         ir.save(
             model,
             folder / MODEL,
@@ -121,6 +142,10 @@ def export(
             align_threshold=0,
         )
         copy_files(checkpoint, folder)
+        if calibration_ids is not None:
+            observer.phase("calibrating", 1)
+            calibrate_cache(folder / MODEL, decoder, calibration_ids)
+            observer.advance(1)
         write_genai_config(folder, decoder, tokens, options.context_length)
         if not (trained or says_trained(checkpoint.config)):
             warnings.append(_untrained_warning(weights.errors))
@@ -155,19 +180,24 @@ def make_estimate(decoder: Decoder, plan: Plan, options: ExportOptions) -> Estim
     )
     per_value = {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / NBITS_BLOCK}[options.embedding]
     output = sum(linear.stored_bytes(options.stages) for linear in linears) + int(per_value * embedding)
-    output += 4 * options.context_length * decoder.head_dim  # cos and sin, half a head each
-    output += (1500 + _ALIGNMENT // 2) * len(linears) + 4 * 2 * decoder.layers * decoder.hidden_size  # nodes, gaps, norms
+    # cos and sin, half a head each
+    output += 4 * options.context_length * sum(rope.rotated(decoder.head_dim) for rope in decoder.ropes)
+    output += (1500 + _ALIGNMENT // 2) * len(linears) + 4 * plan.norm_parameters  # nodes, gaps, norms
     return Estimate(_BASE_RAM + largest, output)
 
 
 def _parameters(decoder: Decoder, plan: Plan) -> int:
     """All parameters that are written; a tied embedding counts twice, as it is stored twice."""
-    norms = (2 * decoder.layers + 1) * decoder.hidden_size
     biases = sum(linear.out_features for linear in plan.linears.values() if linear.bias)
-    return sum(x.parameters for x in plan.linears.values()) + decoder.vocab_size * decoder.hidden_size + norms + biases
+    return (
+        sum(x.parameters for x in plan.linears.values())
+        + decoder.vocab_size * decoder.hidden_size
+        + plan.norm_parameters
+        + biases
+    )
 
 
-def _describe_model(model: ir.Model, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:
+def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:
     model.producer_name = "fairy2i-export"
     model.producer_version = fairy2i_export.__version__
     model.metadata_props.update(
@@ -182,8 +212,12 @@ def _describe_model(model: ir.Model, checkpoint: Checkpoint, options: ExportOpti
             "fairy2i.lm_head": options.lm_head,
             "fairy2i.embedding": options.embedding,
             "fairy2i.row_multiplier": options.row_multiplier,
+            "fairy2i.architecture": decoder.architecture,
+            "fairy2i.kv_cache": options.kv_cache,
         }
     )
+    if options.rope_scaling is not None:
+        model.metadata_props["fairy2i.rope_scaling"] = options.rope_scaling
 
 
 def _untrained_warning(errors: dict[str, float]) -> str:

@@ -23,7 +23,7 @@ Every weight of its rewritten layers is a sum of {stages} complex numbers out of
 | other linear layers | {kept} |
 | embedding, lm_head | {embedding}, {lm_head} |
 | stages, profile, row multiplier | {stages}, {profile}, {row_multiplier} |
-| context length | {context} tokens |
+| context length, key-value cache | {context} tokens, {kv_cache} |
 | change of weights by quantization | {mean:.1%} on average, at most {worst:.1%} ({worst_name}) |
 | source SHA-256 | `{sha256}` |
 
@@ -80,6 +80,7 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
         profile=report.options.profile,
         row_multiplier=report.options.row_multiplier,
         context=report.options.context_length,
+        kv_cache=report.options.kv_cache,
         mean=report.mean_error,
         worst=worst,
         worst_name=worst_name,

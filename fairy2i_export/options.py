@@ -10,8 +10,10 @@ from fairy2i_export.quantizer import MAX_STAGES, PROFILES, ROW_MULTIPLIERS, Prof
 
 LmHead = Literal["fairy2i", "int8", "int4", "float"]
 Embedding = Literal["float32", "float16", "int8"]
+KVCache = Literal["float32", "float16", "int8"]
 LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
+KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
 _DEFAULTS = {"stages": 2, "profile": "bf16-reference", "row_multiplier": "none", "lm_head": "fairy2i"}
 
@@ -28,6 +30,8 @@ class ExportOptions:
     context_length: int
     include: tuple[str, ...] = ()  # globs on module names; empty = all
     exclude: tuple[str, ...] = ()
+    kv_cache: KVCache = "float32"
+    rope_scaling: str | None = None  # checked by rope_config.stretch_context
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class GivenOptions:
     context_length: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    kv_cache: str | None = None
+    rope_scaling: str | None = None
 
 
 def resolve_options(
@@ -87,6 +93,8 @@ def resolve_options(
         context_length=context_length,
         include=given.include,
         exclude=given.exclude,
+        kv_cache=_one_of("kv cache", "float32" if given.kv_cache is None else given.kv_cache, KV_CACHES),
+        rope_scaling=given.rope_scaling,
     )
     return options, warnings
 

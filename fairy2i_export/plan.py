@@ -49,10 +49,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every linear layer in graph order, by module name, and the tensors of the checkpoint that are not used."""
+    """Every linear layer in graph order, by module name, and the tensors of the checkpoint that are not used.
+
+    ``norm_parameters`` counts the values of all norms.
+    """
 
     linears: dict[str, Linear]
     unused: tuple[str, ...]
+    norm_parameters: int = 0
 
     @property
     def rewritten(self) -> list[Linear]:
@@ -84,7 +88,8 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
     used = {tensor for tensor, _ in _plain_tensors(decoder)}
     used |= {tensor for linear in linears.values() for tensor in (linear.weight, linear.bias) if tensor is not None}
     unused = tuple(sorted(tensor for tensor in checkpoint.owners if tensor not in used and not _HARMLESS.fullmatch(tensor)))
-    plan = Plan(linears, unused)
+    norms = sum(shape[0] for _, shape in _plain_tensors(decoder) if len(shape) == 1)
+    plan = Plan(linears, unused, norms)
     if not plan.rewritten:
         reasons = sorted({linear.reason for linear in linears.values()})
         raise OptionError(f"no layer would become a Fairy2iMatMul node ({'; '.join(reasons)}); nothing was written")
@@ -93,11 +98,19 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
 
 def _plain_tensors(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors outside the linear layers and their shapes."""
-    names, hidden = decoder.names, decoder.hidden_size
+    names, hidden, head = decoder.names, decoder.hidden_size, decoder.head_dim
+    query, key = (decoder.heads * head, decoder.kv_heads * head) if decoder.qk_norm == "all" else (head, head)
     yield f"{names.embedding}.weight", (decoder.vocab_size, hidden)
+    norms = [
+        (names.attention_norm, hidden),
+        (names.q_norm, query),
+        (names.k_norm, key),
+        (names.attention_post_norm, hidden),
+        (names.mlp_norm, hidden),
+        (names.mlp_post_norm, hidden),
+    ]
     for layer in range(decoder.layers):
-        yield f"{names.attention_norm.format(layer)}.weight", (hidden,)
-        yield f"{names.mlp_norm.format(layer)}.weight", (hidden,)
+        yield from ((f"{norm.format(layer)}.weight", (size,)) for norm, size in norms if norm is not None)
     yield f"{names.final_norm}.weight", (hidden,)
 
 
@@ -105,14 +118,19 @@ def _linear_shapes(decoder: Decoder) -> Iterator[tuple[str, int, int, bool]]:
     """Module name, out features, in features, has bias."""
     names, hidden, inner = decoder.names, decoder.hidden_size, decoder.intermediate_size
     query, key = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    modules = [
+        (names.q, query, hidden, decoder.qkv_bias),
+        (names.k, key, hidden, decoder.qkv_bias),
+        (names.v, key, hidden, decoder.qkv_bias),
+        (names.qkv, query + 2 * key, hidden, decoder.qkv_bias),
+        (names.o, hidden, query, decoder.o_bias),
+        (names.gate, inner, hidden, decoder.mlp_bias),
+        (names.up, inner, hidden, decoder.mlp_bias),
+        (names.gate_up, 2 * inner, hidden, decoder.mlp_bias),
+        (names.down, hidden, inner, decoder.mlp_bias),
+    ]
     for layer in range(decoder.layers):
-        yield names.q.format(layer), query, hidden, decoder.attention_bias
-        yield names.k.format(layer), key, hidden, decoder.attention_bias
-        yield names.v.format(layer), key, hidden, decoder.attention_bias
-        yield names.o.format(layer), hidden, query, decoder.attention_bias
-        yield names.gate.format(layer), inner, hidden, decoder.mlp_bias
-        yield names.up.format(layer), inner, hidden, decoder.mlp_bias
-        yield names.down.format(layer), hidden, inner, decoder.mlp_bias
+        yield from ((name.format(layer), out, into, bias) for name, out, into, bias in modules if name is not None)
     yield names.lm_head, decoder.vocab_size, hidden, False
 
 

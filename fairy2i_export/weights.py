@@ -80,9 +80,11 @@ class WeightSource:
             row,
         )
 
-    def vector(self, tensor: str) -> ir.TensorProtocol:
-        """A norm or a bias, converted to float32; read at once, being small."""
+    def vector(self, tensor: str, *, plus: float = 0.0) -> ir.TensorProtocol:
+        """A norm or a bias, converted to float32, plus a constant; read at once, being small."""
         array = convert_finite(self.checkpoint.read(tensor), np.float32, tensor)
+        if plus:
+            array = array + np.float32(plus)
         self.progress(tensor, array.size)
         return ir.tensor(array, name=tensor)
 

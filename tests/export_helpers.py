@@ -196,11 +196,12 @@ class SharedCache:
         }
         self.length = 0
 
-    def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
         self.length += ids.shape[1]
         binding = self.session.io_binding()
-        binding.bind_cpu_input("input_ids", ids)
-        binding.bind_cpu_input("attention_mask", np.ones((ids.shape[0], self.length), np.int64))
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
+        mask = np.ones((ids.shape[0], self.length), np.int64) if mask is None else mask
+        binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask))
         binding.bind_output("logits", "cpu")
         for name, value in self.caches.items():
             binding.bind_ortvalue_input(name, value)

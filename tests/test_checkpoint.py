@@ -246,14 +246,14 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     ("changes", "error", "words"),
     [
         (
-            {"architectures": ["MistralForCausalLM"]},
+            {"architectures": ["MixtralForCausalLM"]},
             ArchitectureError,
-            "MistralForCausalLM is not supported.*LlamaForCausalLM",
+            r"MixtralForCausalLM is not supported.*Gemma2ForCausalLM.*LlamaForCausalLM.*fairy2i-export model\.onnx",
         ),
         ({"architectures": None, "model_type": "gpt2"}, ArchitectureError, "'gpt2' is not supported"),
-        ({"hidden_act": "gelu"}, ArchitectureError, "'gelu' is not supported; supported is silu"),
+        ({"hidden_act": "gelu"}, ArchitectureError, "'gelu' is not supported; supported are silu, gelu_pytorch_tanh"),
         ({"sliding_window": 128}, ArchitectureError, "sliding_window"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ArchitectureError, "'yarn'.*default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ArchitectureError, "'dynamic'.*default, linear, llama3"),
         ({"num_key_value_heads": 2}, ArchitectureError, "no multiple of num_key_value_heads 2"),
         ({"num_attention_heads": 6}, ArchitectureError, "heads of 12 values.*multiple of 8"),
         ({"quantization_config": {"bits": 4}}, CheckpointError, "already quantized another way"),

@@ -56,6 +56,7 @@ def test_a_plain_run(run: Run, source: Path, tmp_path: Path) -> None:
 def test_every_option(run: Run, source: Path, tmp_path: Path) -> None:
     arguments = ["--stages", 3, "--profile", "fp32", "--lm-head", "int8", "--embedding", "int8"]
     arguments += ["--row-multiplier", "rms", "--context-length", 40, "--trained"]
+    arguments += ["--kv-cache", "float16", "--rope-scaling", "linear:2"]
     arguments += ["--include", "model.*", "--exclude", "*.k_proj", "--exclude", "*.v_proj"]
     code, out, err = run(source, "--output", tmp_path / "out", *arguments)
     assert (code, "warning" in err) == (0, False)
@@ -66,6 +67,7 @@ def test_every_option(run: Run, source: Path, tmp_path: Path) -> None:
     metadata = {item.key: item.value for item in model.metadata_props}
     assert (metadata["fairy2i.stages"], metadata["fairy2i.profile"]) == ("3", "fp32")
     assert (metadata["fairy2i.embedding"], metadata["fairy2i.row_multiplier"]) == ("int8", "rms")
+    assert (metadata["fairy2i.kv_cache"], metadata["fairy2i.rope_scaling"]) == ("float16", "linear:2")
 
 
 def test_quiet_prints_warnings_only(run: Run, source: Path, tmp_path: Path) -> None:
@@ -91,7 +93,16 @@ def test_version_and_help(run: Run) -> None:
     assert (code, err) == (0, "")
     for option in ("--output", "--stages", "--profile", "--lm-head", "--embedding", "--include", "--exclude"):
         assert option in out
-    for option in ("--row-multiplier", "--context-length", "--trained", "--force", "--quiet"):
+    for option in (
+        "--row-multiplier",
+        "--context-length",
+        "--trained",
+        "--force",
+        "--quiet",
+        "--kv-cache",
+        "--calibration",
+        "--rope-scaling",
+    ):
         assert option in out
 
 

@@ -102,6 +102,8 @@ def test_metadata(source: Path, tmp_path: Path) -> None:
         "fairy2i.lm_head": "int8",
         "fairy2i.embedding": "int8",
         "fairy2i.row_multiplier": "rms",
+        "fairy2i.architecture": "LlamaForCausalLM",
+        "fairy2i.kv_cache": "float32",
     }
     assert model.producer_name == "fairy2i-export"
 

@@ -18,23 +18,17 @@ from rich.table import Table
 
 import fairy2i_runtime
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.sample_text import DEFAULT_TEXT
 from fairy2i_export.source import open_source
 from fairy2i_export.verify.layers import LIMITS, LayerResult, Node, check_layers, read_nodes
 from fairy2i_export.verify.logits import LogitsComparison, compare
-from fairy2i_export.verify.reference import SourceWeights, is_rounded_embedding, torch_is_installed, torch_logits
+from fairy2i_export.verify.reference import SourceWeights, is_rounded, torch_is_installed, torch_logits
 
 FAILED = 1
 PERPLEXITY_LIMIT = 0.005  # |log ratio| of default mode to exact mode
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
 TOP1_LIMIT = 0.99
 _ROWS_SHOWN = 5
-
-DEFAULT_TEXT = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One day, she "
-    "saw a big red ball under a tree. She wanted to play with it, but a bird sat on it and did not want to move. Lily asked "
-    "the bird to share, and the bird was happy to help. They played until the sun went down, and then they went home. Her mom "
-    "was glad to see them and gave them a warm dinner. From that day on they met in the park every morning and became friends."
-)
 
 
 def verify_command(
@@ -134,8 +128,8 @@ def _check_source(
     reference = torch_logits(source, nodes, ids)
     comparisons["exact : torch"] = against_torch = compare(exact, reference, ids)
     comparisons["lut : torch"] = compare(lut, reference, ids)
-    if is_rounded_embedding(model.metadata, checkpoint):
-        out.print("[yellow]note[/]: embedding or lm_head are stored with fewer bits than in the source: logits may differ")
+    if is_rounded(model.metadata, checkpoint):
+        out.print("[yellow]note[/]: embedding, lm_head or cache have fewer bits than in the source: logits may differ")
     elif against_torch.relative_error > LOGITS_LIMIT or against_torch.top1_agreement < TOP1_LIMIT:
         problems.append(
             f"logits of exact mode differ from torch's by {against_torch.relative_error:.1e} (limit {LOGITS_LIMIT}), the most "

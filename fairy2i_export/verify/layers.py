@@ -22,7 +22,7 @@ from fairy2i_export.errors import FormatError
 from fairy2i_export.layout import PackedLinear, unpack
 from fairy2i_export.quantizer import QuantizedLinear
 from fairy2i_runtime import core, register
-from fairy2i_runtime.session import ISA_ENTRY, KERNEL_ENTRY
+from fairy2i_runtime.session import EXTERNAL_FOLDER_ENTRY, ISA_ENTRY, KERNEL_ENTRY
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -32,7 +32,6 @@ KERNELS = ("exact", "lut")
 LIMITS = {("exact", "gaussian"): 1e-5, ("exact", "real"): 1e-5, ("lut", "gaussian"): 0.015, ("lut", "real"): 0.03}
 _GAUSSIAN_ROWS = 16  # few outputs of few rows would scatter around the mean error
 _ROWS_AT_ONCE = 256  # complex rows dequantized to float64 at a time
-_EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def run_with_taps(
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(_EXTERNAL_FOLDER_ENTRY, str(model_file.parent.resolve()))
+    options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(model_file.parent.resolve()))
     options.add_session_config_entry(KERNEL_ENTRY, kernel)
     if isa:
         options.add_session_config_entry(ISA_ENTRY, isa)
@@ -172,7 +171,8 @@ def _feeds(session: ort.InferenceSession, ids: npt.NDArray[np.int64]) -> dict[st
     for tensor in session.get_inputs():
         if tensor.name.startswith("past_key_values."):
             heads, size = tensor.shape[1], tensor.shape[3]
-            feeds[tensor.name] = np.zeros((ids.shape[0], heads, 0, size), np.float32)
+            dtype = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}.get(tensor.type, np.float32)
+            feeds[tensor.name] = np.zeros((ids.shape[0], heads, 0, size), dtype)
     return feeds
 
 

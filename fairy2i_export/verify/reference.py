@@ -17,6 +17,7 @@ from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.layout import unpack
 from fairy2i_export.quantizer import PROFILES, Profile, QuantizedLinear, RowMultiplier, quantize
+from fairy2i_export.rope_config import stretch_context
 from fairy2i_export.verify.layers import Node
 
 F32 = npt.NDArray[np.float32]
@@ -47,6 +48,7 @@ class SourceWeights:
                 "it was not written by fairy2i-export or has been edited"
             )
         self.profile: Profile = profile
+        self.rope_scaling = metadata.get("fairy2i.rope_scaling")
         self.row_multiplier: RowMultiplier = rows  # type: ignore[assignment]
 
     def tensor_of(self, module: str) -> str:
@@ -102,6 +104,9 @@ def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.i
 
     checkpoint = source.checkpoint
     config: Any = transformers.AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    if source.rope_scaling is not None:
+        settings = stretch_context(checkpoint.config, source.rope_scaling)
+        config = type(config)(**{key: value for key, value in settings.items() if key != "model_type"})
     rewritten = {node.name: node for node in nodes}
     untied = "lm_head" in rewritten  # a quantized head no longer equals the embedding
     if untied:
@@ -120,17 +125,35 @@ def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.i
             raise CheckpointError(f"{checkpoint.directory}: tensor {name}, which transformers needs, is missing")
         state[name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state, strict=True, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its buffers were made on the meta device
+    _remake_buffers(model, config)
     model.eval()
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(ids[None])).logits[0]
     return np.asarray(logits.float().numpy())
 
 
-def is_rounded_embedding(metadata: dict[str, str], checkpoint: Checkpoint) -> bool:
-    """Whether the model's embedding or head hold less than the checkpoint's values, so that logits may differ for it."""
+def _remake_buffers(model: Any, config: Any) -> None:
+    """Compute the buffers that are not part of a checkpoint: on the meta device they have no values.
+
+    Raises:
+        CheckpointError: if the model has buffers of an unknown kind.
+    """
+    import torch
+
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    if hasattr(model.model.embed_tokens, "embed_scale"):  # Gemma
+        model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"this version of transformers needs values for {', '.join(empty[:3])} that are not known here"
+        )
+
+
+def is_rounded(metadata: dict[str, str], checkpoint: Checkpoint) -> bool:
+    """Whether embedding, head or cache hold less than the checkpoint's values, so that logits may differ for it."""
     embedding, head = metadata.get("fairy2i.embedding", "float32"), metadata.get("fairy2i.lm_head", "fairy2i")
-    if embedding == "int8" or head in ("int8", "int4"):
+    if embedding == "int8" or head in ("int8", "int4") or metadata.get("fairy2i.kv_cache", "float32") != "float32":
         return True
     if embedding != "float16":
         return False

@@ -16,12 +16,14 @@ from fairy2i_runtime.kvcache import CacheShape, KVCache
 F32 = npt.NDArray[np.float32]
 PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_CACHES = {**_FLOATS, "tensor(int8)": np.int8}
 
 
 class Decoder:
     """A decoder graph in an onnxruntime session.
 
     Attributes:
+        session: the session.
         vocab: number of logits.
         cache_shape: shape of the key-value cache.
     """
@@ -38,7 +40,7 @@ class Decoder:
         Raises:
             ModelFolderError: if the graph is of another form.
         """
-        self._session = session
+        self.session = session
         self.context_length = context_length
         self.cache_shape = _cache_shape(session, name)
         logits = next(output for output in session.get_outputs() if output.name == "logits")
@@ -48,7 +50,7 @@ class Decoder:
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """An empty cache for ``capacity`` tokens, at most and by default those of the context."""
-        return KVCache(self._session, self.cache_shape, min(capacity or self.context_length, self.context_length))
+        return KVCache(self.session, self.cache_shape, min(capacity or self.context_length, self.context_length))
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise an :class:`OptionError` if a token is not in the vocabulary."""
@@ -85,15 +87,27 @@ class Decoder:
 
     def _run(self, tokens: Sequence[int], cache: KVCache) -> npt.NDArray[Any]:
         ids = np.asarray(tokens, np.int64)[None]
-        total = len(cache) + ids.shape[1]
-        logits = np.empty((1, ids.shape[1], self.vocab), self._logits_dtype)
-        binding = cache.binding
-        binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
-        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding)
         cache.tokens.extend(int(token) for token in tokens)
         return logits.reshape(ids.shape[1], self.vocab)
+
+    def run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], binding: ort.IOBinding) -> npt.NDArray[Any]:
+        """Run the graph once; nothing is checked.
+
+        Args:
+            ids: the new tokens [batch, sequence], contiguous.
+            mask: zeros for padding, ones for tokens, the new ones included [batch, total], contiguous.
+            binding: with a cache of that batch.
+
+        Returns:
+            Logits [batch, sequence, vocab] of the graph's type.
+        """
+        logits = np.empty((*ids.shape, self.vocab), self._logits_dtype)
+        binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
+        self.session.run_with_iobinding(binding)
+        return logits
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
         if len(tokens) > cache.room:
@@ -117,9 +131,9 @@ def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
             f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
         )
     key = inputs["past_key_values.0.key"]
-    if key.type not in _FLOATS or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
+    if key.type not in _CACHES or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
         raise ModelFolderError(
-            f"{name}: past_key_values.0.key: expected float or float16 [batch, kv_heads, past, head] with fixed heads, "
+            f"{name}: past_key_values.0.key: expected float, float16 or int8 [batch, kv_heads, past, head] with fixed heads, "
             f"got {key.type} {key.shape}"
         )
-    return CacheShape(layers, key.shape[1], key.shape[3], _FLOATS[key.type])
+    return CacheShape(layers, key.shape[1], key.shape[3], _CACHES[key.type])

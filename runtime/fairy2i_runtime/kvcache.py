@@ -1,6 +1,6 @@
 """The memory of a conversation: keys and values of every token so far, updated in place.
 
-One buffer per layer for the keys and one for the values, [batch = 1, kv_heads, capacity, head], is bound both as the past
+One buffer per layer for the keys and one for the values, [batch, kv_heads, capacity, head], is bound both as the past
 and as the present of every run, so onnxruntime writes the new tokens' rows into it and copies nothing. How much of it counts
 is said by the attention mask alone; forgetting tokens is therefore free. The buffers start as zero pages of the operating
 system: memory is taken as the text grows.
@@ -20,7 +20,7 @@ from fairy2i_runtime.errors import ContextError
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a model's cache looks like: layers, heads, values per head and their type (float32 or float16)."""
+    """What a model's cache looks like: layers, heads, values per head and their type (float32, float16 or int8)."""
 
     layers: int
     kv_heads: int
@@ -37,12 +37,13 @@ class KVCache:
 
     Attributes:
         capacity: the most tokens it can hold.
-        tokens: those it holds. Appended to by the decoder after a successful run, shortened by :meth:`truncate`.
+        tokens: those it holds, for a batch of one text. Appended to by the decoder after a successful run, shortened by
+            :meth:`truncate`.
         binding: the onnxruntime binding with the cache as inputs and outputs.
     """
 
-    def __init__(self, session: ort.InferenceSession, shape: CacheShape, capacity: int) -> None:
-        dims = [1, shape.kv_heads, capacity, shape.head_size]
+    def __init__(self, session: ort.InferenceSession, shape: CacheShape, capacity: int, batch: int = 1) -> None:
+        dims = [batch, shape.kv_heads, capacity, shape.head_size]
         self.capacity = capacity
         self.tokens: list[int] = []
         self.binding = session.io_binding()
@@ -53,7 +54,7 @@ class KVCache:
                     buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(dims, shape.dtype))
                 except MemoryError:
                     raise ContextError(
-                        f"no memory for a context of {capacity} tokens ({shape.size_bytes(capacity) / 2**20:.0f} MiB); "
+                        f"no memory for a context of {capacity} tokens ({batch * shape.size_bytes(capacity) / 2**20:.0f} MiB); "
                         "choose a smaller context_length"
                     ) from None
                 self.binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)

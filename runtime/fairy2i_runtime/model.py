@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fairy2i_runtime.batch import Batch, generate_batch
 from fairy2i_runtime.chat_template import ChatTemplate
 from fairy2i_runtime.conversation import Conversation
 from fairy2i_runtime.decoder import F32, Decoder
@@ -102,6 +103,25 @@ class Model:
         if not ids:
             raise OptionError("token_ids: expected at least one token, got none")
         return self.decoder.all_logits(ids, self.decoder.new_cache(len(ids)))
+
+    def logits_batch(self, texts: Sequence[Sequence[int]]) -> list[F32]:
+        """As :meth:`logits` for several texts of any lengths in one run.
+
+        Raises:
+            ContextError: if one has more tokens than the context has room for.
+            OptionError: if there is none, one is empty, or a token is not in the vocabulary.
+        """
+        return Batch(self.decoder, [_as_ids(text) for text in texts]).read()
+
+    def generate_batch(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[Result]:
+        """As :meth:`generate` for several texts together. Each comes out as it would alone, up to rounding.
+
+        The timings of a result are those of the whole batch.
+        """
+        ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt) for prompt in prompts]
+        results = generate_batch(self.decoder, self.tokenizer, ids, GenerationOptions.of(**options), self.eos_ids)
+        self.record(results[0])
+        return results
 
     def generate(
         self, prompt: str | Sequence[int], *, on_text: Callable[[str], object] | None = None, **options: Any

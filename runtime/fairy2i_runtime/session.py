@@ -14,6 +14,7 @@ from fairy2i_runtime.threads import default_threads
 
 KERNEL_ENTRY = "fairy2i.kernel"
 ISA_ENTRY = "fairy2i.isa"
+EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"  # for models that are not read from a file
 CONFIG_ENTRY_ORT = (1, 24)  # from here on a kernel can read the session's configuration entries
 
 

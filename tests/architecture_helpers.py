@@ -1,0 +1,123 @@
+"""Tiny random transformers models of every architecture, and their logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+import fairy2i_runtime
+from export_helpers import cache_shapes, write_tokenizer
+from fairy2i_export import ExportReport, quantize
+
+VOCABULARY = 96
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+TOLERANCE = 2e-5  # of the largest logit
+PROMPT, STEPS = 12, 20
+PADDING = (0, 5, 9)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+def random_ids(batch: int, length: int = PROMPT + STEPS) -> npt.NDArray[np.int64]:
+    """Tokens [batch, length], none of them special."""
+    return np.random.default_rng(3).integers(3, VOCABULARY, (batch, length))
+
+
+def save_tiny(directory: Path, kind: str, *, seed: int = 0, **settings: Any) -> Path:
+    """Save a random model of a transformers model type as safetensors, with a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **{**SIZES, **settings})
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # ones or zeros otherwise, which hide mistakes
+                parameter.add_(torch.rand_like(parameter) - 0.5)
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    model.save_pretrained(directory)
+    write_tokenizer(directory, words=90)
+    return directory
+
+
+def dequantized(directory: Path, report: ExportReport) -> Any:
+    """The transformers model in float32 with dequantized weights in the rewritten layers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    for linear in report.rewritten:
+        module = model.get_submodule(linear.name)
+        q = quantize(module.weight.detach().numpy(), report.options.stages, name=linear.name)
+        module.weight = torch.nn.Parameter(torch.from_numpy(q.dequantize("none")))  # a new one: unties a tied lm_head
+    return model
+
+
+def reference_logits(model: Any, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Logits [batch, sequence, vocabulary] of the whole sequence at once; positions as ``generate`` counts them."""
+    import torch
+
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    with torch.no_grad():
+        logits: npt.NDArray[np.float32] = model(
+            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), position_ids=torch.from_numpy(positions)
+        ).logits.numpy()
+    return logits
+
+
+def exact_session(folder: Path) -> ort.InferenceSession:
+    """A session with the C library in exact mode."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("fairy2i.kernel", "exact")
+    options.log_severity_level = 3
+    fairy2i_runtime.register(options)
+    return ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def stepwise_logits(
+    session: ort.InferenceSession, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prompt: int
+) -> npt.NDArray[np.float32]:
+    """Logits of the prompt in one run, then of one token after the other, the cache growing."""
+    types = {item.name: np.float16 if item.type == "tensor(float16)" else np.float32 for item in session.get_inputs()}
+    past = {name: np.zeros((len(ids), heads, 0, size), types[name]) for name, (heads, size) in cache_shapes(session).items()}
+    result = []
+    for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, ids.shape[1]))]:
+        outputs = session.run(None, {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end], **past})
+        result.append(outputs[0])
+        past = dict(zip(past, outputs[1:], strict=True))
+    return np.concatenate(result, axis=1)
+
+
+def largest_difference(
+    got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], mask: npt.NDArray[np.int64]
+) -> float:
+    """Largest difference at real tokens, relative to the largest expected magnitude."""
+    real = mask.astype(bool)
+    return float(np.abs(got[real].astype(np.float64) - expected[real]).max() / np.abs(expected[real]).max())
