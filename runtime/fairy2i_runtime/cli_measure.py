@@ -156,7 +156,7 @@ def show_perplexity(results: list[Perplexity]) -> None:
     """The results and, below, what the protocols are."""
     out = Console()
     table = Table(box=SIMPLE)
-    for title in ("protocol", "perplexity", "nats/token", "bits/byte", "tokens", "windows", "seconds"):
+    for title in ("protocol", "perplexity", "nats/token", "bits/byte", "tokens", "windows"):
         table.add_column(title, justify="left" if title == "protocol" else "right", no_wrap=True)
     for result in results:
         bits = result.bits_per_byte
@@ -167,7 +167,6 @@ def show_perplexity(results: list[Perplexity]) -> None:
             "" if bits is None else f"{bits:.3f}",
             f"{len(result.log_probs):,}",
             f"{len(result.windows.windows):,}",
-            f"{result.seconds:.1f}",
         )
     out.print(table)
     for result in results:
