@@ -38,11 +38,15 @@ ProtocolName = Annotated[
 ]
 WindowSize = Annotated[
     int | None,
-    typer.Option("--window", metavar="N", help="Tokens of a window.", show_default="the context; at most 2048 for reference"),
+    typer.Option(
+        "--window", metavar="N", help="Tokens of a window.", show_default="the context; at most 2048 for reference"
+    ),
 ]
 Stride = Annotated[
     int | None,
-    typer.Option(metavar="N", help="sliding: tokens scored per window, the others are context.", show_default="half the window"),
+    typer.Option(
+        metavar="N", help="sliding: tokens scored per window, the others are context.", show_default="half the window"
+    ),
 ]
 Separator = Annotated[
     str, typer.Option(metavar="TEXT", help=r"reference: what stands between documents; \n is a newline.", show_default=r"\n")
@@ -200,7 +204,9 @@ def show_bench(report: dict[str, Any]) -> None:
     threads = used["threads"] or "onnxruntime's default number of"
     where = f"{machine['processor']}, {machine['logical_processors']} logical processors, {machine['platform']}"
     out.print(f"[bold]{escape(report['model'])}[/] on {escape(where)}", highlight=False)
-    out.print(f"kernel {used['kernel']} ({used['isa']}), {threads} threads, onnxruntime {used['onnxruntime']}", highlight=False)
+    out.print(
+        f"kernel {used['kernel']} ({used['isa']}), {threads} threads, onnxruntime {used['onnxruntime']}", highlight=False
+    )
     table = Table(box=SIMPLE, title=f"{used['repeat']} repetitions after a cold one", title_justify="left")
     for title in ("", "mean", "± sd", "min", "max"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
@@ -223,7 +229,9 @@ def show_bench(report: dict[str, Any]) -> None:
         if memory["resident"] is not None:
             parts.append(f"{memory['resident'] / MIB:,.0f} MiB at the end")
         if memory["mapped"] is not None and memory["private"] is not None:
-            parts.append(f"{memory['mapped'] / MIB:,.0f} MiB of them mapped from files, {memory['private'] / MIB:,.0f} private")
+            parts.append(
+                f"{memory['mapped'] / MIB:,.0f} MiB of them mapped from files, {memory['private'] / MIB:,.0f} private"
+            )
         out.print(f"resident memory {', '.join(parts)}", highlight=False)
 
 
