@@ -17,8 +17,9 @@ def lm_eval_command(context: typer.Context) -> None:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise OptionError("lm-eval needs the package lm_eval: pip install 'fairy2i-export[eval]'")
-    import fairy2i_export.lm_eval_model  # noqa: F401 - registers the model
     from lm_eval.__main__ import cli_evaluate
+
+    import fairy2i_export.lm_eval_model  # noqa: F401 - registers the model
 
     before = sys.argv
     sys.argv = ["lm-eval", *(context.args or ["--help"])]
