@@ -27,8 +27,8 @@ from fairy2i_runtime.cli_measure import (
     ppl_report,
     read_text,
     run_protocols,
-    show_perplexity,
 )
+from fairy2i_runtime.measure_display import show_perplexity
 from fairy2i_runtime.options_cli import Folder, Isa, Kernel, Threads
 from fairy2i_runtime.perplexity import Perplexity, Scorer, model_scorer
 from fairy2i_runtime.scoring import F64, token_log_probs

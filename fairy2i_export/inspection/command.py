@@ -17,7 +17,8 @@ from rich.table import Table
 from fairy2i_export.errors import OptionError
 from fairy2i_export.inspection.facts import LayerFacts, ModelFacts, checked_context, layer_facts, model_facts, open_nodes
 from fairy2i_export.report import human_bytes
-from fairy2i_runtime.cli_measure import Json, progress_bar
+from fairy2i_runtime.cli_measure import Json
+from fairy2i_runtime.measure_display import progress_bar
 
 _CODES = ("1", "i", "-1", "-i")
 _BARS = " ▁▂▃▄▅▆▇█"

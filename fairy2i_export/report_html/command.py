@@ -18,7 +18,8 @@ from fairy2i_export.report import human_bytes
 from fairy2i_export.source import open_source
 from fairy2i_export.verify.command import DEFAULT_TEXT
 from fairy2i_export.verify.layers import read_nodes
-from fairy2i_runtime.cli_measure import progress_bar, read_text
+from fairy2i_runtime.cli_measure import read_text
+from fairy2i_runtime.measure_display import progress_bar
 
 
 def report_command(
