@@ -42,7 +42,9 @@ def test_layers_are_those_of_the_checkpoint(report):
         assert layer["shape"] == list(weight.shape)
         assert layer["stages"] == 2
         np.testing.assert_array_equal(np.array(layer["scales"], np.float32), q.scales)
-        counts = [[np.bincount(q.codes[stage, matrix].ravel(), minlength=4).tolist() for matrix in (0, 1)] for stage in (0, 1)]
+        counts = [
+            [np.bincount(q.codes[stage, matrix].ravel(), minlength=4).tolist() for matrix in (0, 1)] for stage in (0, 1)
+        ]
         assert layer["code_counts"] == counts  # padding is not counted
         assert layer["row_multiplier"]["max"] == pytest.approx(q.row_multiplier.max())
         assert layer["col_multiplier"] is None
@@ -54,12 +56,18 @@ def test_sizes_and_memory(report):
     folder = stories_folder()
     assert report["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-    sizes = [np.dtype(onnx.helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize * int(np.prod(t.dims)) for t in graph.initializer]
+    sizes = [
+        np.dtype(onnx.helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize * int(np.prod(t.dims))
+        for t in graph.initializer
+    ]
     assert sum(report["tensor_bytes"].values()) == sum(sizes)
     assert report["tensor_bytes"]["embedding"] == 512 * 64 * 2
-    assert report["tensor_bytes"]["packed codes"] + report["tensor_bytes"]["scales"] + report["tensor_bytes"][
-        "row and column multipliers"
-    ] == (report["totals"]["bytes"])
+    assert (
+        report["tensor_bytes"]["packed codes"]
+        + report["tensor_bytes"]["scales"]
+        + report["tensor_bytes"]["row and column multipliers"]
+        == (report["totals"]["bytes"])
+    )
     assert report["memory"]["kv_cache"] == 2 * 5 * 4 * 8 * 4 * 512
     assert report["memory"]["total"] == sum(value for key, value in report["memory"].items() if key != "total")
     assert (report["context_length"], report["vocab_size"]) == (512, 512)

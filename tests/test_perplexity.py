@@ -156,12 +156,27 @@ def test_the_numbers_by_hand():
 
 @pytest.mark.parametrize("program", [main, runtime_main])
 def test_the_command_prints_json(capsys, program):
-    arguments = ["ppl", str(stories_folder()), "--text", str(TEXT), "--tokens", "700", "--separator", "<|endoftext|>", "--json"]
+    arguments = [
+        "ppl",
+        str(stories_folder()),
+        "--text",
+        str(TEXT),
+        "--tokens",
+        "700",
+        "--separator",
+        "<|endoftext|>",
+        "--json",
+    ]
     assert program(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["text"]["bytes"] == TEXT.stat().st_size
     sliding, reference = report["results"]
-    assert (sliding["protocol"], sliding["window"], sliding["stride"], sliding["scored_tokens"]) == ("sliding", 512, 256, 700)
+    assert (sliding["protocol"], sliding["window"], sliding["stride"], sliding["scored_tokens"]) == (
+        "sliding",
+        512,
+        256,
+        700,
+    )
     assert (reference["protocol"], reference["stride"], reference["bits_per_byte"]) == ("reference", None, None)
     assert reference["denominator"] >= reference["scored_tokens"]
     for result in report["results"]:
