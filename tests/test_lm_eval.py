@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,8 +154,13 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 }
 
 
-def test_the_command_runs_tasks_without_a_network(tmp_path: Path) -> None:
-    """``fairy2i lm-eval`` on two tiny tasks of our own: a perplexity and a multiple choice, zero-shot."""
+def test_tasks_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tiny tasks of our own, found and run by lm_eval: a perplexity and a multiple choice, zero-shot."""
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = {
         "STORIES": [{"text": story.strip()} for story in STORIES if story.strip()],
         "NAMES": [
@@ -170,20 +174,37 @@ def test_the_command_runs_tasks_without_a_network(tmp_path: Path) -> None:
         for key in data:
             text = text.replace(f": {key}", f": {tmp_path / key}.jsonl")
         (tmp_path / name).write_text(text)
-    command = [sys.executable, "-m", "fairy2i_export.lm_eval_model", "--model", "fairy2i"]
-    command += ["--model_args", f"path={stories_folder()},threads=1", "--tasks", "stories_ppl,names"]
-    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())["results"]
-    assert results["names"]["acc,none"] == 1.0
-    assert 1.0 < results["stories_ppl"]["bits_per_byte,none"] < 1.4
+    # lm_eval's own 13,000 tasks take ten seconds to list
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model="fairy2i",
+        model_args=f"path={stories_folder()},threads=1,kernel=exact",
+        tasks=["stories_ppl", "names"],
+        task_manager=manager,
+        bootstrap_iters=0,
+    )
+    assert found["results"]["names"]["acc,none"] == 1.0
+    stories = [(row["text"],) for row in data["STORIES"]]
+    ours = Fairy2iLM(str(stories_folder()), kernel="exact")
+    total = sum(ours.loglikelihood_rolling(requests("loglikelihood_rolling", stories), disable_tqdm=True))
+    size = sum(len(story.encode()) for (story,) in stories)
+    assert found["results"]["stories_ppl"]["bits_per_byte,none"] == pytest.approx(-total / size / math.log(2), rel=1e-6)
 
 
-def test_mistakes_give_one_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [["--model", "fairy2i", "--tasks", "x", "--limit", "3"], ["ls", "tasks"], ["-h"]])
+def test_the_command_hands_everything_to_lm_eval(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    import lm_eval.__main__
+    from lm_eval.api.registry import get_model
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: seen.append(sys.argv))
+    before = sys.argv
+    assert main(["lm-eval", *arguments]) == 0
+    assert seen == [["lm-eval", *arguments]]
+    assert sys.argv is before
+    assert get_model("fairy2i") is Fairy2iLM
+
+
+def test_a_folder_that_does_not_exist() -> None:
     with pytest.raises(Fairy2iRuntimeError, match="/absent does not exist"):  # the command line prints the message
         Fairy2iLM("/absent")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["lm-eval", "--tasks", "x"]) == 2
-    assert "pip install 'fairy2i-export[eval]'" in capsys.readouterr().err

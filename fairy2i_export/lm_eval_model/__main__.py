@@ -1,4 +1,4 @@
-"""``python -m fairy2i_export.lm_eval_model``: lm_eval's command line, with the model ``fairy2i`` known to it."""
+"""``python -m fairy2i_export.lm_eval_model``: the same as ``fairy2i lm-eval``."""
 
 from __future__ import annotations
 

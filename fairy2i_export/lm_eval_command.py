@@ -1,4 +1,7 @@
-"""The command ``fairy2i lm-eval``: lm_eval's own command line, with the model ``fairy2i`` known to it."""
+"""The command ``fairy2i lm-eval``: lm_eval's own command line, with the model ``fairy2i`` known to it.
+
+Outside the package lm_eval_model, whose import needs lm_eval, so that the command can say what is missing.
+"""
 
 from __future__ import annotations
 
