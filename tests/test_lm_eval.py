@@ -81,8 +81,8 @@ def test_loglikelihood_rolling_over_several_windows(ours: Fairy2iLM, twin: Any) 
 
 def test_generate_until(ours: Fairy2iLM, twin: Any) -> None:
     asked = [
-        (CONTEXT, {"until": ["."], "max_gen_toks": 60}),
-        (CONTEXT, {"until": "park", "do_sample": False, "temperature": 0.0, "max_gen_toks": 80}),
+        (CONTEXT, {"until": ["."], "max_gen_toks": 40}),
+        (CONTEXT, {"until": "park", "do_sample": False, "temperature": 0.0, "max_gen_toks": 40}),
         ("The dog", {"until": [], "max_gen_toks": 20}),
         (STORIES[0].strip() * 2, {"until": ["\n"], "max_gen_toks": 16}),
     ]
