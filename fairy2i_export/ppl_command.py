@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -97,7 +98,11 @@ def paired_difference(found: Perplexity, reference: Perplexity) -> dict[str, Any
 
 
 def _torch_scorer(model: Model, against: str) -> Scorer:
-    source = SourceWeights(open_source(against), model.metadata)
+    checkpoint = open_source(against)
+    source = SourceWeights(checkpoint, model.metadata)
+    stated = model.metadata.get("fairy2i.source_sha256")
+    if stated and stated != checkpoint.sha256():
+        print(f"note: the model was exported from other files than those of {against}", file=sys.stderr)
     twin = torch_model(source, read_nodes(model.folder.model_file))
 
     def score(ids: Sequence[int]) -> F64:

@@ -116,6 +116,8 @@ def test_other_stages_kept_layers_and_no_torch(tmp_path: Path, monkeypatch: pyte
     arguments = ["report", str(tmp_path / "model"), "--against", str(source), "-o", str(out)]
     assert main([*arguments, "--text", str(tmp_path / "words.txt")]) == 0
     assert "exact mode instead" in capsys.readouterr().out
+    assert main([*arguments, "--text", str(tmp_path / "words.txt"), "--no-torch"]) == 0
+    assert "note" not in capsys.readouterr().out  # it was asked for
     text = Elements(out.read_text(encoding="utf-8")).text
     assert "64 values that 3 stages" in text
     assert "against exact mode" in text
@@ -209,7 +211,7 @@ def test_places_of_layers() -> None:
 def test_constellations_are_the_weights_and_their_levels() -> None:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((64, 32)).astype(np.float32)
-    for stages, rows in ((1, "none"), (2, "rms"), (3, "none")):
+    for stages, rows in ((1, "none"), (2, "rms"), (3, "none"), (4, "none")):
         q = quantize(weight, stages, row_multiplier=rows)
         picture = constellation("x", weight, q)
         bare = type(q)(q.codes, q.scales, q.profile)  # without multipliers

@@ -107,7 +107,13 @@ class ReportData:
 
 
 def collect(
-    model: Model, nodes: list[Node], checkpoint: Checkpoint, ids: npt.NDArray[np.int64], step: Step = lambda name: None
+    model: Model,
+    nodes: list[Node],
+    checkpoint: Checkpoint,
+    ids: npt.NDArray[np.int64],
+    step: Step = lambda name: None,
+    *,
+    use_torch: bool = True,
 ) -> ReportData:
     """Measure everything.
 
@@ -117,6 +123,7 @@ def collect(
         checkpoint: what it was exported from.
         ids: token ids [length] of the text to run.
         step: hears about progress, two calls per layer and three for the logits.
+        use_torch: compare the logits with torch's, if it is installed; else with the model's own exact mode.
 
     Raises:
         CheckpointError: if the source does not fit the model.
@@ -136,7 +143,7 @@ def collect(
         q = unpack(node.operands)
         stage_errors[node.name] = [relative_error(weight, _first_stages(q, count + 1)) for count in range(q.stages)]
         if node.name in drawn:
-            constellations[node.name] = constellation(node.name, weight.astype(np.float32), q)
+            constellations[node.name] = constellation(node.name, weight, q)
         step(node.name)
     kernel: list[LayerResult] = []
     for result in check_layers(model_file, nodes, ids[None]):
@@ -147,7 +154,7 @@ def collect(
         LayerReport(fact, depth, module, stage_errors[fact.name], result)
         for fact, (depth, module), result in zip(facts, places, kernel, strict=True)
     ]
-    agreement = _agreement(model, source, nodes, ids, notes, step)
+    agreement = _agreement(model, source if use_torch else None, nodes, ids, notes, step)
     return ReportData(
         title=model.folder.path.resolve().name,
         source=checkpoint.name,
@@ -166,28 +173,29 @@ def place_of(name: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, name.rpartition(".")[2])
 
 
-def constellation(name: str, weight: F32, q: QuantizedLinear) -> Constellation:
+def constellation(name: str, weight: npt.NDArray[Any], q: QuantizedLinear) -> Constellation:
     """Draw a layer's U: a sample of latent entries, and the levels with their shares.
 
     Args:
         name: of the layer.
-        weight: latent float32 [2n, 2m].
+        weight: latent [2n, 2m], any float type; of a large matrix only some rows are looked at.
         q: its quantized form.
     """
-    a = weight
-    if q.row_multiplier is not None:
-        a = a / q.row_multiplier[:, None]
-    if q.col_multiplier is not None:
-        a = a / q.col_multiplier[None, :]
-    re_part, im_part, _, _ = split_widely_linear(a)
     rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(q.n, max(1, min(q.n, _COUNTED // q.m)), replace=False))
+    real_rows = np.concatenate([rows, q.n + rows])
+    a = weight[real_rows].astype(np.float32)
+    if q.row_multiplier is not None:
+        a /= q.row_multiplier[real_rows, None]
+    if q.col_multiplier is not None:
+        a /= q.col_multiplier[None, :]
+    re_part, im_part, _, _ = split_widely_linear(a)
     picked = rng.choice(re_part.size, min(_CLOUD_POINTS, re_part.size), replace=False)
     cloud = (re_part.reshape(-1)[picked] + 1j * im_part.reshape(-1)[picked]).astype(np.complex64)
-    rows = max(1, min(q.n, _COUNTED // q.m))
-    combined = np.zeros((rows, q.m), np.int64)
+    combined = np.zeros((len(rows), q.m), np.uint8)  # at most 4 stages of 2 bits
     levels = np.zeros(1, np.complex64)
     for stage in range(q.stages):
-        combined += q.codes[stage, 0, :rows].astype(np.int64) << (2 * stage)
+        combined |= q.codes[stage, 0, rows] << (2 * stage)
         s_re, s_im = q.scales[stage, 0]
         step = (CODE_RE * s_re + 1j * CODE_IM * s_im).astype(np.complex64)
         levels = (step[:, None] + levels[None, :]).reshape(-1)  # later stages in the higher bits
@@ -219,14 +227,17 @@ def _first_stages(q: QuantizedLinear, stages: int) -> QuantizedLinear:
 
 
 def _agreement(
-    model: Model, source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.int64], notes: list[str], step: Step
+    model: Model, source: SourceWeights | None, nodes: list[Node], ids: npt.NDArray[np.int64], notes: list[str], step: Step
 ) -> Agreement:
     found = model.logits(ids.tolist())
     step("logits of the model")
-    if torch_is_installed():
+    if source is not None and torch_is_installed():
         reference, logits = "torch", torch_logits(source, nodes, ids)
     else:
-        notes.append("torch and transformers are not installed: logits are compared with this model's exact mode instead.")
+        if source is not None:
+            notes.append(
+                "torch and transformers are not installed: logits are compared with the model's exact mode instead."
+            )
         reference, logits = "exact mode", load(model.folder.path, kernel="exact").logits(ids.tolist())
     step("logits of the reference")
     result = agreement(found, logits, ids, model.tokenizer.decode, reference)

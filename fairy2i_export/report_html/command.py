@@ -31,6 +31,10 @@ def report_command(
         typer.Option(metavar="FILE", help="Text to run through the model.", show_default="a short built-in one"),
     ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="Use at most this many tokens of the text.")] = 256,
+    torch: Annotated[
+        bool,
+        typer.Option(help="Compare logits with torch's (4 bytes of memory per weight), or with the model's own exact mode."),
+    ] = True,
 ) -> None:
     """Write one self-contained page of pictures: errors by layer, codes, scales, sizes, agreement with the source."""
     if tokens < 2:
@@ -50,7 +54,7 @@ def report_command(
         raise OptionError(f"--text {text}: expected at least 2 tokens, found {len(ids)}")
     nodes = read_nodes(model.folder.model_file)
     with progress_bar("layers", 2 * len(nodes) + 3) as advance:
-        data = collect(model, nodes, checkpoint, ids, lambda name: advance(1))
+        data = collect(model, nodes, checkpoint, ids, lambda name: advance(1), use_torch=torch)
     page = render(data)
     write_file(output, page)
     out = Console()
