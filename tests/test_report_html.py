@@ -14,7 +14,7 @@ import pytest
 from export_helpers import make_checkpoint
 from fairy2i_export import export, quantize
 from fairy2i_export.checkpoint import open_checkpoint
-from fairy2i_export.report_html.charts import cloud, heatmap, nice_ticks
+from fairy2i_export.report_html.charts import agreement_plot, cloud, heatmap, nice_ticks
 from fairy2i_export.report_html.collect import agreement, constellation, place_of
 from fairy2i_export.report_html.page import small_percent
 from fairy2i_export.report_html.palette import DARK, LIGHT, SHADES, ramp, shade
@@ -235,6 +235,9 @@ def test_agreement_by_hand() -> None:
     assert result.same.tolist() == [False, True, True]
     assert result.best[0] == ("b", "a")
     np.testing.assert_allclose(np.exp(-result.loss), [[0.5, 0.25], [0.6, 0.6]], rtol=1e-5)
+    plot = agreement_plot(result)
+    assert [tick.label for tick in plot.x_ticks] == ["0", "1", "2"]  # positions are whole numbers
+    assert [len(series.marks) for series in plot.series] == [0, 2, 1]
 
 
 def test_heat_maps_mark_what_is_beyond_the_limit() -> None:

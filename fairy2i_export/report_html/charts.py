@@ -206,7 +206,9 @@ def agreement_plot(result: Agreement) -> Plot:
         right=right,
         top=top,
         bottom=bottom,
-        x_ticks=[Tick(x_of(tick), f"{tick:.0f}") for tick in nice_ticks(0, count - 1, 8) if tick <= count - 1],
+        x_ticks=[
+            Tick(x_of(tick), f"{tick:.0f}") for tick in nice_ticks(0, count - 1, 8) if tick <= count - 1 and tick % 1 == 0
+        ],
         y_ticks=[Tick(y_of(10.0**power), f"1e{power}" if power else "1") for power in _decades(low, high)],
         series=[
             Series("average", _points(middle), []),
