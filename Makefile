@@ -13,7 +13,8 @@ MODEL  := examples/models/stories260K-fairy2i-w2
 TORCH  ?= torch==2.13.0
 
 SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f \
-             \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' \) -not -path '*/lib/*')
+             \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \) \
+             -not -path '*/lib/*')
 C_FILES := $(wildcard custom_ops/src/*.[ch] custom_ops/include/*.h custom_ops/tests/*.c benchmarks/*.c benchmarks/arm/*.c)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -29,7 +30,7 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) $(TORCH)
-	$(PIP) '.[train,test,lint]' $(TORCH)
+	$(PIP) '.[train,test,lint,eval]' $(TORCH)
 	@touch $@
 
 setup: $(VENV)/.installed

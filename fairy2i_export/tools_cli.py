@@ -1,9 +1,10 @@
-"""The command ``fairy2i``: the runtime's commands, and ``verify``, which needs the exporter."""
+"""The command ``fairy2i``: the runtime's commands, and those that need the exporter."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -14,20 +15,31 @@ from fairy2i_runtime.cli import add_commands
 from fairy2i_runtime.console import new_app, run_app
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 
+# command -> module and function; a name that the runtime has too replaces the runtime's
+_COMMANDS = {
+    "verify": "fairy2i_export.verify:verify_command",
+    "inspect": "fairy2i_export.inspection.command:inspect_command",
+    "report": "fairy2i_export.report_html.command:report_command",
+    "ppl": "fairy2i_export.ppl_command:ppl_command",
+    "lm-eval": "fairy2i_export.lm_eval_command:lm_eval_command",
+}
+# arguments for another program: typer shall leave all of them alone
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
 
 class _Commands(TyperGroup):
-    """Imports ``verify`` when it is called or listed: chatting on a small machine need not wait for the exporter."""
+    """Imports a command when it is called or listed: chatting on a small machine need not wait for the exporter."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), "verify"]
+        return list(dict.fromkeys([*super().list_commands(ctx), *_COMMANDS]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name != "verify":
+        if cmd_name not in _COMMANDS:
             return super().get_command(ctx, cmd_name)
-        from fairy2i_export.verify import verify_command
-
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        function: Callable[..., Any] = getattr(import_module(module), name)
         single = new_app("")
-        single.command("verify")(verify_command)
+        single.command(cmd_name, context_settings=_PASSED_ON if cmd_name == "lm-eval" else None)(function)
         return typer.main.get_command(single)
 
 

@@ -117,12 +117,22 @@ def test_a_wrong_kernel_in_the_environment_gives_one_message(capsys, monkeypatch
 def test_help_lists_every_command_and_option(capsys, flag):
     assert main([flag]) == 0
     out = capsys.readouterr().out
-    for command in ("chat", "generate", "info", "verify"):
+    for command in ("chat", "generate", "info", "ppl", "bench", "verify", "inspect", "report"):
         assert command in out
         assert main([command, flag]) == 0
+    assert "lm-eval" in out
     assert "--repetition-penalty" in capsys.readouterr().out
     assert main([]) == 2  # nothing was asked for
     assert "generate" in "".join(capsys.readouterr())
+
+
+def test_without_lm_eval_only_its_command_is_missed(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "fairy2i_export.lm_eval_model", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["--help"]) == 0
+    assert "lm-eval" in capsys.readouterr().out
+    assert main(["lm-eval", "--model", "fairy2i"]) == 2
+    assert "pip install 'fairy2i-export[eval]'" in one_message(capsys)
 
 
 def test_info_on_the_installation(capsys):

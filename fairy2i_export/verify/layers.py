@@ -72,7 +72,9 @@ def read_nodes(model_file: Path) -> list[Node]:
     model = ir.load(model_file)
     nodes = [_read_node(node) for node in model.graph if node.domain == DOMAIN and node.op_type == OP]
     if not nodes:
-        raise FormatError(f"{model_file}: expected {OP} nodes of domain {DOMAIN}, found none; nothing to verify")
+        raise FormatError(
+            f"{model_file}: expected {OP} nodes of domain {DOMAIN}, found none; fairy2i-export did not write it"
+        )
     return nodes
 
 

@@ -1,6 +1,6 @@
 """The source checkpoint as reference: its weights quantized anew, and the model run by torch and transformers.
 
-torch and transformers belong to the ``train`` extra and are imported only by :func:`torch_logits`.
+torch and transformers belong to the ``train`` extra and are imported only inside functions.
 """
 
 from __future__ import annotations
@@ -94,7 +94,21 @@ def _equal(a: F32 | None, b: F32 | None) -> bool:
 
 
 def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.int64]) -> F32:
-    """Logits [length, vocab] of a text [length] by transformers in float32, with dequantized weights in the rewritten layers.
+    """Logits [length, vocab] of a text [length] by the model of :func:`torch_model`."""
+    return model_logits(torch_model(source, nodes), ids)
+
+
+def model_logits(model: Any, ids: npt.NDArray[np.int64]) -> F32:
+    """Logits [length, vocab] of a text [length] by a transformers model."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(ids[None]), use_cache=False).logits[0]
+    return np.asarray(logits.float().numpy())
+
+
+def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
+    """The source as a transformers model in float32, with dequantized weights in the rewritten layers.
 
     Raises:
         CheckpointError: if transformers cannot build the model, or its parameters are not those of the checkpoint.
@@ -126,10 +140,7 @@ def torch_logits(source: SourceWeights, nodes: list[Node], ids: npt.NDArray[np.i
         state[name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state, strict=True, assign=True)
     _remake_buffers(model, config)
-    model.eval()
-    with torch.no_grad():
-        logits = model(input_ids=torch.from_numpy(ids[None])).logits[0]
-    return np.asarray(logits.float().numpy())
+    return model.eval()
 
 
 def _remake_buffers(model: Any, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""The commands ``fairy2i chat``, ``fairy2i generate`` and ``fairy2i info``."""
+"""The commands ``fairy2i chat``, ``fairy2i generate`` and ``fairy2i info``; ``cli_measure`` has ``ppl`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from fairy2i_runtime import cli_measure
 from fairy2i_runtime.chat_loop import chat_loop
 from fairy2i_runtime.console import new_app, run_app
 from fairy2i_runtime.generation import GenerationOptions
 from fairy2i_runtime.info import installation_info, installation_text, model_info, model_text
 from fairy2i_runtime.model import load
+from fairy2i_runtime.options_cli import Folder, Isa, Kernel, Threads
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Model folder written by fairy2i-export.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token; higher is more varied.")]
 TopK = Annotated[int, typer.Option(help="Choose among the k most likely tokens; 0 = all.")]
 TopP = Annotated[float, typer.Option(help="Choose among the most likely tokens of this total probability; 1 = all.")]
@@ -24,19 +25,6 @@ Penalty = Annotated[float, typer.Option(help="Above 1 makes tokens that occurred
 Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default="different every time")]
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)
-]
-Threads = Annotated[int | None, typer.Option(help="Number of threads.", show_default="one per physical core, big ones only")]
-Kernel = Annotated[
-    str | None,
-    typer.Option(
-        help="lut (8-bit tables, no multiplication per weight), exact (float32 tables) or dot (8-bit dot-product "
-        "instructions: multiplies).",
-        show_default="$FAIRY2I_KERNEL, else lut",
-    ),
-]
-Isa = Annotated[
-    str | None,
-    typer.Option(help="Instruction set, such as scalar or avx2.", show_default="$FAIRY2I_ISA, else the best one"),
 ]
 Context = Annotated[
     int | None,
@@ -120,9 +108,10 @@ def _print_piece(text: str) -> None:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module to an application."""
+    """Add all commands of the runtime to an application."""
     for command in (chat, generate, info):
         app.command()(command)
+    cli_measure.add_commands(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,152 @@
+"""fairy2i inspect: what it says about a file, checked against the checkpoint and the files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from export_helpers import make_checkpoint
+from fairy2i_export import export, quantize
+from fairy2i_export.checkpoint import open_checkpoint
+from fairy2i_export.inspection.command import histogram
+from fairy2i_export.layout import packed_size
+from fairy2i_export.tools_cli import main
+from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return inspect_json(stories_folder())
+
+
+def inspect_json(*arguments: object) -> dict:
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+def test_layers_are_those_of_the_checkpoint(report):
+    checkpoint = open_checkpoint(CHECKPOINT)
+    assert len(report["layers"]) == report["totals"]["layers"] == 36
+    for layer in report["layers"]:
+        weight = checkpoint.read(f"{layer['name']}.weight")
+        q = quantize(weight, 2, row_multiplier="rms")
+        assert layer["shape"] == list(weight.shape)
+        assert layer["stages"] == 2
+        np.testing.assert_array_equal(np.array(layer["scales"], np.float32), q.scales)
+        counts = [
+            [np.bincount(q.codes[stage, matrix].ravel(), minlength=4).tolist() for matrix in (0, 1)] for stage in (0, 1)
+        ]
+        assert layer["code_counts"] == counts  # padding is not counted
+        assert layer["row_multiplier"]["max"] == pytest.approx(q.row_multiplier.max())
+        assert layer["col_multiplier"] is None
+        assert layer["bytes"] == packed_size(q.n, q.m, 2) + 32 + 4 * 2 * q.n
+        assert layer["bits_per_weight"] == pytest.approx(8 * layer["bytes"] / weight.size)
+
+
+def test_sizes_and_memory(report):
+    folder = stories_folder()
+    assert report["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    sizes = [
+        np.dtype(onnx.helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize * int(np.prod(t.dims))
+        for t in graph.initializer
+    ]
+    assert sum(report["tensor_bytes"].values()) == sum(sizes)
+    assert report["tensor_bytes"]["embedding"] == 512 * 64 * 2
+    assert (
+        report["tensor_bytes"]["packed codes"]
+        + report["tensor_bytes"]["scales"]
+        + report["tensor_bytes"]["row and column multipliers"]
+        == (report["totals"]["bytes"])
+    )
+    assert report["memory"]["kv_cache"] == 2 * 5 * 4 * 8 * 4 * 512
+    assert report["memory"]["total"] == sum(value for key, value in report["memory"].items() if key != "total")
+    assert (report["context_length"], report["vocab_size"]) == (512, 512)
+    assert inspect_json(folder, "--context-length", 100)["memory"]["kv_cache"] == 2 * 5 * 4 * 8 * 4 * 100
+
+
+def test_memory_agrees_with_info(report, capsys):
+    assert main(["info", str(stories_folder()), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["memory"] == report["memory"]
+
+
+def test_a_lone_model_file(report, tmp_path):
+    for name in ("model.onnx", "model.onnx.data"):
+        shutil.copy(stories_folder() / name, tmp_path / name)
+    found = inspect_json(tmp_path / "model.onnx")
+    assert found["layers"] == report["layers"]
+    assert found["metadata"] == report["metadata"]
+    assert found["context_length"] is found["memory"] is None
+    assert set(found["files"]) == {"model.onnx", "model.onnx.data"}
+    assert inspect_json(stories_folder() / "model.onnx") == report
+
+
+def test_other_ways_of_storing_are_counted(tmp_path):
+    source = make_checkpoint(tmp_path / "source", attention_bias=True)
+    export(source, tmp_path / "model", stages=3, lm_head="int4", embedding="int8", exclude=["*.down_proj"])
+    found = inspect_json(tmp_path / "model")
+    assert len(found["layers"]) == 12
+    assert {layer["stages"] for layer in found["layers"]} == {3}
+    assert {layer["bias"] for layer in found["layers"] if ".self_attn." in layer["name"]} == {True}
+    sizes = found["tensor_bytes"]
+    assert sizes["other linear layers"] == 4 * 2 * 72 * 150 + 210 * 3 * (16 + 4)
+    assert sizes["embedding"] == 210 * 72 + 4 * 210 * 3
+    assert "biases" in sizes
+
+
+def test_tables(capsys):
+    assert main(["inspect", str(stories_folder()), "--layers", "*.2.mlp.*", "--layers", "lm_head"]) == 0
+    out = capsys.readouterr().out
+    assert "2.mlp.down_proj" in out
+    assert "512x64" in out
+    assert "q_proj" not in out
+    assert "packed codes" in out
+    assert "1.2 MB at 512 tokens" in out
+    assert histogram(np.array([25, 25, 25, 25])) == "▄▄▄▄"
+    assert histogram(np.array([50, 0, 50, 0])) == "█ █ "
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument"),
+        (["/absent"], "/absent does not exist"),
+        (["/absent.onnx"], "/absent.onnx does not exist"),
+        (["{}/README.md"], "is a file: expected the folder"),
+        (["{}", "--layers", "x"], "they are called like model.layers.0.self_attn.q_proj"),
+        (["{}", "--context-length", "513"], "--context-length: expected 1 to 512"),
+        ([str(CHECKPOINT)], "it holds a checkpoint to be exported first"),
+    ],
+)
+def test_mistakes_give_one_message(capsys, arguments, message):
+    assert main(["inspect", *(argument.format(stories_folder()) for argument in arguments)]) == 2
+    check_one_message(capsys, message)
+
+
+def check_one_message(capsys, message: str) -> None:
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_damaged_files_give_one_message(capsys, tmp_path):
+    (tmp_path / "noise.onnx").write_bytes(bytes(range(256)))
+    assert main(["inspect", str(tmp_path / "noise.onnx")]) == 2
+    check_one_message(capsys, "noise.onnx: expected an ONNX model")
+    folder = copy_of_stories(tmp_path / "model")
+    (folder / "model.onnx.data").unlink()
+    assert main(["inspect", str(folder)]) == 2
+    check_one_message(capsys, "with its data file beside it")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), tmp_path / "empty.onnx")
+    assert main(["inspect", str(tmp_path / "empty.onnx")]) == 2
+    check_one_message(capsys, "expected Fairy2iMatMul nodes")
