@@ -63,7 +63,7 @@ class DecoderBuilder:
             opset_imports={"": OPSET, CONTRIB: 1, DOMAIN: OP_VERSION},
             name=decoder.architecture,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function(self.weights.options.stages)])
+        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function()])
 
     def _prepare_positions(self, ids: ir.Value, mask: ir.Value) -> None:
         """The values that every attention layer shares: positions, lengths, rotary tables."""
