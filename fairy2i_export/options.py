@@ -102,7 +102,9 @@ def check_quantizer(
     return (
         _stages(_DEFAULTS["stages"] if stages is None else stages),
         _one_of("profile", _DEFAULTS["profile"] if profile is None else profile, PROFILES),
-        _one_of("row multiplier", _DEFAULTS["row_multiplier"] if row_multiplier is None else row_multiplier, ROW_MULTIPLIERS),
+        _one_of(
+            "row multiplier", _DEFAULTS["row_multiplier"] if row_multiplier is None else row_multiplier, ROW_MULTIPLIERS
+        ),
     )
 
 

@@ -16,9 +16,7 @@ REWRITE_MARKERS = ("model.onnx", "rewrite.json")  # the same for the output of f
 
 
 @contextmanager
-def output_folder(
-    out: Path, *, force: bool, source: Path, markers: tuple[str, ...] = _MARKERS
-) -> Iterator[Path]:
+def output_folder(out: Path, *, force: bool, source: Path, markers: tuple[str, ...] = _MARKERS) -> Iterator[Path]:
     """Yield a temporary folder beside ``out``; rename it to ``out`` on success, remove it on any failure.
 
     Args:
@@ -67,7 +65,8 @@ def _check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...]) 
     if not force:
         raise OutputError(f"{out}: exists already; choose another folder, or --force to replace an earlier export")
     if source == out or out in source.parents:
-        raise OutputError(f"{out}: holds the source {'checkpoint' if source.is_dir() else 'model'} and is not replaced; choose another folder")
+        what = "model" if source.is_file() else "checkpoint"
+        raise OutputError(f"{out}: holds the source {what} and is not replaced; choose another folder")
     if not out.is_dir():
         raise OutputError(f"{out}: exists and is no folder; choose another name")
     if any(out.iterdir()) and not all((out / marker).is_file() for marker in markers):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations_with_replacement, permutations, product
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -64,19 +63,23 @@ def recover(a: F32) -> QuantizedLinear | None:
             continue
         if 4**stages > 4 * u_re.size:  # fewer entries than choices: anything would fit
             return None
-        halves = [
-            _one_matrix(pair, (levels[2 * i], levels[2 * i + 1]), stages, tolerance) for i, pair in enumerate(pairs)
-        ]
-        if halves[0] is None or halves[1] is None:
-            continue
-        (u_codes, u_scales), (w_codes, w_scales) = halves
-        codes = np.stack([u_codes, w_codes], axis=1)
-        scales = np.stack([u_scales, w_scales], axis=1)
-        for candidate in (_as_bf16(scales), scales):
-            q = QuantizedLinear(codes, candidate, profile="bf16-reference" if candidate is not scales else "fp32")
-            if np.array_equal(q.dequantize("profile"), a) or float(np.abs(q.dequantize("none") - a).max()) <= 2 * tolerance:
+        u = _one_matrix(pairs[0], (levels[0], levels[1]), stages, tolerance)
+        w = None if u is None else _one_matrix(pairs[1], (levels[2], levels[3]), stages, tolerance)
+        if u is not None and w is not None:
+            q = _best(a, np.stack([u[0], w[0]], axis=1), np.stack([u[1], w[1]], axis=1))
+            if float(np.abs(q.dequantize("none") - a).max()) <= 2 * tolerance:
                 return q
     return None
+
+
+def _best(a: F32, codes: U8, scales: F32) -> QuantizedLinear:
+    """The fitted scales, or the bfloat16 numbers next to them if those explain the matrix as well: then they were such."""
+    fitted = QuantizedLinear(codes, scales, profile="fp32")
+    rounded = QuantizedLinear(codes, round_to_bf16(scales), profile="bf16-reference")
+    if np.array_equal(rounded.dequantize("profile"), a):
+        return rounded
+    error, error_rounded = (float(np.abs(q.dequantize("none") - a).max()) for q in (fitted, rounded))
+    return rounded if error_rounded <= error + 2.0**-22 * float(np.abs(a).max()) else fitted
 
 
 def _rounding_step(a: F32) -> float:
@@ -87,11 +90,6 @@ def _rounding_step(a: F32) -> float:
         if np.array_equal(a.astype(np.float16).astype(np.float32), a):
             return 2.0**-10
     return 2.0**-20
-
-
-def _as_bf16(scales: F32) -> F32:
-    """Scales rounded to bfloat16: those of the default profile are such numbers, and come back exactly."""
-    return scales.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def _levels(values: F32, tolerance: float) -> F64 | None:
@@ -108,9 +106,7 @@ def _levels(values: F32, tolerance: float) -> F64 | None:
     return found
 
 
-def _one_matrix(
-    parts: tuple[F32, F32], levels: tuple[F64, F64], stages: int, tolerance: float
-) -> tuple[U8, F32] | None:
+def _one_matrix(parts: tuple[F32, F32], levels: tuple[F64, F64], stages: int, tolerance: float) -> tuple[U8, F32] | None:
     """Codes [stages, n, m] and scales [stages, 2] of U or W, None if no choice of scales explains every entry."""
     re, im = parts
     imaginary = list(_scale_sets(levels[1], stages, tolerance))

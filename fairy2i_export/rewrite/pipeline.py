@@ -111,9 +111,7 @@ def rewrite_onnx(
             opset=opset,
             passes=changed.passes,
             rewritten=rewritten,
-            left=tuple(
-                LeftLinear(x.name, x.node.name or "", x.operator, x.reason) for x in changed.linears if not x.alive
-            ),
+            left=tuple(LeftLinear(x.name, x.node.name or "", x.operator, x.reason) for x in changed.linears if not x.alive),
             already=changed.already,
             warnings=_warnings(changed, errors, stages, trained),
             dense_bytes=changed.dense_bytes,
@@ -250,9 +248,7 @@ def _with_warning(report: RewriteReport, warning: str) -> RewriteReport:
     return replace(report, warnings=(*report.warnings, warning))
 
 
-def _properties(
-    changed: _Changed, setting: tuple[int, Profile, RowMultiplier], path: Path, sha256: str
-) -> dict[str, str]:
+def _properties(changed: _Changed, setting: tuple[int, Profile, RowMultiplier], path: Path, sha256: str) -> dict[str, str]:
     recipes = [linear.recipe for linear in changed.rewritten if linear.recipe is not None]
 
     def listed(values: Iterable[object]) -> str:
@@ -276,5 +272,3 @@ def _copy_library(folder: Path) -> str:
         return f"the operator library was not copied into the folder: {error}"
     shutil.copyfile(library, folder / library.name)
     return ""
-
-

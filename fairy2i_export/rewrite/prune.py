@@ -27,7 +27,7 @@ def prune(orphans: Iterable[ir.Value]) -> tuple[int, int]:
             pending.extend(x for x in producer.inputs if x is not None)
             producer.graph.remove(producer, safe=True)
             nodes += 1
-        elif value.is_initializer() and value.graph is not None and value.name in value.graph.initializers:
+        elif value.name and value.graph is not None and value.name in value.graph.initializers:
             del value.graph.initializers[value.name]
             initializers += 1
     return nodes, initializers

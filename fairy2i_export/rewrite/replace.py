@@ -10,7 +10,7 @@ bfloat16 products get a Cast to float32 before and one back after: the operator 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ class Replacer:
         per_output = array.ndim > 0 and array.shape[-1] == array.size == size
         if not (per_output or array.size == 1) or array.ndim > (1 if rank is None else rank):
             return None
-        if not array.dtype.kind == "f" and array.dtype.name != "bfloat16":
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             return None
         bias: F32 = np.broadcast_to(array.reshape(-1).astype(np.float32), (size,))
         return bias
@@ -174,7 +174,7 @@ class _Replacement:
         op_type: str,
         suffix: str,
         inputs: Sequence[ir.Value | None],
-        attributes: dict[str, int | list[int]],
+        attributes: Mapping[str, int | list[int]],
         *,
         domain: str = "",
     ) -> ir.Value:
@@ -200,5 +200,3 @@ class _Replacement:
 def _number(node: ir.Node, name: str, default: float) -> float:
     attribute = node.attributes.get(name)
     return default if attribute is None else float(attribute.value)
-
-

@@ -110,6 +110,5 @@ def _ort_value(ort: Any, array: npt.NDArray[np.generic]) -> Any:
 def _by_reference(proto: Any, feeds: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
     from onnx.reference import ReferenceEvaluator
 
-    result, exact = ReferenceEvaluator(proto).run(None, feeds)
-    own: npt.NDArray[np.generic] = exact if exact.dtype in _TYPES.values() else result
-    return own
+    result, exact = (np.asarray(array) for array in ReferenceEvaluator(proto).run(None, feeds))
+    return exact if exact.dtype in _TYPES.values() else result

@@ -86,11 +86,12 @@ class PackedWeights:
                 rows = self._add(f"{linear.name}.row_multiplier", ir.DataType.FLOAT, (n,), layer.rows)
             self._packed[key] = packed, rows, layer
         packed, rows, layer = self._packed[key]
-        if (*key, factor) not in self._scales:
-            self._scales[*key, factor] = self._add(
+        scaled = (*key, factor)
+        if scaled not in self._scales:
+            self._scales[scaled] = self._add(
                 f"{linear.name}.scales", ir.DataType.FLOAT, (stages, 2, 2), lambda: layer.scales(factor)
             )
-        return Operands(packed, self._scales[*key, factor], rows)
+        return Operands(packed, self._scales[scaled], rows)
 
     def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """A small initializer that is known now."""
