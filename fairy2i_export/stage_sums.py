@@ -29,8 +29,8 @@ from fairy2i_export.quantizer import (
 F64 = npt.NDArray[np.float64]
 _SAMPLE = 1 << 16  # entries whose magnitudes are read off
 _FIRST_LOOK = 1 << 12  # entries that tell latent weights from sums of stages
-_CANDIDATES = 4  # sets of scales tried per part
-_SEARCHED = 20_000  # sets of magnitudes that may have to be looked at
+_CANDIDATES = 8  # sets of scales tried per part
+_SEARCHED = 5_000  # sets of magnitudes that may have to be looked at
 
 
 def recover(a: F32) -> QuantizedLinear | None:
@@ -45,31 +45,34 @@ def recover(a: F32) -> QuantizedLinear | None:
     """
     if a.ndim != 2 or 0 in a.shape or a.shape[0] % 2 or a.shape[1] % 2 or not a.any():
         return None  # of a matrix of zeros no scale can be read off; the quantizer has a rule for it
-    top = float(np.abs(a).max())
-    step = _rounding_step(a)
-    tolerance = step * top
     u_re, u_im, w_re, w_im = split_widely_linear(a)
     pairs = ((u_re, u_im), (w_re, w_im))
-    first = [_levels(part.reshape(-1)[:_FIRST_LOOK], tolerance) for pair in pairs for part in pair]
-    if any(levels is None for levels in first):
-        return None
-    sampled = [_levels(part.reshape(-1)[:_SAMPLE], tolerance) for pair in pairs for part in pair]
-    levels = [found for found in sampled if found is not None]
-    if len(levels) != 4:
-        return None
-    most = max(found.size for found in levels)
+    top = float(np.abs(a).max())
+    read = [(step * top, _all_levels(pairs, step * top)) for step in _rounding_steps(a)]
     for stages in range(1, MAX_STAGES + 1):
-        if most > (3**stages + 1) // 2:
-            continue
         if 4**stages > 4 * u_re.size:  # fewer entries than choices: anything would fit
             return None
-        u = _one_matrix(pairs[0], (levels[0], levels[1]), stages, tolerance)
-        w = None if u is None else _one_matrix(pairs[1], (levels[2], levels[3]), stages, tolerance)
-        if u is not None and w is not None:
-            q = _best(a, np.stack([u[0], w[0]], axis=1), np.stack([u[1], w[1]], axis=1))
-            if float(np.abs(q.dequantize("none") - a).max()) <= 2 * tolerance:
-                return q
+        for tolerance, levels in read:
+            if levels is None or max(each.size for each in levels) > (3**stages + 1) // 2:
+                continue
+            u = _one_matrix(pairs[0], (levels[0], levels[1]), stages, tolerance)
+            w = None if u is None else _one_matrix(pairs[1], (levels[2], levels[3]), stages, tolerance)
+            if u is not None and w is not None:
+                q = _best(a, np.stack([u[0], w[0]], axis=1), np.stack([u[1], w[1]], axis=1))
+                if float(np.abs(q.dequantize("none") - a).max()) <= 2 * tolerance:
+                    return q
     return None
+
+
+def _all_levels(pairs: tuple[tuple[F32, F32], tuple[F32, F32]], tolerance: float) -> list[F64] | None:
+    """The magnitudes of U_re, U_im, W_re and W_im; None, and that quickly, if one of them has too many."""
+    levels: list[F64] = []
+    for size in (_FIRST_LOOK, _SAMPLE):
+        found = [_levels(part.reshape(-1)[:size], tolerance) for pair in pairs for part in pair]
+        levels = [each for each in found if each is not None]
+        if len(levels) != 4:
+            return None
+    return levels
 
 
 def _best(a: F32, codes: U8, scales: F32) -> QuantizedLinear:
@@ -82,14 +85,15 @@ def _best(a: F32, codes: U8, scales: F32) -> QuantizedLinear:
     return rounded if error_rounded <= error + 2.0**-22 * float(np.abs(a).max()) else fitted
 
 
-def _rounding_step(a: F32) -> float:
-    """Relative distance by which entries may be off, from the narrowest number format that holds them all."""
+def _rounding_steps(a: F32) -> list[float]:
+    """Relative distances by which entries may be off: that of float32 sums first, then that of a 16-bit format that fits."""
+    steps = [2.0**-20]
     if np.array_equal(round_to_bf16(a), a):
-        return 2.0**-8
+        return [*steps, 2.0**-8]
     with np.errstate(over="ignore"):
         if np.array_equal(a.astype(np.float16).astype(np.float32), a):
-            return 2.0**-10
-    return 2.0**-20
+            return [*steps, 2.0**-10]
+    return steps
 
 
 def _levels(values: F32, tolerance: float) -> F64 | None:

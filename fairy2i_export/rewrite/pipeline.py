@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from fairy2i_export.layout import LAYOUT_VERSION
 from fairy2i_export.options import check_quantizer
 from fairy2i_export.output import REWRITE_MARKERS, check_space, output_folder
 from fairy2i_export.quantizer import Profile, RowMultiplier
+from fairy2i_export.rewrite.companions import copy_genai_files, copy_library
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.define import define_operator, describe
 from fairy2i_export.rewrite.find import find_linears, operator_nodes
@@ -29,8 +29,6 @@ from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLi
 from fairy2i_export.rewrite.resolve import resolve_weights
 from fairy2i_export.rewrite.select import select_linears
 from fairy2i_export.rewrite.weights import Names, PackedWeights
-from fairy2i_runtime.errors import LibraryError
-from fairy2i_runtime.library import library_path
 
 REPORT = REWRITE_MARKERS[1]
 _ALIGNMENT = 4096  # of every tensor in the data file, so that it can be mapped and executed in place
@@ -101,7 +99,9 @@ def rewrite_onnx(
     expected_bytes = _expected_bytes(model)
     target = Path(out) if out is not None else Path(f"{_name_of(path)}-fairy2i")
 
-    def report(folder: Path | None, sha256: str | None, output_bytes: int) -> RewriteReport:
+    def report(
+        folder: Path | None, sha256: str | None, output_bytes: int, copied: tuple[str, ...] = (), missing: str = ""
+    ) -> RewriteReport:
         errors = changed.weights.errors
         rewritten = tuple(_rewritten(linear, changed) for linear in changed.rewritten)
         return RewriteReport(
@@ -113,7 +113,8 @@ def rewrite_onnx(
             rewritten=rewritten,
             left=tuple(LeftLinear(x.name, x.node.name or "", x.operator, x.reason) for x in changed.linears if not x.alive),
             already=changed.already,
-            warnings=_warnings(changed, errors, stages, trained),
+            warnings=(*_warnings(changed, errors, stages, trained), *filter(None, [missing])),
+            copied=copied,
             dense_bytes=changed.dense_bytes,
             packed_bytes=sum(value.const_value.nbytes for value in changed.packed if value.const_value is not None),
             source_bytes=source_bytes,
@@ -139,10 +140,8 @@ def rewrite_onnx(
             align_threshold=0,
         )
         written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
-        missing = _copy_library(folder)
-        result = report(target, sha256, written)
-        if missing:
-            result = _with_warning(result, missing)
+        missing = copy_library(folder)
+        result = report(target, sha256, written, copy_genai_files(path, folder), missing)
         (folder / REPORT).write_text(result.to_json(), encoding="utf-8")
     return result
 
@@ -242,12 +241,6 @@ def _warnings(changed: _Changed, errors: dict[str, float], stages: int | None, t
     return tuple(warnings)
 
 
-def _with_warning(report: RewriteReport, warning: str) -> RewriteReport:
-    from dataclasses import replace
-
-    return replace(report, warnings=(*report.warnings, warning))
-
-
 def _properties(changed: _Changed, setting: tuple[int, Profile, RowMultiplier], path: Path, sha256: str) -> dict[str, str]:
     recipes = [linear.recipe for linear in changed.rewritten if linear.recipe is not None]
 
@@ -262,13 +255,3 @@ def _properties(changed: _Changed, setting: tuple[int, Profile, RowMultiplier], 
         "fairy2i.source": path.name,
         "fairy2i.source_sha256": sha256,
     }
-
-
-def _copy_library(folder: Path) -> str:
-    """Put the operator library beside the model; returns a warning if there is none."""
-    try:
-        library = Path(library_path())
-    except LibraryError as error:
-        return f"the operator library was not copied into the folder: {error}"
-    shutil.copyfile(library, folder / library.name)
-    return ""

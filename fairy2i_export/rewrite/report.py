@@ -63,6 +63,7 @@ class RewriteReport:
         left: the others.
         already: Fairy2iMatMul nodes that were in the model before.
         warnings: one sentence each.
+        copied: files of onnxruntime-genai that came along, see docs/rewrite.md.
         dense_bytes: of the rewritten matrices as the model stored or computed them.
         packed_bytes: of what replaced them, scales and multipliers included.
         source_bytes: the model file and its external data.
@@ -79,6 +80,7 @@ class RewriteReport:
     left: tuple[LeftLinear, ...]
     already: int
     warnings: tuple[str, ...]
+    copied: tuple[str, ...]
     dense_bytes: int
     packed_bytes: int
     source_bytes: int
