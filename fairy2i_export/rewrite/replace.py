@@ -22,6 +22,7 @@ from fairy2i_export.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX
 from fairy2i_export.quantizer import F32
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear
+from fairy2i_export.rewrite.ranks import rank_of
 from fairy2i_export.rewrite.weights import Names, PackedWeights
 
 
@@ -123,8 +124,7 @@ class _Replacement:
         if add.domain not in ("", "ai.onnx") or add.op_type != "Add" or add.graph is not self.node.graph:
             return None
         other = add.inputs[1 - uses[0].idx]
-        rank = None if product.shape is None else product.shape.rank()
-        bias = self.replacer.bias_of(other, self.n, rank)
+        bias = self.replacer.bias_of(other, self.n, rank_of(product))
         return None if bias is None else (add, bias)
 
     def _operator(self, x: ir.Value | None, factor: float, bias: F32 | None) -> ir.Value:
@@ -150,9 +150,9 @@ class _Replacement:
 
     def _between_transposes(self, x: ir.Value | None, factor: float, bias: F32 | None) -> ir.Value:
         """W x = (x^T W^T)^T over the last two dimensions; a vector x needs no transposition."""
-        if x is None or x.shape is None:
+        rank = rank_of(x)
+        if rank is None:
             raise AssertionError(f"{self.linear.name}: the rank of its input was known when it was resolved")
-        rank = x.shape.rank()
         if rank < 2:
             return self._operator(x, factor, bias)
         swap = {"perm": [*range(rank - 2), rank - 1, rank - 2]}

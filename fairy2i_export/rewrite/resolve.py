@@ -13,6 +13,7 @@ from fairy2i_export.layout import MAX_FEATURES
 from fairy2i_export.quantizer import F32
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear
+from fairy2i_export.rewrite.ranks import rank_of
 
 _SUPPORTED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -69,8 +70,6 @@ def _why_not(linear: Linear, dtype: ir.DataType, shape: tuple[int, ...]) -> str:
         return f"odd dimension: {shape[0]} x {shape[1]}"
     if max(shape) > MAX_FEATURES:
         return f"more than {MAX_FEATURES} features"
-    if linear.on_left:
-        x = linear.node.inputs[1]
-        if x is None or x.shape is None:
-            return "the matrix is the left operand, and the number of dimensions of the right one is unknown"
+    if linear.on_left and rank_of(linear.node.inputs[1]) is None:
+        return "the matrix is the left operand, and the number of dimensions of the right one is unknown"
     return ""
