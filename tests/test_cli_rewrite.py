@@ -29,7 +29,8 @@ rng = np.random.default_rng(0)
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     nodes = "a = MatMul (x, up)\nb = Relu (a)\ny = MatMul (b, down)"
-    initializers = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("up", "down")}
+    shapes = {"up": (64, 128), "down": (128, 64)}
+    initializers = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     inputs = {"x": ("float", ["rows", 64])}
     return save_model(tmp_path / "net.onnx", nodes, inputs, {"y": "float"}, initializers, external=True)
 
@@ -61,14 +62,9 @@ def test_a_plain_run(call: Run, source: Path, tmp_path: Path, monkeypatch: pytes
     assert re.search(r"warning: 2 matrices were quantized, which changed them by 3\d% on average", err)
     report = json.loads((folder / "rewrite.json").read_text())
     assert (report["source"], report["path"]) == ("net.onnx", "net-fairy2i")
-    assert (
-        report["source_sha256"]
-        == {p.key: p.value for p in onnx.load(folder / "model.onnx", load_external_data=False).metadata_props}[
-            "fairy2i.source_sha256"
-        ]
-    )
-    initializers = onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer
-    packed = next(tensor for tensor in initializers if tensor.name == "node2.packed")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    assert report["source_sha256"] == {p.key: p.value for p in model.metadata_props}["fairy2i.source_sha256"]
+    packed = next(tensor for tensor in model.graph.initializer if tensor.name == "node2.packed")
     entry = {item.key: item.value for item in packed.external_data}
     assert entry["location"] == "model.onnx.data"
     assert int(entry["offset"]) % 4096 == 0

@@ -45,7 +45,7 @@ def test_a_decoder(tmp_path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 120, "max_position_embeddings": 32}
-            heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+            heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
             self.model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
 
         def forward(self, ids: Any) -> Any:
@@ -53,12 +53,11 @@ def test_a_decoder(tmp_path: Path) -> None:
 
     ids = np.random.default_rng(0).integers(0, 120, (2, 9))
     source = torch_export(Logits(), (torch.from_numpy(ids),), tmp_path / "llama.onnx")
-    report = rewrite(source, exclude=["*.layers.1.mlp.*"])
+    report = rewrite(source, exclude=["*.layers.0.mlp.up*"])
     assert Counter(name.rsplit(".", 1)[-1] for name in names(report)) == {
-        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 2),
-        **dict.fromkeys(("gate_proj", "up_proj", "down_proj", "lm_head"), 1),
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "lm_head"), 1)
     }
-    assert Counter(linear.reason for linear in report.left) == {"the matrix is computed at run time": 4, "--exclude": 3}
+    assert Counter(linear.reason for linear in report.left) == {"the matrix is computed at run time": 2, "--exclude": 1}
     feed = onnx.load(source, load_external_data=False).graph.input[0].name
     assert_equal_outputs(source, tmp_path / "out", {feed: ids})
 
@@ -67,14 +66,14 @@ def test_bert(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100, "max_position_embeddings": 32}
-    config = BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)
+    config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)
     ids = np.random.default_rng(0).integers(0, 100, (2, 9))
     source = torch_export(BertModel(config), (torch.from_numpy(ids),), tmp_path / "bert.onnx")
     report = rewrite(source)
-    assert len(report.rewritten) == 13
-    assert report.passes["fuse bias"] == 13  # the pooler is a Gemm, the others MatMul and Add
+    assert len(report.rewritten) == 7
+    assert report.passes["fuse bias"] == 7  # the pooler is a Gemm, the others MatMul and Add
     assert {linear.operator for linear in report.rewritten} == {"MatMul", "Gemm"}
-    assert "encoder.layer.1.attention.self.query" in names(report)
+    assert "encoder.layer.0.attention.self.query" in names(report)
     assert_equal_outputs(source, tmp_path / "out", {"input_ids": ids})
 
 
@@ -124,9 +123,8 @@ def test_a_scikit_learn_network(tmp_path: Path) -> None:
     assert_equal_outputs(source, tmp_path / "out", {model.graph.input[0].name: x})
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_builder_of_onnxruntime_genai(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder in, a folder out that onnxruntime-genai runs, in the same files."""
+def test_the_builder_of_onnxruntime_genai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in, a folder out that onnxruntime-genai runs; the builder's float16 models for CPUs do not run at all."""
     og = pytest.importorskip("onnxruntime_genai")
     checkpoint = make_checkpoint(tmp_path / "checkpoint", hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
     entry = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -135,20 +133,17 @@ def test_the_builder_of_onnxruntime_genai(tmp_path: Path, precision: str, monkey
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(built)]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     subprocess.run(
-        [*command, "-p", precision, "-e", "cpu", "-c", str(tmp_path / "cache")], check=True, capture_output=True, timeout=300
+        [*command, "-p", "fp32", "-e", "cpu", "-c", str(tmp_path / "cache")], check=True, capture_output=True, timeout=300
     )
     report = rewrite_onnx(built / "model.onnx", tmp_path / "out")
-    assert len(report.rewritten) == (11 if precision == "fp32" else 15)  # with float32 it joins q, k and v
+    assert len(report.rewritten) == 11  # it joins q, k and v
     assert not report.left
-    if precision == "fp32":
-        ids = np.array([[1, 5, 7, 9]])
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        past = {i.name: i for i in onnx.load(built / "model.onnx").graph.input if i.name.startswith("past")}
-        feeds |= {name: np.zeros((1, 2, 0, 16), np.float32) for name in past}
-        assert_equal_outputs(built / "model.onnx", tmp_path / "out", feeds)
+    ids = np.array([[1, 5, 7, 9]])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    past = [i.name for i in onnx.load(built / "model.onnx").graph.input if i.name.startswith("past")]
+    feeds |= {name: np.zeros((1, 2, 0, 16), np.float32) for name in past}
+    assert_equal_outputs(built / "model.onnx", tmp_path / "out", feeds)
     assert report.copied == ("genai_config.json", "tokenizer.json", "tokenizer_config.json")
-    if precision == "fp16":
-        return  # onnxruntime 1.31 on a CPU fails on the builder's own float16 model too: a buffer of the wrong shape
     model = og.Model(og.Config(str(tmp_path / "out")))
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=12, do_sample=False)
@@ -161,8 +156,7 @@ def test_the_builder_of_onnxruntime_genai(tmp_path: Path, precision: str, monkey
 
 QAT: list[Any] = [
     ("folded by torch", {}, {}, "recovered", 2),
-    ("as a subgraph", {"optimize": False}, {}, "recovered", 2),
-    ("other setting", {"optimize": False}, {"stages": 3, "bfloat": False}, "recovered", 3),
+    ("as a subgraph", {"optimize": False}, {"stages": 3, "bfloat": False}, "recovered", 3),
     ("row multiplier", {"optimize": False}, {"rms": True}, "trained", 2),
 ]
 
@@ -173,26 +167,22 @@ def test_quantization_aware_modules(tmp_path: Path, export: Any, setting: Any, o
     from qat_module import StraightThroughLinear
 
     torch.manual_seed(0)
-    linears = [StraightThroughLinear(64, 96, **setting), StraightThroughLinear(96, 32, bias=False, **setting)]
-    module = torch.nn.Sequential(linears[0], torch.nn.ReLU(), linears[1]).eval()
+    linear = StraightThroughLinear(64, 96, **setting)
+    module = torch.nn.Sequential(linear, torch.nn.ReLU())
     x = torch.randn(2, 5, 64)
     source = torch_export(module, (x,), tmp_path / "qat.onnx", **export)
     with torch.no_grad():
         expected = module(x).numpy()
     report = rewrite(source)
-    assert [(linear.name, linear.origin, linear.stages) for linear in report.rewritten] == [
-        ("0", origin, stages),
-        ("2", origin, stages),
-    ]
+    assert [(layer.name, layer.origin, layer.stages) for layer in report.rewritten] == [("0", origin, stages)]
     assert report.warnings == ()
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
-    assert operators == {"Fairy2iMatMul": 2, "Relu": 1}  # nothing of the quantizer is left
-    for linear in linears:
-        stages, bfloat, rms = linear.quantizer
-        profile = "bf16-reference" if bfloat else "fp32"
-        q = quantize(linear.weight.detach().numpy(), stages, profile, row_multiplier="rms" if rms else "none")
-        matrices = [m for m in operator_matrices(tmp_path / "out").values() if m.shape == tuple(linear.weight.shape)]
-        np.testing.assert_allclose(matrices[0], q.dequantize("none"), atol=1e-6)
+    assert operators == {"Fairy2iMatMul": 1, "Relu": 1}  # nothing of the quantizer is left
+    stages, bfloat, rms = linear.quantizer
+    profile = "bf16-reference" if bfloat else "fp32"
+    q = quantize(linear.weight.detach().numpy(), stages, profile, row_multiplier="rms" if rms else "none")
+    (matrix,) = operator_matrices(tmp_path / "out").values()
+    np.testing.assert_allclose(matrix, q.dequantize("none"), atol=1e-6)
     feed = onnx.load(source, load_external_data=False).graph.input[0].name
     for library in (True, False):
         got = run(tmp_path / "out" / "model.onnx", {feed: x.numpy()}, library=library)[0]
