@@ -30,7 +30,7 @@ F64 = npt.NDArray[np.float64]
 _SAMPLE = 1 << 16  # entries whose magnitudes are read off
 _FIRST_LOOK = 1 << 12  # entries that tell latent weights from sums of stages
 _CANDIDATES = 8  # sets of scales tried per part
-_SEARCHED = 5_000  # sets of magnitudes that may have to be looked at
+_SEARCHED = 1_500  # sets of magnitudes that may have to be looked at
 
 
 def recover(a: F32) -> QuantizedLinear | None:

@@ -156,8 +156,9 @@ def test_the_builder_of_onnxruntime_genai(tmp_path: Path, monkeypatch: pytest.Mo
 
 QAT: list[Any] = [
     ("folded by torch", {}, {}, "recovered", 2),
+    ("row multiplier, folded by torch", {}, {"rms": True}, "recovered", 2),
     ("as a subgraph", {"optimize": False}, {"stages": 3, "bfloat": False}, "recovered", 3),
-    ("row multiplier", {"optimize": False}, {"rms": True}, "trained", 2),
+    ("too small to recover", {"optimize": False}, {"rms": True, "stages": 4}, "trained", 4),
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fairy2i_export import quantize
 from fairy2i_export.quantizer import QuantizedLinear
+from fairy2i_export.row_sums import recover_any
 from fairy2i_export.stage_sums import recover
 
 
@@ -70,3 +71,33 @@ def test_near_misses_are_refused() -> None:
     assert recover(np.zeros((64, 96), np.float32)) is None
     assert recover(np.ones((3, 4), np.float32)) is None
     assert recover(np.ones((0, 4), np.float32)) is None
+
+
+@pytest.mark.parametrize("shape", [(64, 192), (96, 256)])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_row_multipliers_come_back(stages: int, shape: tuple[int, int]) -> None:
+    """Relative to the first row; the codes are those of the quantizer."""
+    weight = latent(shape, stages) * np.random.default_rng(1).uniform(0.3, 3, (shape[0], 1)).astype(np.float32)
+    q = quantize(weight, stages, row_multiplier="rms")
+    dense = q.dequantize("none")
+    assert recover(dense) is None
+    found = recover_any(dense)
+    assert found is not None
+    assert found.row_multiplier is not None
+    assert q.row_multiplier is not None
+    np.testing.assert_array_equal(found.codes, q.codes)
+    np.testing.assert_allclose(found.row_multiplier, q.row_multiplier / q.row_multiplier[0], rtol=1e-5)
+    assert (np.abs(found.dequantize("none") - dense).max(axis=1) <= 1e-5 * np.abs(dense).max(axis=1)).all()
+
+
+def test_no_row_multipliers_in_other_matrices() -> None:
+    for seed in range(5):
+        assert recover_any(latent((64, 96), seed)) is None
+        assert recover_any(latent((64, 8), seed)) is None
+    dense = quantize(latent((64, 96)), 2, row_multiplier="rms").dequantize("none")
+    noise = np.random.default_rng(1).uniform(0.999, 1.001, dense.shape).astype(np.float32)
+    assert recover_any(dense * noise) is None
+    noise[:40] = 1
+    assert recover_any(dense * noise) is None
+    assert recover_any(np.zeros((4, 64), np.float32)) is None
+    assert recover_any(np.ones((64, 96), np.float32).cumsum(axis=1)) is None

@@ -2,7 +2,8 @@
 
 Three kinds of matrices are told apart, in this order:
 
-1. the matrix is a sum of 1 to 4 stages already, dequantized: its own codes and scales are recovered, whatever --stages says;
+1. the matrix is a sum of 1 to 4 stages already, dequantized: its own codes, scales and row multipliers are recovered,
+   whatever --stages says;
 2. a quantizer in the graph computes it from an initializer of the same shape (a straight-through quantizer as torch exports
    it): one of our settings reproduces the result from that latent weight, and the latent weight is quantized;
 3. anything else is taken for latent or plain weights and quantized as the options say.
@@ -32,7 +33,7 @@ from fairy2i_export.quantizer import (
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear, Recipe
 from fairy2i_export.rewrite.resolve import float_matrix, matrix_of
-from fairy2i_export.stage_sums import recover
+from fairy2i_export.row_sums import recover_any
 
 # The quantizer in the graph adds in another order: a scale may be rounded to the neighbouring bfloat16, which is 0.4 %.
 # Another number of stages, profile or multiplier is 4 % or more away.
@@ -78,9 +79,10 @@ class Recogniser:
         if not np.isfinite(a).all():
             linear.reason = "values that are not finite"
             return
-        own = recover(a)
+        own = recover_any(a)
         if own is not None:
-            linear.recipe = Recipe("recovered", own.stages, own.profile, "none")
+            rows: RowMultiplier = "none" if own.row_multiplier is None else "rms"
+            linear.recipe = Recipe("recovered", own.stages, own.profile, rows)
             return
         linear.recipe = self._trained(linear, a)
         if linear.recipe is None and looks_dequantized(a):

@@ -15,7 +15,7 @@ from fairy2i_export.quantizer import F32, QuantizedLinear, quantize
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.resolve import float_matrix
-from fairy2i_export.stage_sums import recover
+from fairy2i_export.row_sums import recover_any
 from fairy2i_export.weights import relative_error
 
 
@@ -159,7 +159,7 @@ class _Layer:
             raise AssertionError(f"{linear.name}: not recognised")
         a = _matrix(self.read(), linear.transposed)
         if recipe.origin == "recovered":
-            q = recover(a)
+            q = recover_any(a)
             if q is None:
                 raise ModelError(f"{linear.name}: the weights changed while the model was rewritten")
             return q, relative_error(a, q)
