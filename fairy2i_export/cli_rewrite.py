@@ -87,3 +87,16 @@ def print_report(report: RewriteReport, console: Console) -> None:
         table.add_row("quantization error", escape(f"{mean:.1%} mean, {errors[worst]:.1%} worst ({worst})"))
     table.add_row("time", f"{report.seconds:.1f} s")
     console.print(table)
+    if report.path is None and report.rewritten:  # the names are what --include and --exclude are written with
+        console.print(_layers(report))
+
+
+def _layers(report: RewriteReport) -> Table:
+    """Every layer that would be rewritten."""
+    table = Table(title="would be rewritten", title_justify="left", title_style="bold")
+    for heading in ("layer", "node", "weight", "operator", "N x K", "stages", "origin"):
+        table.add_column(heading, overflow="fold")
+    for x in report.rewritten:
+        sizes = f"{x.out_features} x {x.in_features}"
+        table.add_row(*map(escape, (x.name, x.node, x.weight, x.operator, sizes, str(x.stages), x.origin)))
+    return table

@@ -87,6 +87,7 @@ def test_a_dry_run_writes_nothing(call: Run, source: Path, tmp_path: Path) -> No
     assert (code, err) == (0, "")
     assert "(dry run: nothing was written)" in out
     assert "2 of 2" in out
+    assert re.search(r"node2 +│ node2 +│ down +│ MatMul +│ 64 x 128 +│ 2 +│ quantized", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     report = fairy2i_export.rewrite_onnx(source, dry_run=True)
     expected = report.output_bytes
@@ -202,6 +203,17 @@ def test_a_folder_called_like_a_model(call: Run, tmp_path: Path) -> None:
     code, _, err = call(tmp_path / "folder.onnx")
     assert code == 2
     assert "is a folder; expected an ONNX model" in err
+
+
+def test_without_the_library_the_folder_is_written_with_a_warning(
+    call: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRY2I_LIBRARY", str(tmp_path / "nothing.so"))
+    code, _, err = call(source, "-o", tmp_path / "out", "--trained", "-q")
+    assert code == 0
+    assert err.startswith("warning: the operator library was not copied into the folder: FAIRY2I_LIBRARY names")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model.onnx", "model.onnx.data", "rewrite.json"}
 
 
 def test_a_failure_while_writing_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

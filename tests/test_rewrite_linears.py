@@ -249,6 +249,64 @@ def test_reasons(tmp_path: Path) -> None:
     assert stored["passes"] == report.passes
 
 
+def test_reasons_for_other_operators(tmp_path: Path) -> None:
+    """Operators that hold a matrix in another way are named, and the model around them is rewritten."""
+    nodes = """a = com.microsoft.FusedMatMul (x, w)
+    b = Einsum <equation = "ij,jk->ik"> (x, w)
+    c = com.microsoft.MatMulNBits <K = 48, N = 70, bits = 4, block_size = 16> (x, q, s)
+    y = MatMul (x, v)"""
+    q = np.zeros((N, 3, 8), np.uint8)
+    initializers = {"w": matrix(K, N), "v": matrix(K, N, seed=1), "q": q, "s": np.ones(N * 3, np.float32)}
+    source = save_model(tmp_path / "m.onnx", nodes, {"x": ("float", [4, K])}, dict.fromkeys("abcy", "float"), initializers)
+    model = onnx.load(source)
+    function = onnx.parser.parse_function(
+        '<domain: "local", opset_import: ["" : 18]> inner (x, w) => (y) { y = MatMul (x, w) }'
+    )
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    onnx.save(model, source)
+    report = rewrite_onnx(source, tmp_path / "out")
+    assert [x.weight for x in report.rewritten] == ["v"]
+    assert [x.reason for x in report.left] == [
+        "fused operator FusedMatMul: rewrite the model before it is optimized",
+        "Einsum with a constant: export it as a MatMul",
+        "quantized another way already (MatMulNBits)",
+        "inside the model-local function inner, whose weights are its inputs",
+    ]
+    expected, found = run(source, {"x": X2}), run(tmp_path / "out" / "model.onnx", {"x": X2}, library=True)
+    for before, after in zip(expected[:3], found[:3], strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-5)
+
+
+def test_constants_that_cannot_be_computed(tmp_path: Path) -> None:
+    nodes = "w = com.microsoft.NoSuchOperator (v)\ny = MatMul (x, w)\nz = MatMul (x, v)"
+    initializers = {"v": matrix(K, N)}
+    outputs = {"y": "float", "z": "float"}
+    source = save_model(tmp_path / "m.onnx", nodes, {"x": ("float", [4, K])}, outputs, initializers)
+    report = rewrite_onnx(source, tmp_path / "out")
+    assert [x.weight for x in report.rewritten] == ["v"]
+    assert report.left[0].reason.startswith("the constant w cannot be computed: ")
+
+
+def test_weights_in_constant_nodes(tmp_path: Path) -> None:
+    w, b = matrix(K, N), BIAS
+    nodes = [
+        helper.make_node("Constant", [], ["w"], name="c1", value=numpy_helper.from_array(w)),
+        helper.make_node("Constant", [], ["b"], name="c2", value=numpy_helper.from_array(b)),
+        helper.make_node("MatMul", ["x", "w"], ["p"], name="product"),
+        helper.make_node("Add", ["p", "b"], ["y"], name="sum"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, [4, K])]
+    graph = helper.make_graph(nodes, "constants", inputs, [helper.make_tensor_value_info("y", 1, [4, N])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    report = rewrite(tmp_path / "m.onnx")
+    assert (report.passes["fuse bias"], report.passes["prune nodes"]) == (1, 2)
+    assert [node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node] == ["Fairy2iMatMul"]
+    expected = X2.astype(np.float64) @ quantize(w.T).dequantize("none").T + b
+    got = run(tmp_path / "out" / "model.onnx", {"x": X2}, library=True)[0]
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_products_inside_branches(tmp_path: Path) -> None:
     """The bodies of If see constants of the outer graph and hold their own."""
     w, v = matrix(K, N), matrix(K, N, seed=5)

@@ -125,6 +125,10 @@ class Constants:
 def _read(tensor: ir.TensorProtocol, name: str | None) -> npt.NDArray[np.generic]:
     try:
         array: npt.NDArray[np.generic] = tensor.numpy()
+        if isinstance(tensor, ir.ExternalTensor):
+            # a copy, and the file unmapped: pages of all matrices read so far would count as ours
+            array = array.copy()
+            tensor.release()
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"tensor {name}: cannot be read: {error}") from error
     return array

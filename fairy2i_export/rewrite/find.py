@@ -46,8 +46,8 @@ def operator_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _candidate(node: ir.Node, constants: Constants) -> Linear | None:
+    left, right = (*node.inputs, None, None)[:2]  # a damaged model may have fewer
     if node.domain in ("", "ai.onnx") and node.op_type == "MatMul":
-        left, right = node.inputs[0], node.inputs[1]
         if left in constants and right in constants:
             return None  # part of computing a constant
         if right in constants:
@@ -56,7 +56,6 @@ def _candidate(node: ir.Node, constants: Constants) -> Linear | None:
             return _linear(node, left, transposed=False, on_left=True)
         return _linear(node, None, reason=LEFT_DYNAMIC)
     if node.domain in ("", "ai.onnx") and node.op_type == "Gemm":
-        left, right = node.inputs[0], node.inputs[1]
         if left in constants and right in constants:
             return None
         if right in constants:
