@@ -225,3 +225,23 @@ def test_modules_that_export_the_operator_itself(tmp_path: Path) -> None:
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
     again = rewrite(tmp_path / "out" / "model.onnx", "again")
     assert (again.already, len(again.rewritten), again.passes["define"]) == (2, 0, 0)
+
+
+def test_both_front_ends_give_the_same_model(tmp_path: Path) -> None:
+    """What an export left dense, rewritten afterwards, is what the export would have made of it; the runtime reads both."""
+    import fairy2i_runtime
+    from fairy2i_export import export
+    from runtime_models import CHECKPOINT
+
+    export(CHECKPOINT, tmp_path / "whole")
+    export(CHECKPOINT, tmp_path / "part", exclude=["*mlp*"])
+    report = rewrite_onnx(tmp_path / "part" / "model.onnx", tmp_path / "out", row_multiplier="rms")
+    assert (len(report.rewritten), report.already) == (15, 21)
+    assert not report.left
+    whole, out = operator_matrices(tmp_path / "whole"), operator_matrices(tmp_path / "out")
+    assert whole.keys() == out.keys()
+    for name, matrix in whole.items():
+        np.testing.assert_array_equal(out[name], matrix)
+    tokens = [1, 403, 407]
+    logits = [fairy2i_runtime.load(tmp_path / name, threads=1).logits(tokens) for name in ("whole", "out")]
+    np.testing.assert_array_equal(*logits)
