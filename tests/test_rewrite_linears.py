@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 import oracle
 from fairy2i_export import quantize
+from fairy2i_export.errors import OptionError
 from fairy2i_export.rewrite import rewrite_onnx
 from rewrite_helpers import assert_equal_outputs, operator_matrices, rewrite, run, save_model
 
@@ -361,6 +362,21 @@ def test_rewriting_twice_changes_nothing(tmp_path: Path, external: bool) -> None
     for name in ("model.onnx", "model.onnx.data"):
         out, again = tmp_path / "out" / name, tmp_path / "out" / "again" / name
         assert out.read_bytes() == again.read_bytes()
+
+
+def test_the_same_globs_twice(tmp_path: Path) -> None:
+    """They match the nodes that they made; others are still refused."""
+    nodes = "p = MatMul (x, w)\ny = MatMul (p, v)"
+    initializers = {"w": matrix(K, N), "v": matrix(N, K)}
+    source = save_model(tmp_path / "m.onnx", nodes, {"x": ("float", X.shape)}, {"y": "float"}, initializers)
+    for include in ("node1", "node?"):
+        folder = tmp_path / include.replace("?", "_")
+        rewrite_onnx(source, folder, include=[include], exclude=["node0"])
+        again = rewrite_onnx(folder / "model.onnx", folder / "again", include=[include], exclude=["node0"])
+        assert (again.already, len(again.rewritten)) == (1, 0)
+        assert (folder / "model.onnx").read_bytes() == (folder / "again" / "model.onnx").read_bytes()
+        with pytest.raises(OptionError, match="--include 'v' matches no linear"):
+            rewrite_onnx(folder / "model.onnx", folder / "third", include=["v"])
 
 
 def test_what_was_excluded_can_be_rewritten_later_with_other_stages(tmp_path: Path) -> None:

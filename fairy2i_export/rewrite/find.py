@@ -45,6 +45,11 @@ def operator_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type == OP_NAME]
 
 
+def operator_names(model: ir.Model) -> list[str]:
+    """All names of those nodes: what a glob may match although nothing is left to be done."""
+    return [name for node in operator_nodes(model) for name in _names(node, None)]
+
+
 def _candidate(node: ir.Node, constants: Constants) -> Linear | None:
     left, right = (*node.inputs, None, None)[:2]  # a damaged model may have fewer
     if node.domain in ("", "ai.onnx") and node.op_type == "MatMul":

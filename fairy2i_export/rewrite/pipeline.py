@@ -19,7 +19,7 @@ from fairy2i_export.quantizer import Profile, RowMultiplier
 from fairy2i_export.rewrite.companions import copy_genai_files, copy_library
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.define import define_operator, describe
-from fairy2i_export.rewrite.find import find_linears, operator_nodes
+from fairy2i_export.rewrite.find import find_linears, operator_names, operator_nodes
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.model_file import files_sha256, model_files, open_model
 from fairy2i_export.rewrite.prune import prune
@@ -161,7 +161,7 @@ def _change(
     linears = find_linears(model, constants)
     passes["find"] = len(linears)
     if linears or include or exclude:
-        passes["select"] = select_linears(linears, include, exclude)
+        passes["select"] = select_linears(linears, include, exclude, operator_names(model))
     passes["resolve"] = resolve_weights(linears, constants)
     observer.phase("recognising", sum(linear.parameters for linear in linears if linear.alive))
     recogniser = Recogniser(constants, *setting)

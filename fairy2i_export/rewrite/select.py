@@ -9,15 +9,25 @@ from fairy2i_export.errors import OptionError
 from fairy2i_export.rewrite.linears import Linear
 
 
-def select_linears(linears: Sequence[Linear], include: Sequence[str], exclude: Sequence[str]) -> int:
+def select_linears(
+    linears: Sequence[Linear], include: Sequence[str], exclude: Sequence[str], rewritten_before: Sequence[str] = ()
+) -> int:
     """Leave what the globs leave out alone; returns how many layers are still to be rewritten.
+
+    Args:
+        linears: the layers.
+        include: globs; only matching layers are rewritten.
+        exclude: globs; matching layers are left.
+        rewritten_before: names of operator nodes that are there already: a glob may match those instead, so that the same
+            command can be given twice.
 
     Raises:
         OptionError: a glob that matches no linear layer at all.
     """
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
-            if not any(_matches(linear, (pattern,)) for linear in linears):
+            names = [*rewritten_before, *(name for linear in linears for name in linear.aliases)]
+            if not any(fnmatchcase(name, pattern) for name in names):
                 raise OptionError(f"{option} {pattern!r} matches no linear layer; {_examples(linears)}")
     for linear in linears:
         if include and not _matches(linear, include):
