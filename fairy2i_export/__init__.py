@@ -10,8 +10,19 @@ from fairy2i_export.quantizer import QuantizedLinear, quantize
 if TYPE_CHECKING:
     from fairy2i_export.exporter import export
     from fairy2i_export.report import ExportReport
+    from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
 
-__all__ = ["ExportReport", "PackedLinear", "QuantizedLinear", "export", "pack", "quantize", "unpack"]
+__all__ = [
+    "ExportReport",
+    "PackedLinear",
+    "QuantizedLinear",
+    "RewriteReport",
+    "export",
+    "pack",
+    "quantize",
+    "rewrite_onnx",
+    "unpack",
+]
 __version__ = "0.1.0"
 
 
@@ -25,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from fairy2i_export.report import ExportReport
 
         return ExportReport
+    if name in ("rewrite_onnx", "RewriteReport"):
+        from fairy2i_export import rewrite
+
+        return getattr(rewrite, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 from fairy2i_export import __version__
-from fairy2i_export.errors import Fairy2iError
+from fairy2i_export.errors import Fairy2iError, OptionError
 from fairy2i_runtime.console import new_app, run_app
 
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Hugging Face checkpoint directory, or hub id OWNER/NAME.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="Hugging Face checkpoint directory, hub id OWNER/NAME, or an ONNX model FILE.onnx to rewrite."
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="./NAME-fairy2i"),
@@ -78,6 +83,9 @@ RopeScaling = Annotated[
 ]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what would be rewritten (FILE.onnx sources); write nothing.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 
 
@@ -106,10 +114,35 @@ def export_command(
     rope_scaling: RopeScaling = None,
     trained: Trained = False,
     force: Force = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
-    """Compile a Fairy2i language model to an ONNX folder with packed weights."""
+    """Compile a Fairy2i language model, or rewrite an ONNX model, to an ONNX folder with packed weights.
+
+    Options about lm_head, embedding and context are for checkpoints, --dry-run is for ONNX models.
+    """
+    if source.lower().endswith(".onnx"):
+        from fairy2i_export.cli_rewrite import refuse_checkpoint_options, rewrite_command
+
+        only = {"--lm-head": lm_head, "--embedding": embedding, "--context-length": context_length}
+        refuse_checkpoint_options(source, only)
+        rewrite_command(
+            source,
+            output,
+            stages=stages,
+            profile=profile,
+            row_multiplier=row_multiplier,
+            include=include,
+            exclude=exclude,
+            trained=trained,
+            force=force,
+            dry_run=dry_run,
+            quiet=quiet,
+        )
+        return
+    if dry_run:
+        raise OptionError(f"--dry-run is for .onnx sources only, and {source} is taken for a checkpoint; leave it out")
     from fairy2i_export.cli_display import Display
     from fairy2i_export.exporter import export
 

@@ -23,6 +23,10 @@ class CheckpointError(Fairy2iError):
     """The source checkpoint is missing, incomplete, truncated or of a kind that is not read."""
 
 
+class ModelError(Fairy2iError):
+    """The source ONNX model is missing, damaged, incomplete, too old, or holds nothing to rewrite."""
+
+
 class ArchitectureError(Fairy2iError):
     """The model is of an architecture, or uses a feature, that the graph builder does not know."""
 

@@ -99,6 +99,23 @@ def resolve_options(
     return options, warnings
 
 
+def check_quantizer(
+    stages: int | None, profile: str | None, row_multiplier: str | None
+) -> tuple[int, Profile, RowMultiplier]:
+    """The quantizer's options where no config.json completes them: None becomes the default.
+
+    Raises:
+        OptionError: an unknown or impossible value.
+    """
+    return (
+        _stages(_DEFAULTS["stages"] if stages is None else stages),
+        _one_of("profile", _DEFAULTS["profile"] if profile is None else profile, PROFILES),
+        _one_of(
+            "row multiplier", _DEFAULTS["row_multiplier"] if row_multiplier is None else row_multiplier, ROW_MULTIPLIERS
+        ),
+    )
+
+
 def says_trained(config: dict[str, Any]) -> bool:
     """Whether config.json says that the model was trained the Fairy2i way."""
     return isinstance(config.get("fairy2i"), dict)

@@ -12,22 +12,24 @@ from pathlib import Path
 from fairy2i_export.errors import OutputError
 
 _MARKERS = ("model.onnx", "genai_config.json")  # what makes a folder recognizable as an earlier export
+REWRITE_MARKERS = ("model.onnx", "rewrite.json")  # the same for the output of fairy2i_export.rewrite
 
 
 @contextmanager
-def output_folder(out: Path, *, force: bool, source: Path) -> Iterator[Path]:
+def output_folder(out: Path, *, force: bool, source: Path, markers: tuple[str, ...] = _MARKERS) -> Iterator[Path]:
     """Yield a temporary folder beside ``out``; rename it to ``out`` on success, remove it on any failure.
 
     Args:
         out: the folder to make; missing parents are made too.
         force: replace an earlier export there, once the new one is complete.
-        source: the checkpoint directory, which must never be replaced.
+        source: the checkpoint directory or model file, which must never be replaced.
+        markers: files that make a folder recognizable as an earlier export.
 
     Raises:
         OutputError: ``out`` exists (without force, or is no earlier export), or cannot be written.
     """
     out = Path(os.path.realpath(out))
-    _check_free(out, force, Path(os.path.realpath(source)))
+    _check_free(out, force, Path(os.path.realpath(source)), markers)
     made = _make_parents(out.parent)
     temporary: Path | None = None
     try:
@@ -57,18 +59,19 @@ def check_space(folder: Path, needed: int) -> None:
         raise OutputError(f"{folder.parent}: the model needs about {needed:,} bytes, the disk has {free:,} free")
 
 
-def _check_free(out: Path, force: bool, source: Path) -> None:
+def _check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...]) -> None:
     if not os.path.lexists(out):
         return
     if not force:
         raise OutputError(f"{out}: exists already; choose another folder, or --force to replace an earlier export")
     if source == out or out in source.parents:
-        raise OutputError(f"{out}: holds the source checkpoint and is not replaced; choose another folder")
+        what = "model" if source.is_file() else "checkpoint"
+        raise OutputError(f"{out}: holds the source {what} and is not replaced; choose another folder")
     if not out.is_dir():
         raise OutputError(f"{out}: exists and is no folder; choose another name")
-    if any(out.iterdir()) and not all((out / marker).is_file() for marker in _MARKERS):
+    if any(out.iterdir()) and not all((out / marker).is_file() for marker in markers):
         raise OutputError(
-            f"{out}: is no earlier export (no {' or '.join(_MARKERS)} in it), so --force does not replace it; "
+            f"{out}: is no earlier export (no {' or '.join(markers)} in it), so --force does not replace it; "
             "choose another folder or remove it yourself"
         )
 

@@ -22,8 +22,8 @@ def open_source(source: str | Path) -> Checkpoint:
     path = Path(source)
     if path.suffix.lower() == ".onnx":
         raise OptionError(
-            f"{source}: rewriting an existing ONNX graph is not available in this version; "
-            "give the Hugging Face checkpoint the graph was made from"
+            f"{source}: is an ONNX model, and export() compiles checkpoints; use fairy2i_export.rewrite_onnx() for it, "
+            "or the command fairy2i-export, which takes both"
         )
     if path.exists() or not _HUB_ID.fullmatch(str(source)):
         return open_checkpoint(path)

@@ -188,7 +188,7 @@ def test_sources_that_are_no_directory(tmp_path: Path, source: Path) -> None:
         open_source("nothing-here")
     with pytest.raises(CheckpointError, match="is a file"):
         open_source(source / "config.json")
-    with pytest.raises(OptionError, match="ONNX graph is not available in this version"):
+    with pytest.raises(OptionError, match="is an ONNX model"):
         open_source("model.onnx")
     assert isinstance(open_source(str(source)), Checkpoint)
 

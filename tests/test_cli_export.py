@@ -156,7 +156,8 @@ def test_mistakes_with_source_and_output(run: Run, source: Path, tmp_path: Path)
     (tmp_path / "file").write_text("")
     for arguments, words in (
         ((tmp_path / "nothing",), "no such file or directory"),
-        (("some.onnx",), "rewriting an existing ONNX graph is not available in this version"),
+        (("some.onnx",), "some.onnx: no such file; expected an ONNX model"),
+        ((source, "--dry-run"), "--dry-run is for .onnx sources only"),
         ((source, "-o", tmp_path / "file" / "out"), "cannot be made"),
         ((source, "-o", "/proc/fairy2i/out"), "cannot be made"),
         ((source, "-o", source, "--force"), "holds the source checkpoint"),

@@ -32,7 +32,7 @@ def one_node_model(
         [helper.make_tensor_value_info("Y", dtype, [*x_dims[:-1], n])],
         [numpy_helper.from_array(array, name) for name, array in operands.items()],
     )
-    function = ir.serde.serialize_function(matmul_function(stages))
+    function = ir.serde.serialize_function(matmul_function())
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
 

@@ -74,7 +74,7 @@ class DecoderBuilder:
             opset_imports={"": OPSET, CONTRIB: 1, DOMAIN: OP_VERSION},
             name=decoder.architecture,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function(options.stages)])
+        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function()])
 
     def _attention(self, layer: int, block: Block, x: ir.Value, past: list[ir.Value], present: list[ir.Value]) -> ir.Value:
         names, decoder, g = self.decoder.names, self.decoder, self.graph

@@ -16,6 +16,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from fairy2i_export.layout import BLOCK_COLS, CELL_BYTES, CELL_COLS, HALF_ROWS, TILE_ROWS, byte_planes
+from fairy2i_export.quantizer import MAX_STAGES
 
 DOMAIN = "ai.fairy2i"
 OP_NAME = "Fairy2iMatMul"
@@ -53,18 +54,26 @@ _BODY = """
   cols = Mul (blocks, block_cols)
   rows = Mul (tiles, tile_rows)
 
-  cell_shape = Constant <value_ints = [{stages}, {cells_per_block}, {halves}, {byte_columns}, {half_rows}, 1, 1]> ()
-  bytes_shape = Concat <axis = 0> (blocks, tiles, cell_shape)
+  stages_scalar = Constant <value_int: int = @stages> ()
+  stages_1d = Reshape (stages_scalar, i1)
+  planes = Mul (stages_1d, i2)
+
+  cell_shape = Constant <value_ints = [{cells_per_block}, {halves}, {byte_columns}, {half_rows}, 1, 1]> ()
+  bytes_shape = Concat <axis = 0> (blocks, tiles, stages_1d, cell_shape)
   bytes = Reshape (packed, bytes_shape)
   shifts = Constant <value = uint8[2, 2] {{0, 2, 4, 6}}> ()
   three = Constant <value = uint8 {{3}}> ()
   shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
   signs = BitwiseAnd (shifted, three)
   by_plane = Transpose <perm = [2, 7, 1, 4, 6, 0, 3, 5, 8]> (signs)
-  planes = Constant <value_ints = [{planes}]> ()
   plane_shape = Concat <axis = 0> (planes, rows, cols)
   padded = Reshape (by_plane, plane_shape)
-  order = Constant <value_ints = [{order}]> ()
+  orders = Constant <value_ints = [{orders}]> ()
+  most_planes = Constant <value_ints = [{most_planes}]> ()
+  stages_before = Sub (stages_1d, i1)
+  order_start = Mul (stages_before, most_planes)
+  order_end = Add (order_start, planes)
+  order = Slice (orders, order_start, order_end)
   sorted = Gather <axis = 0> (padded, order)
   starts = Constant <value_ints = [0, 0]> ()
   ends = Concat <axis = 0> (n_c, m_c)
@@ -76,8 +85,8 @@ _BODY = """
   table_im = Constant <value_floats = [0.0, 1.0, -1.0, 0.0]> ()
   unit_re = Gather (table_re, codes)
   unit_im = Gather (table_im, codes)
-  scale_shape = Constant <value_ints = [2, {planes}, 1, 1]> ()
-  scales_flat_shape = Constant <value_ints = [{planes}, 2]> ()
+  scale_shape = Concat <axis = 0> (i2, planes, i1, i1)
+  scales_flat_shape = Concat <axis = 0> (planes, i2)
   scales_flat = Reshape (scales, scales_flat_shape)
   scales_t = Transpose <perm = [1, 0]> (scales_flat)
   scales_re_im = Reshape (scales_t, scale_shape)
@@ -87,8 +96,7 @@ _BODY = """
   scale_im_planes = Squeeze (scale_im, axis0)
   weighted_re = Mul (unit_re, scale_re_planes)
   weighted_im = Mul (unit_im, scale_im_planes)
-  stage_head = Constant <value_ints = [{stages}, 2]> ()
-  stage_shape = Concat <axis = 0> (stage_head, n_c, m_c)
+  stage_shape = Concat <axis = 0> (stages_1d, i2, n_c, m_c)
   stages_re = Reshape (weighted_re, stage_shape)
   stages_im = Reshape (weighted_im, stage_shape)
   sum_re = ReduceSum <keepdims = 0> (stages_re, axis0)
@@ -140,19 +148,20 @@ _BODY = """
 """
 
 
-def function_text(stages: int) -> str:
-    """The body in ONNX text syntax for weights of ``stages`` stages."""
-    # position of (stage, matrix) among the planes as they are stored
-    stored = [plane for pair in byte_planes(stages) for plane in pair]
-    order = [stored.index((stage, matrix)) for stage in range(stages) for matrix in range(2)]
+def function_text(opset: int = OPSET) -> str:
+    """The body in ONNX text syntax, for any number of stages; ``opset`` of the standard operators, 18 or newer."""
+    orders: list[int] = []  # per number of stages: position of (stage, matrix) among the planes as they are stored
+    for stages in range(1, MAX_STAGES + 1):
+        stored = [plane for pair in byte_planes(stages) for plane in pair]
+        order = [stored.index((stage, matrix)) for stage in range(stages) for matrix in range(2)]
+        orders += order + [0] * (2 * MAX_STAGES - len(order))
     return _BODY.format(
         domain=DOMAIN,
         op=OP_NAME,
-        opset=OPSET,
+        opset=opset,
         inputs=", ".join(INPUTS),
-        stages=stages,
-        planes=2 * stages,
-        order=", ".join(map(str, order)),
+        orders=", ".join(map(str, orders)),
+        most_planes=2 * MAX_STAGES,
         tile_rows=TILE_ROWS,
         tile_rest=TILE_ROWS - 1,
         block_cols=BLOCK_COLS,
@@ -164,7 +173,7 @@ def function_text(stages: int) -> str:
     )
 
 
-def matmul_function(stages: int) -> ir.Function:
-    """The function to put into a model whose ``Fairy2iMatMul`` nodes all have ``stages`` stages."""
-    function: ir.Function = ir.serde.deserialize_function(onnx.parser.parse_function(function_text(stages)))
+def matmul_function(opset: int = OPSET) -> ir.Function:
+    """The function to put into a model that imports ``opset`` of the standard operators (checkers want the two equal)."""
+    function: ir.Function = ir.serde.deserialize_function(onnx.parser.parse_function(function_text(opset)))
     return function

@@ -1,0 +1,257 @@
+"""The rewrite itself: ONNX model in, folder out. Reads top to bottom; every pass lives in a file of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fairy2i_export.errors import ModelError
+from fairy2i_export.exporter import DATA, MODEL, Observer
+from fairy2i_export.layout import LAYOUT_VERSION
+from fairy2i_export.options import check_quantizer
+from fairy2i_export.output import REWRITE_MARKERS, check_space, output_folder
+from fairy2i_export.quantizer import Profile, RowMultiplier
+from fairy2i_export.rewrite.companions import copy_genai_files, copy_library
+from fairy2i_export.rewrite.constants import Constants
+from fairy2i_export.rewrite.define import define_operator, describe
+from fairy2i_export.rewrite.find import find_linears, operator_names, operator_nodes
+from fairy2i_export.rewrite.linears import Linear
+from fairy2i_export.rewrite.model_file import files_sha256, model_files, open_model
+from fairy2i_export.rewrite.prune import prune
+from fairy2i_export.rewrite.recognise import Recogniser
+from fairy2i_export.rewrite.replace import Replacer
+from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLinear
+from fairy2i_export.rewrite.resolve import resolve_weights
+from fairy2i_export.rewrite.select import select_linears
+from fairy2i_export.rewrite.weights import Names, PackedWeights
+
+REPORT = REWRITE_MARKERS[1]
+_ALIGNMENT = 4096  # of every tensor in the data file, so that it can be mapped and executed in place
+_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx
+
+
+@dataclass
+class _Changed:
+    """The model after all passes, in memory, nothing quantized yet."""
+
+    passes: dict[str, int]
+    linears: list[Linear]
+    weights: PackedWeights
+    already: int
+    dense_bytes: int
+    packed: list[ir.Value] = field(default_factory=list)
+
+    @property
+    def rewritten(self) -> list[Linear]:
+        return [linear for linear in self.linears if linear.alive]
+
+
+def rewrite_onnx(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    stages: int | None = None,
+    profile: str | None = None,
+    row_multiplier: str | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    trained: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    observer: Observer | None = None,
+) -> RewriteReport:
+    """Rewrite the linear layers of an ONNX model to Fairy2iMatMul nodes and keep everything else.
+
+    Args:
+        source: the model, opset 18 or newer, with or without external data.
+        out: folder to write; ``./NAME-fairy2i`` by default.
+        stages: residual stages 1 to 4 for weights that have to be quantized; 2 by default.
+        profile: ``bf16-reference`` (default) or ``fp32``.
+        row_multiplier: ``none`` (default) or ``rms``.
+        include: globs on layer, node and weight names; only matching layers are rewritten.
+        exclude: globs; matching layers stay as they are.
+        trained: the caller knows that the weights come from Fairy2i training; no warning about it.
+        force: replace an earlier result in ``out``.
+        dry_run: find out what would be done and write nothing.
+        observer: hears about progress.
+
+    Returns:
+        What was done; see :class:`RewriteReport`.
+
+    Raises:
+        Fairy2iError: a subclass for everything that is wrong with the model, the options or the output folder. Nothing is
+            left behind then.
+    """
+    started = time.monotonic()
+    observer = observer or Observer()
+    path = Path(source)
+    setting = check_quantizer(stages, profile, row_multiplier)
+    model, opset = open_model(path)
+    files = model_files(path, model)
+    source_bytes = sum(file.stat().st_size for file in files)
+    changed = _change(model, opset, setting, tuple(include), tuple(exclude), observer)
+    _check_anything(path, changed)
+    expected_bytes = _expected_bytes(model)
+    target = Path(out) if out is not None else Path(f"{_name_of(path)}-fairy2i")
+
+    def report(
+        folder: Path | None, sha256: str | None, output_bytes: int, copied: tuple[str, ...] = (), missing: str = ""
+    ) -> RewriteReport:
+        errors = changed.weights.errors
+        rewritten = tuple(_rewritten(linear, changed) for linear in changed.rewritten)
+        return RewriteReport(
+            path=folder,
+            source=path,
+            source_sha256=sha256,
+            opset=opset,
+            passes=changed.passes,
+            rewritten=rewritten,
+            left=tuple(LeftLinear(x.name, x.node.name or "", x.operator, x.reason) for x in changed.linears if not x.alive),
+            already=changed.already,
+            warnings=(*_warnings(changed, errors, stages, trained), *filter(None, [missing])),
+            copied=copied,
+            dense_bytes=changed.dense_bytes,
+            packed_bytes=sum(value.const_value.nbytes for value in changed.packed if value.const_value is not None),
+            source_bytes=source_bytes,
+            output_bytes=output_bytes,
+            seconds=time.monotonic() - started,
+        )
+
+    if dry_run:
+        return report(None, None, expected_bytes)
+    with output_folder(target, force=force, source=path, markers=REWRITE_MARKERS) as folder:
+        check_space(folder, expected_bytes)
+        observer.phase("reading", source_bytes)
+        sha256 = files_sha256(files, observer.advance)
+        if changed.rewritten:
+            describe(model, _properties(changed, setting, path, sha256))
+        observer.phase("quantizing", sum({id(x.value): x.parameters for x in changed.rewritten}.values()))
+        ir.save(
+            model,
+            folder / MODEL,
+            external_data=DATA,
+            size_threshold_bytes=_INLINE_BYTES,
+            alignment=_ALIGNMENT,
+            align_threshold=0,
+        )
+        written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
+        missing = copy_library(folder)
+        result = report(target, sha256, written, copy_genai_files(path, folder), missing)
+        (folder / REPORT).write_text(result.to_json(), encoding="utf-8")
+    return result
+
+
+def _change(
+    model: ir.Model,
+    opset: int,
+    setting: tuple[int, Profile, RowMultiplier],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    observer: Observer,
+) -> _Changed:
+    """Run all passes on the model in memory."""
+    passes: dict[str, int] = {}
+    already = len(operator_nodes(model))
+    constants = Constants(model)
+    linears = find_linears(model, constants)
+    passes["find"] = len(linears)
+    if linears or include or exclude:
+        passes["select"] = select_linears(linears, include, exclude, operator_names(model))
+    passes["resolve"] = resolve_weights(linears, constants)
+    observer.phase("recognising", sum(linear.parameters for linear in linears if linear.alive))
+    recogniser = Recogniser(constants, *setting)
+    passes["recognise"] = recogniser.run(linears, observer.advance)
+
+    names = Names(model)
+    weights = PackedWeights(constants, model.graph, names, observer.advance)
+    before = set(model.graph.initializers)
+    matrices = {id(x.value): x for x in linears if x.alive}.values()
+    dense_bytes = sum(int(x.parameters * (x.dtype.bitwidth if x.dtype is not None else 32) // 8) for x in matrices)
+    replacer = Replacer(constants, weights, names, orphans=[])
+    passes["replace"] = replacer.run(linears)
+    passes["fuse bias"] = replacer.fused
+    nodes, initializers = prune(replacer.orphans)
+    passes["prune nodes"], passes["prune initializers"] = nodes, initializers
+    passes["define"] = define_operator(model, opset, rewritten=passes["replace"] > 0)
+    packed = [
+        value
+        for name, value in model.graph.initializers.items()
+        if name not in before and isinstance(value.const_value, ir.LazyTensor)
+    ]
+    return _Changed(passes, linears, weights, already, dense_bytes, packed)
+
+
+def _check_anything(path: Path, changed: _Changed) -> None:
+    if changed.rewritten or changed.already:
+        return
+    if not changed.linears:
+        raise ModelError(f"{path}: holds no MatMul and no Gemm; there is nothing to rewrite")
+    reasons = Counter(linear.reason for linear in changed.linears)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    raise ModelError(f"{path}: none of its {len(changed.linears)} products can be rewritten ({listed}); nothing was written")
+
+
+def _expected_bytes(model: ir.Model) -> int:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(tensor.nbytes + _ALIGNMENT // 2 for tensor in tensors if tensor is not None)
+
+
+def _name_of(path: Path) -> str:
+    """model.onnx is called after its folder."""
+    return path.stem if path.stem != "model" else path.resolve().parent.name or path.stem
+
+
+def _rewritten(linear: Linear, changed: _Changed) -> RewrittenLinear:
+    if linear.shape is None or linear.recipe is None or linear.value is None:
+        raise AssertionError(f"{linear.name}: not recognised")
+    seen = next(x for x in changed.rewritten if x.value is linear.value and x.transposed == linear.transposed)
+    error = changed.weights.errors.get(seen.name)
+    return RewrittenLinear(
+        name=linear.name,
+        node=linear.node.name or "",
+        operator=linear.operator,
+        weight=linear.value.name or "",
+        out_features=linear.shape[0],
+        in_features=linear.shape[1],
+        stages=linear.recipe.stages,
+        origin=linear.recipe.origin,
+        fused=tuple(linear.fused),
+        error=error,
+    )
+
+
+def _warnings(changed: _Changed, errors: dict[str, float], stages: int | None, trained: bool) -> tuple[str, ...]:
+    warnings = []
+    recipes = [(linear.name, linear.recipe) for linear in changed.rewritten if linear.recipe is not None]
+    fresh = [errors[name] for name, recipe in recipes if recipe.origin == "quantized" and name in errors]
+    if fresh and not trained:
+        warnings.append(
+            f"{len(fresh)} matrices were quantized, which changed them by {sum(fresh) / len(fresh):.0%} on average, and "
+            "nothing in an ONNX file says whether the model was trained for that: if it was, --trained confirms it; a plain "
+            "pretrained model will produce nonsense"
+        )
+    other = sum(recipe.origin != "quantized" and recipe.stages != stages for _, recipe in recipes)
+    if stages is not None and other:
+        warnings.append(f"{other} matrices keep the number of stages that they were made with, not --stages {stages}")
+    return tuple(warnings)
+
+
+def _properties(changed: _Changed, setting: tuple[int, Profile, RowMultiplier], path: Path, sha256: str) -> dict[str, str]:
+    recipes = [linear.recipe for linear in changed.rewritten if linear.recipe is not None]
+
+    def listed(values: Iterable[object]) -> str:
+        return ",".join(dict.fromkeys(map(str, values)))
+
+    return {
+        "fairy2i.layout_version": str(LAYOUT_VERSION),
+        "fairy2i.stages": listed(sorted(recipe.stages for recipe in recipes)),
+        "fairy2i.profile": listed(recipe.profile for recipe in recipes),
+        "fairy2i.row_multiplier": listed(recipe.row_multiplier for recipe in recipes),
+        "fairy2i.source": path.name,
+        "fairy2i.source_sha256": sha256,
+    }
