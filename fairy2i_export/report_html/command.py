@@ -15,8 +15,8 @@ from rich.console import Console
 import fairy2i_runtime
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.report import human_bytes
-from fairy2i_export.source import open_source
 from fairy2i_export.sample_text import DEFAULT_TEXT
+from fairy2i_export.source import open_source
 from fairy2i_export.verify.layers import read_nodes
 from fairy2i_runtime.cli_measure import read_text
 from fairy2i_runtime.measure_display import progress_bar
