@@ -1,7 +1,8 @@
 /* ort_glue.c - Fairy2iMatMul as an ONNX Runtime custom operator: the only file that knows ONNX Runtime.
  *
  * Written for API version 18 (ONNX Runtime 1.18) whatever the version of the header, so that the library loads in every
- * later release. Weights that are initializers stay where ONNX Runtime mapped them: only their addresses are kept.
+ * later release (docs/runtime.md says which were tried). Weights that are initializers stay where ONNX Runtime mapped
+ * them: only their addresses are kept.
  */
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -499,8 +500,8 @@ static OrtStatus *ORT_API_CALL infer_shape(const OrtCustomOp *op, OrtShapeInferC
       .GetEndVersion = one,                   \
   }
 
-/* Before ONNX Runtime 1.24, having a shape function ends the process as soon as a node has an absent input with an empty
- * name: the context that it would be given is made from the types of all inputs, and the absent one has none
+/* Before ONNX Runtime 1.24, having a shape function ends the process as soon as a node has an absent input with an
+ * empty name: the context that it would be given is made from the types of all inputs, and the absent one has none
  * (microsoft/onnxruntime pull request 26199). There the shape of Y stays unknown until the node runs. */
 static const OrtCustomOp ops[2] = {OP(float, infer_shape), OP(half, infer_shape)};
 static const OrtCustomOp ops_without_shapes[2] = {OP(float, NULL), OP(half, NULL)};

@@ -1,128 +1,91 @@
-"""Check the operator library and an exported model with a list of onnxruntime releases, each in an environment of its own.
+"""Check the operator library and exported models with a list of onnxruntime releases, each in an environment of its own.
 
     python tests/large/onnxruntime_versions.py --work FOLDER [VERSION ...]
 
 writes models of one node with every combination of optional inputs (given or not; absent ones as empty names or left off at
-the end; float32 and float16; constant or as inputs of the graph; with the function body and without), and the demo model
-exported in every kind of key-value cache. It runs them all with every version in exact mode and prints what does not load,
-crashes or is wrong. Exit code 1 if a node fails; a model may need a newer onnxruntime than its nodes. Environments are made
-once below FOLDER, from PyPI. Needs an installed fairy2i-export: `make test-onnxruntime`.
+the end; float32 and float16; constant or as inputs of the graph; with the function body and without), the demo model with
+every kind of key-value cache, and a random Gemma 2. It runs them all with every version in exact mode, nodes with a body also
+without the library, and prints what does not load, crashes or is wrong. Exit code 1 if a node fails; a model may need a newer
+onnxruntime than its nodes. Environments are made once below FOLDER, from PyPI. `make test-onnxruntime` sets up what it needs.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, helper, numpy_helper, save
+from onnx import save
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fairy2i_runtime
-from fairy2i_export import export, quantize
-from fairy2i_export.graph.function import DOMAIN, INPUTS, OP_NAME, OPSET, matmul_function
-from fairy2i_export.layout import pack
+import optional_inputs
+from architecture_helpers import MIXED, PROMPT, random_ids, save_tiny
+from fairy2i_export import export
 
-VERSIONS = ("1.18.1", "1.20.1", "1.22.1", "1.23.2", "1.24.4")
+VERSIONS = ("1.18.1", "1.20.1", "1.22.1", "1.23.2", "1.24.4", "1.28.0")
 NUMPY = "numpy==1.26.4"  # releases before 1.19 were built for numpy 1
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "models" / "stories260K-fairy2i-w2"
 RUNNER = Path(__file__).with_name("run_saved_models.py")
-OPTIONAL = INPUTS[3:]
+NO_LIBRARY = "none"  # as run_saved_models.py has it
 CACHES = ("float32", "float16", "int8")
-N, K, STAGES = 70, 66, 2
 
 
 def write_nodes(folder: Path) -> list[str]:
     """Models of one node each and what they shall give; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    q = quantize(rng.standard_normal((N, K)), STAGES)
-    p = pack(q)
     names = []
-    for count in range(len(OPTIONAL) + 1):
-        for given in itertools.combinations(OPTIONAL, count):
-            for half, free, body, short in itertools.product((False, True), repeat=4):
-                if short and OPTIONAL[-1] in given:
-                    continue  # nothing to leave off
-                operands = {"packed": p.packed, "scales": p.scales}
-                for name in given:
-                    kind = np.float16 if half and name == "bias" else np.float32
-                    operands[name] = rng.uniform(0.5, 2, K if name == "col_multiplier" else N).astype(kind)
-                x = rng.standard_normal((3, K)).astype(np.float16 if half else np.float32)
-                y = x.astype(np.float64) * operands.get("col_multiplier", 1)
-                y = y @ q.dequantize("none").astype(np.float64).T * operands.get("row_multiplier", 1) + operands.get("bias", 0)
-                parts = ("+".join(given) or "none", "half" if half else "float", "inputs" if free else "constants",
-                         "body" if body else "nobody", "short" if short else "six")  # fmt: skip
-                names.append("-".join(parts))
-                model = one_node(operands, half=half, free=free, body=body, short=short)
-                save(model, folder / f"{names[-1]}.onnx")
-                feeds = {f"in:{key}": array for key, array in operands.items() if free}
-                np.savez(folder / f"{names[-1]}.npz", **{"in:X": x, "out:Y": y, **feeds})
+    for case, model, feeds, expected in optional_inputs.models():
+        save(model, folder / f"{case.name}.onnx")
+        np.savez(folder / f"{case.name}.npz", **{f"in:{key}": v for key, v in feeds.items()}, **{"out:Y": expected})
+        names.append(case.name)
     return names
-
-
-def one_node(operands: dict[str, np.ndarray], *, half: bool, free: bool, body: bool, short: bool) -> ModelProto:
-    """A node whose operands are initializers or, ``free``, inputs of the graph; ``short``: no empty names at the end."""
-    inputs = ["X", *(name if name in operands else "" for name in INPUTS[1:])]
-    while short and not inputs[-1]:
-        inputs.pop()
-    node = helper.make_node(
-        OP_NAME, inputs, ["Y"], name="node", domain=DOMAIN, K=K, N=N, stages=STAGES, layout_version=1, scale_scope=0
-    )
-    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-    values = [helper.make_tensor_value_info("X", kind, ["rows", K])]
-    if free:
-        values += [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in operands.items()
-        ]
-    graph = helper.make_graph(
-        [node],
-        "node",
-        values,
-        [helper.make_tensor_value_info("Y", kind, ["rows", N])],
-        [] if free else [numpy_helper.from_array(array, name) for name, array in operands.items()],
-    )
-    functions = [ir.serde.serialize_function(matmul_function(STAGES))] if body else []
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
 
 
 def write_models(folder: Path) -> list[str]:
-    """The demo model with every kind of cache, and what the onnxruntime of this environment makes of a prompt."""
+    """Exported models and what the onnxruntime of this environment makes of a prompt and the token after it."""
     names = []
+    alone = np.array([[1, 403, 407, 261, 378, 300]], np.int64)
     for cache in CACHES:
-        name = f"demo-{cache}"
-        target = folder / name
-        export(DEMO, target, kv_cache=cache, force=True)
-        model = target / "model.onnx"
-        options = ort.SessionOptions()
-        fairy2i_runtime.register(options)
-        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        ids = np.array([[1, 403, 407, 261, 378]], np.int64)
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-        for value in session.get_inputs()[2:]:
-            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), kinds[value.type])
-        outputs = [value.name for value in session.get_outputs()]
-        present = dict(zip(outputs, session.run(outputs, feeds), strict=True))
-        # a second run continues the first, so that the cache is read as well
-        following = {"input_ids": np.array([[300]]), "attention_mask": np.ones((1, ids.size + 1), np.int64)}
-        following |= {key: present[key.replace("past_key_values", "present")] for key in feeds if key.startswith("past")}
-        second = dict(zip(outputs, session.run(outputs, following), strict=True))
-        for step, given, logits in (("prompt", feeds, present), ("next", following, second)):
-            file = target / f"{step}.npz"
-            np.savez(file, **{f"in:{k}": v for k, v in given.items()}, **{"out:logits": logits["logits"]})
-            (target / f"{step}.onnx").unlink(missing_ok=True)
-            (target / f"{step}.onnx").hardlink_to(model)
-            names.append(f"{name}/{step}")
-    return names
+        export(DEMO, folder / f"demo-{cache}", kv_cache=cache, force=True)
+        names += write_steps(folder, f"demo-{cache}", alone, np.ones_like(alone))
+    # windows and caps of scores, and texts of different length, padded on the left
+    source = save_tiny(folder / "gemma2-source", "gemma2", query_pre_attn_scalar=24, **MIXED)
+    export(source, folder / "gemma2", trained=True, force=True)
+    ids = random_ids(3, PROMPT + 1)
+    padding = np.arange(PROMPT + 1) < np.array([[0], [5], [9]])
+    return names + write_steps(folder, "gemma2", ids, (~padding).astype(np.int64))
+
+
+def write_steps(folder: Path, name: str, ids: np.ndarray, mask: np.ndarray) -> list[str]:
+    """Save inputs and logits of a prompt, all columns of ids but the last one, and of the last one, which reads the cache."""
+    model = folder / name / "model.onnx"
+    options = ort.SessionOptions()
+    fairy2i_runtime.register(options)
+    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+    past = {
+        value.name: np.zeros((len(ids), value.shape[1], 0, value.shape[3]), kinds[value.type])
+        for value in session.get_inputs()
+        if value.name.startswith("past")
+    }
+    prompt = ids.shape[1] - 1
+    for step, part in (("prompt", slice(0, prompt)), ("next", slice(prompt, prompt + 1))):
+        feeds = {"input_ids": ids[:, part], "attention_mask": mask[:, : part.stop], **past}
+        logits, *present = session.run(None, feeds)
+        logits[mask[:, part] == 0] = np.nan  # padding may give anything
+        np.savez(model.with_name(f"{step}.npz"), **{f"in:{key}": v for key, v in feeds.items()}, **{"out:logits": logits})
+        model.with_name(f"{step}.onnx").unlink(missing_ok=True)
+        model.with_name(f"{step}.onnx").hardlink_to(model)
+        past = dict(zip(past, present, strict=True))
+    return [f"{name}/prompt", f"{name}/next"]
 
 
 def environment(folder: Path, version: str) -> Path:
@@ -135,51 +98,61 @@ def environment(folder: Path, version: str) -> Path:
     return python
 
 
-def run_all(python: Path, folder: Path, names: list[str], limit: float) -> dict[str, str]:
-    """Name -> what went wrong. A model that ends the process counts; the rest is run in a new one."""
-    problems: dict[str, str] = {}
+def run_all(python: Path, folder: Path, names: list[str], library: str) -> dict[str, float | str]:
+    """Name -> relative error, or what went wrong. A model that ends the process counts; the rest is run in a new one."""
+    results: dict[str, float | str] = {}
     left = names
     while left:
-        command = [str(python), str(RUNNER), fairy2i_runtime.library_path(), str(folder), *left]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run([str(python), str(RUNNER), library, str(folder), *left], capture_output=True, text=True)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
-        results = [line for line in lines if "name" in line]
-        for line in results:
-            if "problem" in line:
-                problems[line["name"]] = line["problem"]
-            elif not line["error"] <= limit:
-                problems[line["name"]] = f"relative error {line['error']:.2g}"
-        left = left[len(results) :]
-        if left and not lines:
+        if not lines:
             raise SystemExit(f"{python} does not run {RUNNER.name}:\n{done.stderr}")
+        results |= {line["name"]: line.get("problem", line.get("error")) for line in lines if "name" in line}
+        left = left[sum("name" in line for line in lines) :]
         if left:
-            problems[left[0]] = f"the process ended with code {done.returncode}"
+            results[left[0]] = f"the process ended with code {done.returncode}"
             left = left[1:]
-    return problems
+    return results
+
+
+def report(title: str, results: dict[str, float | str]) -> bool:
+    """Print what one release makes of some models; whether all are right. Of problems that are alike one is shown."""
+    right, problems = [], {}
+    for name, result in results.items():
+        limit = 2e-3 if any(part in name for part in ("half", "float16", "int8")) else 2e-5
+        if isinstance(result, float) and result <= limit:
+            right.append(result)
+        else:
+            text = (
+                f"relative error {result:.2g}" if isinstance(result, float) else re.sub(r"Load model from \S+ ", "", result)
+            )
+            text = text if len(text) < 200 else f"{text[:40]} ... {text[-150:]}"
+            problems.setdefault(text, name)
+    print(f"{title}: {len(right)} of {len(results)} right, largest relative error {max(right, default=0):.1e}")
+    for text, name in problems.items():
+        print(f"    {name}: {text}")
+    return not problems
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
     parser.add_argument("--work", type=Path, required=True, help="folder for environments and models")
-    parser.add_argument("--all", action="store_true", help="print every problem, not one of each kind")
     options = parser.parse_args()
     os.environ["FAIRY2I_KERNEL"] = "exact"
     nodes = write_nodes(options.work / "nodes")
+    bodies = [name for name in nodes if name.endswith("-body-six")]
     models = write_models(options.work / "models")
-    failed = False
+    library = fairy2i_runtime.library_path()
+    good = True
     for version in options.versions:
         python = environment(options.work / "environments", version)
-        for folder, names, limit in (("nodes", nodes, 2e-3), ("models", models, 5e-3)):
-            problems = run_all(python, options.work / folder, names, limit)
-            failed |= bool(problems) and folder == "nodes"
-            print(f"onnxruntime {version}: {folder}: {len(names) - len(problems)} of {len(names)} right")
-            seen: set[str] = set()
-            for name, problem in problems.items():
-                if options.all or problem not in seen:
-                    print(f"  {name}: {problem[:300]}")
-                seen.add(problem)
-    return 1 if failed else 0
+        good &= report(f"{version} nodes", run_all(python, options.work / "nodes", nodes, library))
+        report(
+            f"{version} function bodies, without the library", run_all(python, options.work / "nodes", bodies, NO_LIBRARY)
+        )
+        report(f"{version} models", run_all(python, options.work / "models", models, library))
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
