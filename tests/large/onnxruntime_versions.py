@@ -3,8 +3,8 @@
     python tests/large/onnxruntime_versions.py --work FOLDER [VERSION ...]
 
 writes models of one node with every combination of optional inputs (given or not; absent ones as empty names or left off at
-the end; float32 and float16; constant or as inputs of the graph; with the function body and without), the demo model with
-every kind of key-value cache, and a random Gemma 2. It runs them all with every version in exact mode, nodes with a body also
+the end; float32 and float16; constant or as inputs of the graph; with the function body and without), the demo model and
+a random Gemma 2 with every kind of key-value cache. It runs them all with every version in exact mode, nodes with a body also
 without the library, and prints what does not load, crashes or is wrong. Exit code 1 if a node fails; a model may need a newer
 onnxruntime than its nodes. Environments are made once below FOLDER, from PyPI. `make test-onnxruntime` sets up what it needs.
 """
@@ -30,7 +30,7 @@ import optional_inputs
 from architecture_helpers import MIXED, PROMPT, random_ids, save_tiny
 from fairy2i_export import export
 
-VERSIONS = ("1.18.1", "1.20.1", "1.22.1", "1.23.2", "1.24.4", "1.28.0")
+VERSIONS = ("1.18.1", "1.20.1", "1.22.1", "1.23.2", "1.24.4", "1.26.0", "1.27.0")
 NUMPY = "numpy==1.26.4"  # releases before 1.19 were built for numpy 1
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "models" / "stories260K-fairy2i-w2"
 RUNNER = Path(__file__).with_name("run_saved_models.py")
@@ -58,10 +58,12 @@ def write_models(folder: Path) -> list[str]:
         names += write_steps(folder, f"demo-{cache}", alone, np.ones_like(alone))
     # windows and caps of scores, and texts of different length, padded on the left
     source = save_tiny(folder / "gemma2-source", "gemma2", query_pre_attn_scalar=24, **MIXED)
-    export(source, folder / "gemma2", trained=True, force=True)
     ids = random_ids(3, PROMPT + 1)
     padding = np.arange(PROMPT + 1) < np.array([[0], [5], [9]])
-    return names + write_steps(folder, "gemma2", ids, (~padding).astype(np.int64))
+    for cache in CACHES:
+        export(source, folder / f"gemma2-{cache}", kv_cache=cache, trained=True, force=True)
+        names += write_steps(folder, f"gemma2-{cache}", ids, (~padding).astype(np.int64))
+    return names
 
 
 def write_steps(folder: Path, name: str, ids: np.ndarray, mask: np.ndarray) -> list[str]:
