@@ -15,11 +15,14 @@ static inline void multiply(const panel_weights *weights, int half, const panel_
   __m512i sums[AT_ONCE][2];
   for (int r = 0; r < AT_ONCE; ++r) sums[r][0] = sums[r][1] = _mm512_set1_epi32(x->bias[row + (size_t)r]);
   for (int step = 0; step < STEPS; ++step) {
-    const __m512i re = _mm512_load_si512(weights->w[half][0][step]), im = _mm512_load_si512(weights->w[half][1][step]);
-    for (int r = 0; r < AT_ONCE; ++r) {
-      const __m512i values = four(x->x[row + (size_t)r][step]);
-      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], re, values);
-      sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], im, values);
+    for (int matrix = 0; matrix < 2; ++matrix) {
+      const __m512i re = _mm512_load_si512(weights->w[half][0][matrix][step]);
+      const __m512i im = _mm512_load_si512(weights->w[half][1][matrix][step]);
+      for (int r = 0; r < AT_ONCE; ++r) {
+        const __m512i values = four(x->x[row + (size_t)r][step]);
+        sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], re, values);
+        sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], im, values);
+      }
     }
   }
   for (size_t r = 0; r < AT_ONCE; ++r) {
