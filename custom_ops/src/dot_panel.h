@@ -129,7 +129,7 @@ static inline void read_panel(const void *state, float *out) {
 /* One tile at a time goes through all blocks, so that its sums stay in the first-level cache. */
 #define F2I_DOT_PANEL(block_fn)           \
   {.rows = PANEL_ROWS,                    \
-   .least = 4,                            \
+   .least = 5,                            \
    .strip_tiles = 1,                      \
    .operand_bytes = 0,                    \
    .extra_bytes = sizeof(panel_operands), \
