@@ -3,11 +3,12 @@
 #ifndef F2I_CALL_H
 #define F2I_CALL_H
 
+#include "cpu.h"
 #include "kernels.h"
 
 enum {
   F2I_ALIGN = 64,            /* of everything in the workspace */
-  F2I_MIN_STRIPS = 8,        /* so that several threads find even work in small layers */
+  F2I_STRIPS_PER_CPU = 3,    /* at least, so that threads find even work in small layers */
   F2I_AHEAD_BYTES = 8 << 10, /* distance of prefetching: what memory delivers in about two of its latencies */
 };
 
@@ -30,7 +31,7 @@ static inline size_t f2i_tile_bytes(const f2i_call *c) { return (size_t)c->w->st
 
 /* Row tiles of a strip: at most `longest`, fewer where there would be too few strips. */
 static inline size_t f2i_strip_tiles(const f2i_call *c, size_t longest, size_t shortest) {
-  const size_t even = c->tiles / F2I_MIN_STRIPS;
+  const size_t even = c->tiles / (F2I_STRIPS_PER_CPU * f2i_cpu_count());
   return even < shortest ? shortest : even < longest ? even : longest;
 }
 

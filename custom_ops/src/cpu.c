@@ -11,9 +11,12 @@
 #include <sys/sysctl.h>
 #endif
 
+#if !defined(_WIN32)
+#include <stdatomic.h>
+#include <unistd.h>
+#endif
 #if defined(F2I_HAVE_AMX)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 #include "fairy2i.h"
@@ -28,6 +31,21 @@ static int has_amx(void) {
   return (low >> 17 & 3) == 3;
 }
 #endif
+
+size_t f2i_cpu_count(void) {
+#if defined(_WIN32)
+  return 8;
+#else
+  static atomic_long known; /* the answer is read from files: too slow for every call */
+  long count = atomic_load_explicit(&known, memory_order_relaxed);
+  if (count == 0) {
+    count = sysconf(_SC_NPROCESSORS_ONLN);
+    if (count < 1) count = 1;
+    atomic_store_explicit(&known, count, memory_order_relaxed);
+  }
+  return (size_t)count;
+#endif
+}
 
 int f2i_cpu_allow(uint32_t bits) {
 #if defined(F2I_HAVE_AMX)

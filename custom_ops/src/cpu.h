@@ -2,6 +2,7 @@
 #ifndef F2I_CPU_H
 #define F2I_CPU_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum {
@@ -17,6 +18,9 @@ enum {
 
 /* Features of this CPU that the operating system lets programs use. Computed once. */
 uint32_t f2i_cpu_bits(void);
+
+/* Processors of the machine, at least 1; found once. */
+size_t f2i_cpu_count(void);
 
 /* Asks the operating system for what programs must ask for before they use these features. Returns 0 if it refuses.
  * Asked for only when such a kernel is chosen, because the answer concerns the whole process: signal stacks must be
