@@ -62,6 +62,9 @@ ContextLength = Annotated[
     int | None,
     typer.Option(metavar="N", help="Longest context of the exported model.", show_default="the model's own, at most 4096"),
 ]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", metavar="N", help="Threads that quantize.", show_default="number of cores")
+]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
@@ -87,6 +90,7 @@ def export_command(
     exclude: Exclude = None,
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
+    jobs: Jobs = None,
     trained: Trained = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -110,6 +114,7 @@ def export_command(
             context_length=context_length,
             trained=trained,
             force=force,
+            jobs=jobs,
             observer=display,
         )
     display.finished(report)

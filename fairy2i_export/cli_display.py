@@ -60,6 +60,9 @@ class Display(Observer):
         if self.task is not None:
             self.progress.advance(self.task, amount)
 
+    def note(self, message: str) -> None:
+        self.err.print(message, highlight=False, soft_wrap=True, markup=False)
+
     def finished(self, report: ExportReport) -> None:
         for warning in report.warnings:
             self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
@@ -91,5 +94,7 @@ def summary_table(report: ExportReport) -> Table:
     table.add_row("quantization error", f"{report.mean_error:.1%} mean, {worst:.1%} worst ({worst_name})")
     if report.peak_ram_bytes is not None:
         table.add_row("peak RAM", human_bytes(report.peak_ram_bytes))
+    if report.reused:
+        table.add_row("continued", f"{report.reused} tensors were finished before")
     table.add_row("time", f"{report.seconds:.1f} s")
     return table

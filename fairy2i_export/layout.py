@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.errors import FormatError
-from fairy2i_export.native import pack_rows
-from fairy2i_export.quantizer import F32, MAX_STAGES, U8, QuantizedLinear
+from fairy2i_export.native import F32, U8, pack_rows
+from fairy2i_export.quantizer import MAX_STAGES, QuantizedLinear
 
 LAYOUT_VERSION = 1
 SCALE_SCOPE_MATRIX = 0  # one (re, im) pair per stage and per U, W; the only scope of layout version 1

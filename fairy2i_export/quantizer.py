@@ -274,7 +274,9 @@ def _check_finite(sums: F64, array: npt.NDArray[Any], name: str) -> None:
             first = row, int(np.argmin(finite))
         bad += int(finite.size - finite.sum())
     if first is None:
-        raise WeightError(f"{name}: values up to {np.abs(array).max()} overflow when they are added; the checkpoint is damaged")
+        raise WeightError(
+            f"{name}: values up to {np.abs(array).max()} overflow when they are added; the checkpoint is damaged"
+        )
     raise WeightError(
         f"{name}: {bad} of {array.size} values are not finite, the first at row {first[0]}, column {first[1]} "
         f"({float(array[first]):g}); the checkpoint is damaged or training diverged, export an earlier one"

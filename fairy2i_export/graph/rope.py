@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fairy2i_export.config import Rope
-from fairy2i_export.quantizer import F32
+from fairy2i_export.native import F32
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> F32:
