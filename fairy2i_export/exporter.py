@@ -100,7 +100,10 @@ def export(
     warnings = list(prepared.warnings)
     estimate = make_estimate(prepared)
 
-    with output_folder(prepared.target, force=force, source=checkpoint.directory) as workspace:
+    def kept(partial: Path) -> None:
+        observer.note(f"interrupted: what is finished stays in {partial}; the same command continues it")
+
+    with output_folder(prepared.target, force=force, source=checkpoint.directory, kept=kept) as workspace:
         folder, journal = workspace.folder, workspace.journal
         _resume(prepared, workspace, observer)
         check_space(folder, estimate.output_bytes - _bytes_taken(folder))
@@ -154,8 +157,9 @@ def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> Non
     why_not = workspace.journal.resume(identity(prepared.checkpoint, prepared.options, prepared.places))
     if why_not is not None:
         observer.note(f"starting anew: an unfinished export was found, but {why_not}")
+    if not workspace.journal.tensors:
         workspace.clear()
-    elif workspace.journal.tensors:
+    else:
         done, total = len(workspace.journal.tensors), len(prepared.tasks)
         observer.note(f"continuing an unfinished export: {done} of {total} tensors are there")
 

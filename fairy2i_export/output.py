@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,9 @@ class Workspace:
 
 
 @contextmanager
-def output_folder(out: Path, *, force: bool, source: Path) -> Iterator[Workspace]:
+def output_folder(
+    out: Path, *, force: bool, source: Path, kept: Callable[[Path], None] = lambda _: None
+) -> Iterator[Workspace]:
     """Yield a workspace beside ``out``; rename its folder to ``out`` on success, remove it on any failure.
 
     An interruption (Ctrl-C, a signal) is no failure: if tensors are finished, the workspace stays for the next run.
@@ -49,6 +51,7 @@ def output_folder(out: Path, *, force: bool, source: Path) -> Iterator[Workspace
         out: the folder to make; missing parents are made too.
         force: replace an earlier export there, once the new one is complete.
         source: the checkpoint directory, which must never be replaced.
+        kept: called with the workspace's place when it stays after an interruption.
 
     Raises:
         OutputError: ``out`` exists (without force, or is no earlier export), is being written by another process, or cannot
@@ -68,10 +71,14 @@ def output_folder(out: Path, *, force: bool, source: Path) -> Iterator[Workspace
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     except (KeyboardInterrupt, SystemExit):
-        keep = workspace is not None and bool(workspace.journal.tensors)
+        if workspace is not None and workspace.journal.tensors:
+            keep = True
+            kept(workspace.folder.parent)
         raise
     finally:
         if workspace is not None:
+            if os.name == "nt":  # open files cannot be removed there
+                workspace.journal.close()
             if not keep:
                 shutil.rmtree(workspace.folder.parent, ignore_errors=True)
             workspace.journal.close()
