@@ -67,6 +67,12 @@ Jobs = Annotated[
 ]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what would be written and the memory to run it at --context-length; write nothing."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 
 
@@ -93,6 +99,7 @@ def export_command(
     jobs: Jobs = None,
     trained: Trained = False,
     force: Force = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
@@ -100,6 +107,14 @@ def export_command(
     from fairy2i_export.cli_display import Display
     from fairy2i_export.exporter import export
 
+    if dry_run:
+        from fairy2i_export import dry_run as planner
+        from fairy2i_export.options import GivenOptions
+
+        chosen = (tuple(include or ()), tuple(exclude or ()))
+        given = GivenOptions(stages, profile, row_multiplier, lm_head, embedding, context_length, *chosen)
+        Display(quiet).dry_run(planner.dry_run(source, output, given, force=force))
+        return
     with Display(quiet) as display:
         report = export(
             source,

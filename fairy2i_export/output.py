@@ -57,8 +57,8 @@ def output_folder(
         OutputError: ``out`` exists (without force, or is no earlier export), is being written by another process, or cannot
             be written.
     """
+    check_free(out, force, source)
     out = Path(os.path.realpath(out))
-    _check_free(out, force, Path(os.path.realpath(source)))
     made = _make_parents(out.parent)
     workspace: Workspace | None = None
     keep = False
@@ -109,7 +109,9 @@ def check_space(folder: Path, needed: int) -> None:
         raise OutputError(f"{folder.parent.parent}: the model needs about {needed:,} bytes, the disk has {free:,} free")
 
 
-def _check_free(out: Path, force: bool, source: Path) -> None:
+def check_free(out: Path, force: bool, source: Path) -> None:
+    """Raise OutputError unless ``out`` may be written: it does not exist, or is an earlier export and ``force`` is given."""
+    out, source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
     if not os.path.lexists(out):
         return
     if not force:

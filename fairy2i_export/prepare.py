@@ -16,11 +16,11 @@ from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options
 from fairy2i_export.plan import Plan, make_plan
 from fairy2i_export.report import Estimate
 from fairy2i_export.source import open_source
+from fairy2i_export.tensor_stream import BUFFERS
 from fairy2i_export.tokenizer_files import SpecialTokens, check_tokenizer, special_tokens
 from fairy2i_export.weights import Task, WeightSource
 
 _BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
-_BUFFERS = 2  # tensors in memory: one is worked on, the next one is read
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,12 @@ def prepare(source: str | Path, out: str | Path | None, given: GivenOptions) -> 
 def make_estimate(prepared: Prepared) -> Estimate:
     """Peak memory and output size, from shapes alone."""
     checkpoint, plan = prepared.checkpoint, prepared.plan
-    largest = max(checkpoint.info(task.tensor).size for task in prepared.tasks.values())
+    sizes = sorted(
+        (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
+    )
     packed = max(x.stored_bytes(prepared.options.stages) for x in plan.rewritten)
     nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
-    return Estimate(_BASE_RAM + _BUFFERS * largest + packed, prepared.data_bytes + nodes)
+    return Estimate(_BASE_RAM + sum(sizes[:BUFFERS]) + packed, prepared.data_bytes + nodes)
 
 
 def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -1,7 +1,7 @@
 """Reads a checkpoint from front to back, once: every byte is hashed as it passes, every wanted tensor is handed over.
 
-A thread reads ahead while the previous tensor is worked on. Two buffers are used in turn, so that memory is twice the largest
-tensor however large the checkpoint is. Files are read, not mapped: mapped pages would count as resident memory.
+A thread reads ahead while earlier tensors are worked on. Three buffers are used in turn, so that memory is at most three times
+the largest tensor however large the checkpoint is. Files are read, not mapped: mapped pages would count as resident memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fairy2i_export.errors import CheckpointError
 from fairy2i_export.safetensors_file import SafetensorsFile, numpy_dtype
 
 _CHUNK = 1 << 22
-_BUFFERS = 2
+BUFFERS = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TensorStream:
         self._files = [file for file in checkpoint.files if file.path.name not in skipped]
         self._names = {file.path.name: _wanted_of(checkpoint, file, wanted) for file in self._files}
         self._free: queue.Queue[npt.NDArray[np.uint8]] = queue.Queue()
-        for _ in range(_BUFFERS):
+        for _ in range(BUFFERS):
             self._free.put(np.empty(0, np.uint8))
         self._ready: queue.Queue[Any] = queue.Queue()
         self._stop = threading.Event()
