@@ -128,9 +128,9 @@ typedef struct f2i_latent {
   size_t bytes;
   int64_t k;
   int64_t n;
-  int64_t dtype;   /* F2I_FLOAT32, F2I_FLOAT16 or F2I_BFLOAT16 */
+  int64_t dtype; /* F2I_FLOAT32, F2I_FLOAT16 or F2I_BFLOAT16 */
   int64_t stages;
-  int64_t profile; /* F2I_PROFILE_BF16 or F2I_PROFILE_FP32 */
+  int64_t profile;          /* F2I_PROFILE_BF16 or F2I_PROFILE_FP32 */
   const float *row_divisor; /* [n]: real rows are divided by it first; or NULL for none */
   size_t row_divisor_count;
 } f2i_latent;
@@ -139,9 +139,9 @@ typedef struct f2i_latent {
 f2i_status f2i_quantize_squares(const f2i_latent *latent, int64_t begin, int64_t end, double *squares, size_t count,
                                 f2i_message *message);
 
-/* For the stage after those whose scales [stages so far][2 (U, W)][2 (re, im)] are given: per complex row the sum of the
- * magnitudes on each axis, and how many entries go to it, both [end - begin][2 (U, W)][2 (re, im)]; count is the length
- * of either. A value of the matrix that is not finite makes a sum of its row not finite. */
+/* For the stage after those whose scales [stages so far][2 (U, W)][2 (re, im)] are given: per complex row the sum of
+ * the magnitudes on each axis, and how many entries go to it, both [end - begin][2 (U, W)][2 (re, im)]; count is the
+ * length of either. A value of the matrix that is not finite makes a sum of its row not finite. */
 f2i_status f2i_quantize_sums(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
                              int64_t end, double *sums, int64_t *counts, size_t count, f2i_message *message);
 

@@ -1,8 +1,8 @@
 /* pack.c - the packer: codes to the bytes of packed format v1 (docs/format.md). */
 #include <string.h>
 
-#include "fairy2i.h"
 #include "f2i_layout.h"
+#include "fairy2i.h"
 #include "message.h"
 
 enum {
@@ -26,8 +26,8 @@ static void pack_row(const uint8_t *low, const uint8_t *high, int count, uint8_t
     high = codes[1];
   }
   for (int i = 0; i < F2I_BYTE_COLS; ++i) {
-    out[i] = (uint8_t)(gray(low[2 * i]) | gray(low[2 * i + 1]) << 2 | gray(high[2 * i]) << 4 |
-                       gray(high[2 * i + 1]) << 6);
+    out[i] =
+        (uint8_t)(gray(low[2 * i]) | gray(low[2 * i + 1]) << 2 | gray(high[2 * i]) << 4 | gray(high[2 * i + 1]) << 6);
   }
 }
 
@@ -50,8 +50,9 @@ f2i_status f2i_pack(const uint8_t *codes, size_t codes_count, int64_t k, int64_t
   n /= 2;
   const int64_t m = k / 2;
   if (begin < 0 || end < begin || end > n || begin % F2I_TILE_ROWS != 0 || (end % F2I_TILE_ROWS != 0 && end != n)) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT, "rows: expected whole tiles of %d within 0 to %lld, got %lld to %lld",
-                    F2I_TILE_ROWS, (long long)n, (long long)begin, (long long)end);
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "rows: expected whole tiles of %d within 0 to %lld, got %lld to %lld", F2I_TILE_ROWS, (long long)n,
+                    (long long)begin, (long long)end);
   }
   const size_t plane = (size_t)(end - begin) * (size_t)m;
   if (codes == NULL || codes_count != 2 * (size_t)stages * plane) {
@@ -75,7 +76,7 @@ f2i_status f2i_pack(const uint8_t *codes, size_t codes_count, int64_t k, int64_t
       const int columns = (int)(m - column < F2I_BLOCK_COLS ? m - column : F2I_BLOCK_COLS);
       uint8_t *out = packed + (size_t)((block * tiles + first / F2I_TILE_ROWS) * stages) * F2I_TILE_PLANE;
       for (int64_t p = 0; p < stages; ++p, out += F2I_TILE_PLANE) {
-        const uint8_t(*places)[2] = byte_planes[stages - 1][p];
+        const uint8_t (*places)[2] = byte_planes[stages - 1][p];
         const uint8_t *from = codes + (size_t)((first - begin) * m + column);
         if (count < F2I_TILE_ROWS) memset(rows, 0, sizeof rows);
         for (int row = 0; row < count; ++row) {

@@ -97,8 +97,8 @@ F2I_INLINE void split(const f2i_latent *latent, int64_t row, int64_t column, int
 }
 
 /* The nearest axis direction of re + i im as code k, which stands for i^k. Sectors are those of the reference,
- * [-pi/4, pi/4) -> 1 and so on counter-clockwise, decided by magnitudes instead of angles: on a border equal signs go to
- * the imaginary axis, opposite signs to the real one. Zero becomes 1, or -1 when both parts are negative zeros. */
+ * [-pi/4, pi/4) -> 1 and so on counter-clockwise, decided by magnitudes instead of angles: on a border equal signs go
+ * to the imaginary axis, opposite signs to the real one. Zero becomes 1, or -1 when both parts are negative zeros. */
 F2I_INLINE int32_t code_of(float re, float im) {
   const uint32_t re_bits = bits_of(re), im_bits = bits_of(im);
   const int32_t abs_re = (int32_t)(re_bits & 0x7FFFFFFFu), abs_im = (int32_t)(im_bits & 0x7FFFFFFFu);
@@ -109,18 +109,24 @@ F2I_INLINE int32_t code_of(float re, float im) {
   return (abs_re | abs_im) == 0 ? 2 * (neg_re & neg_im) : code;
 }
 
-/* What a code stands for on its axis: the scale with the code's sign. */
-F2I_INLINE float on_axis(float scale, int32_t code) { return float_of(bits_of(scale) ^ (uint32_t)(code & 2) << 30); }
+/* What a code stands for on the real and on the imaginary axis: the scale with the code's sign, or 0. Masks instead of
+ * conditions, which not every compiler vectorizes. */
+F2I_INLINE float real_part(uint32_t scale_bits, int32_t code) {
+  return float_of((scale_bits ^ (uint32_t)(code & 2) << 30) & ((uint32_t)(code & 1) - 1u));
+}
+
+F2I_INLINE float imag_part(uint32_t scale_bits, int32_t code) {
+  return float_of((scale_bits ^ (uint32_t)(code & 2) << 30) & (0u - (uint32_t)(code & 1)));
+}
 
 /* Subtract one stage from U or W. */
 F2I_INLINE void subtract(float *re, float *im, int count, const float *scale, int bf16) {
-  const float scale_re = scale[0], scale_im = scale[1];
+  const uint32_t scale_re = bits_of(scale[0]), scale_im = bits_of(scale[1]);
   for (int i = 0; i < count; ++i) {
     const float x = re[i], y = im[i];
     const int32_t code = code_of(x, y);
-    const float less_x = rounded(x - on_axis(scale_re, code), bf16), less_y = rounded(y - on_axis(scale_im, code), bf16);
-    re[i] = code & 1 ? x : less_x;
-    im[i] = code & 1 ? less_y : y;
+    re[i] = rounded(x - real_part(scale_re, code), bf16);
+    im[i] = rounded(y - imag_part(scale_im, code), bf16);
   }
 }
 
@@ -229,6 +235,7 @@ F2I_INLINE void row_codes_of(const f2i_latent *latent, const float *scales, int6
   double lanes[2][2][F2I_LANES] = {{{0}}}; /* [upper, lower real row][error, norm] */
   f2i_parts parts, q;
   float left[F2I_CHUNK], right[F2I_CHUNK];
+  uint8_t found[F2I_CHUNK];
   for (int64_t column = 0; column < m; column += F2I_CHUNK) {
     const int count = (int)(m - column < F2I_CHUNK ? m - column : F2I_CHUNK);
     split(latent, row, column, count, &parts, bf16);
@@ -236,15 +243,16 @@ F2I_INLINE void row_codes_of(const f2i_latent *latent, const float *scales, int6
       float *re = parts.re[matrix], *im = parts.im[matrix], *q_re = q.re[matrix], *q_im = q.im[matrix];
       for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
       for (int64_t t = 0; t < latent->stages; ++t) {
-        const float scale_re = scales[4 * t + 2 * matrix], scale_im = scales[4 * t + 2 * matrix + 1];
-        uint8_t *out = codes + (2 * t + matrix) * plane + column;
+        const float *scale = scales + 4 * t + 2 * matrix;
+        const uint32_t scale_re = bits_of(scale[0]), scale_im = bits_of(scale[1]);
         for (int i = 0; i < count; ++i) {
           const int32_t code = code_of(re[i], im[i]);
-          out[i] = (uint8_t)code;
-          q_re[i] += code & 1 ? 0.0f : on_axis(scale_re, code);
-          q_im[i] += code & 1 ? on_axis(scale_im, code) : 0.0f;
+          found[i] = (uint8_t)code;
+          q_re[i] += real_part(scale_re, code);
+          q_im[i] += imag_part(scale_im, code);
         }
-        if (t + 1 < latent->stages) subtract(re, im, count, scales + 4 * t + 2 * matrix, bf16);
+        memcpy(codes + (2 * t + matrix) * plane + column, found, (size_t)count);
+        if (t + 1 < latent->stages) subtract(re, im, count, scale, bf16);
       }
     }
     if (errors == NULL) continue;
