@@ -1,8 +1,9 @@
 """Export a checkpoint of the size of LLaMA-2-7B: time against its two lower parts, and peak memory.
 
-    python benchmarks/export_7b.py WORK [--layers N] [--json FILE]
+    python benchmarks/export_7b.py WORK [--layers N] [--keep] [--json FILE]
 
-WORK needs 16 GB of free disk (the checkpoint and the result, both removed at the end). Measured in this order, each with the
+WORK needs 16 GB of free disk (the checkpoint and the result, both removed at the end; --keep leaves the checkpoint for
+another run). Measured in this order, each with the
 checkpoint not in the page cache: reading the files once (`cat`), quantizing and packing as many weights in memory, the
 export by the command line. The export must also write 1.9 GB and hash what it reads.
 """
@@ -40,6 +41,7 @@ def main(
     work: Annotated[Path, typer.Argument(help="Directory on a disk with 16 GB free; not a RAM disk.")],
     layers: Annotated[int, typer.Option(help="Decoder layers; 32 is LLaMA-2-7B.")] = 32,
     jobs: Annotated[int, typer.Option(help="Threads that quantize.")] = 2,
+    keep: Annotated[bool, typer.Option(help="Leave the checkpoint there, and use one that is there.")] = False,
     warm: Annotated[bool, typer.Option(help="Measure with the files in the page cache instead.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
@@ -48,13 +50,15 @@ def main(
     parameters = sum(rows * cols for rows, cols in linear_shapes(config).values())
     needed = 2.6 * parameters
     free = shutil.disk_usage(work).free
-    if free < needed:
+    if free < needed and not keep:
         raise SystemExit(f"{work}: needs {needed / 1e9:.0f} GB, has {free / 1e9:.0f}; use fewer --layers")
     source, target = work / "synthetic", work / "synthetic-fairy2i"
     try:
         figures: dict[str, Any] = {"layers": layers, "jobs": jobs, "linear_parameters": parameters}
-        figures["source_bytes"] = write_checkpoint(source, config)
-        os.sync()
+        if not (keep and source.is_dir()):
+            write_checkpoint(source, config)
+            os.sync()
+        figures["source_bytes"] = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         figures["quantize_pack_seconds"] = time_quantizer(config, jobs)
         prepare_cache(source, warm)
         figures["cat_seconds"] = timed(["sh", "-c", 'cat "$1"/*.safetensors > /dev/null', "sh", str(source)])[0]
@@ -67,7 +71,7 @@ def main(
         if json_file is not None:
             json_file.write_text(json.dumps(figures, indent=1))
     finally:
-        for path in (source, target):
+        for path in (target,) if keep else (source, target):
             shutil.rmtree(path, ignore_errors=True)
 
 

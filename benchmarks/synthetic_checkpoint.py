@@ -56,8 +56,8 @@ def linear_shapes(config: dict[str, object]) -> dict[str, Shape]:
     return shapes
 
 
-def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0) -> int:
-    """Write config.json, tokenizer.json and sharded safetensors; returns the bytes of the shards."""
+def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0) -> None:
+    """Write config.json, tokenizer.json and sharded safetensors."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     _write_tokenizer(directory, int(str(config["vocab_size"])))
@@ -69,7 +69,6 @@ def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0) 
         weight_map |= dict.fromkeys(shapes, name)
         _write_shard(directory / name, shapes, rng, table)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 def gaussian_table() -> BF16:
