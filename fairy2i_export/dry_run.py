@@ -133,7 +133,7 @@ def _groups(prepared: Prepared) -> tuple[TensorGroup, ...]:
             continue  # scalars of the graph
         name = str(tensor.name)
         place: Place = prepared.places[name]
-        key = (_starred(name), tensor.dtype.name, tensor.shape.numpy())
+        key = (_starred(name), tensor.dtype.name, tuple(map(int, tensor.shape.numpy())))
         count, size = (found[key].count, found[key].total_bytes) if key in found else (0, 0)
         found[key] = TensorGroup(key[0], count + 1, key[1], key[2], size + place.size)
     return tuple(found.values())
