@@ -207,10 +207,7 @@ def test_plain_torch_quantizer_is_the_published_one() -> None:
 
     weight = (np.random.default_rng(0).standard_normal((256, 192)) * 0.02).astype(ml_dtypes.bfloat16)
     tensor = torch.from_numpy(weight.astype(np.float32)).to(torch.bfloat16)
-    for stages, limit in (
-        (1, 0.03),
-        (2, 0.1),
-    ):  # a tie moves a scale by a bfloat16 step, and that other codes of later stages
+    for stages in (1, 2):  # 0.1 % of the entries are ties, each then wrong by a whole scale; they also move the means
         (u_re, u_im), (w_re, w_im) = benchmark.published_formulas(tensor, stages)
         dense = torch.cat([torch.cat([w_re + u_re, w_im - u_im], 1), torch.cat([w_im + u_im, u_re - w_re], 1)])
         expected = quantize(weight, stages).dequantize()
