@@ -18,7 +18,7 @@ SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f
 C_FILES := $(wildcard custom_ops/src/*.[ch] custom_ops/include/*.h custom_ops/tests/*.c benchmarks/*.c benchmarks/arm/*.c)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-large bench lint format sanitize clean setup
+.PHONY: demo test test-large test-onnxruntime bench lint format sanitize clean setup
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,12 @@ test-large: $(VENV)/.installed-test
 	$(BIN)/python tests/large/fetch_smollm2.py $(WORK)/smollm2
 	FAIRY2I_SMOLLM2=$(WORK)/smollm2 $(BIN)/pytest -m large -s
 
+# the operator and exported models with older releases of onnxruntime, each in an environment of its own from PyPI (about 250 MB
+# each, and 2 minutes for all); RELEASES: a list of versions
+RELEASES ?=
+test-onnxruntime: $(VENV)/.installed-test
+	$(BIN)/python tests/large/onnxruntime_versions.py --work $(WORK)/onnxruntime $(RELEASES)
+
 # on an otherwise idle machine; needs 8 GB of memory, and valgrind for the second line; method and results: docs/benchmarks.md
 bench: setup
 	$(BIN)/python benchmarks/bench_linear.py --json $(WORK)/bench.json $(BENCH)
@@ -69,8 +75,9 @@ format: $(VENV)/.installed-test
 
 # the C library under address and undefined-behaviour sanitizers, driven by the kernel and operator tests
 sanitize: $(VENV)/.installed-test
-	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
+	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/sanitize
+	$(WORK)/sanitize/test_quantize
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider

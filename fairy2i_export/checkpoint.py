@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,22 @@ class Checkpoint:
         Args:
             advance: called with the number of bytes read since the last call.
         """
-        total = hashlib.sha256()
+        contents = {}
         for path in self.hashed_files():
-            contents = hashlib.sha256()
+            digest = hashlib.sha256()
             with path.open("rb") as file:
                 while chunk := file.read(_HASH_CHUNK):
-                    contents.update(chunk)
+                    digest.update(chunk)
                     advance(len(chunk))
-            total.update(f"{path.name}\t{path.stat().st_size}\t{contents.hexdigest()}\n".encode())
+            contents[path.name] = digest.hexdigest()
+        return self.sha256_of(contents)
+
+    def sha256_of(self, contents: Mapping[str, str]) -> str:
+        """:meth:`sha256` from hashes that are known: file name -> SHA-256 in hex; files that are not named are read."""
+        total = hashlib.sha256()
+        for path in self.hashed_files():
+            found = contents.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
+            total.update(f"{path.name}\t{path.stat().st_size}\t{found}\n".encode())
         return total.hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fairy2i_export import __version__
-from fairy2i_export.errors import Fairy2iError, OptionError
+from fairy2i_export.errors import Fairy2iError
 from fairy2i_runtime.console import new_app, run_app
 
 Source = Annotated[
@@ -81,10 +81,18 @@ RopeScaling = Annotated[
     str | None,
     typer.Option(metavar="S", help="Stretch the context: linear:FACTOR or yarn:FACTOR.", show_default="as in config.json"),
 ]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", metavar="N", help="Threads that quantize.", show_default="number of cores")
+]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what would be rewritten (FILE.onnx sources); write nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Write nothing; print what would be written and the memory to run it at --context-length, or, for FILE.onnx, "
+        "which layers would be rewritten.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 
@@ -112,6 +120,7 @@ def export_command(
     kv_cache: KVCacheType = None,
     calibration: Calibration = None,
     rope_scaling: RopeScaling = None,
+    jobs: Jobs = None,
     trained: Trained = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -120,12 +129,19 @@ def export_command(
 ) -> None:
     """Compile a Fairy2i language model, or rewrite an ONNX model, to an ONNX folder with packed weights.
 
-    Options about lm_head, embedding and context are for checkpoints, --dry-run is for ONNX models.
+    Options about lm_head, embedding, context and cache are for checkpoints.
     """
     if source.lower().endswith(".onnx"):
         from fairy2i_export.cli_rewrite import refuse_checkpoint_options, rewrite_command
 
-        only = {"--lm-head": lm_head, "--embedding": embedding, "--context-length": context_length}
+        only = {
+            "--lm-head": lm_head,
+            "--embedding": embedding,
+            "--context-length": context_length,
+            "--kv-cache": kv_cache,
+            "--calibration": calibration,
+            "--rope-scaling": rope_scaling,
+        }
         refuse_checkpoint_options(source, only)
         rewrite_command(
             source,
@@ -137,15 +153,24 @@ def export_command(
             exclude=exclude,
             trained=trained,
             force=force,
+            jobs=jobs,
             dry_run=dry_run,
             quiet=quiet,
         )
         return
-    if dry_run:
-        raise OptionError(f"--dry-run is for .onnx sources only, and {source} is taken for a checkpoint; leave it out")
     from fairy2i_export.cli_display import Display
     from fairy2i_export.exporter import export
 
+    if dry_run:
+        from fairy2i_export import dry_run as planner
+        from fairy2i_export.options import GivenOptions
+
+        chosen = (tuple(include or ()), tuple(exclude or ()))
+        given = GivenOptions(
+            stages, profile, row_multiplier, lm_head, embedding, context_length, *chosen, kv_cache, rope_scaling
+        )
+        Display(quiet).dry_run(planner.dry_run(source, output, given, calibration=calibration, force=force))
+        return
     with Display(quiet) as display:
         report = export(
             source,
@@ -163,6 +188,7 @@ def export_command(
             rope_scaling=rope_scaling,
             trained=trained,
             force=force,
+            jobs=jobs,
             observer=display,
         )
     display.finished(report)

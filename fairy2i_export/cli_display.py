@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fairy2i_export.dry_run import DryRun
 from fairy2i_export.exporter import Observer
 from fairy2i_export.options import ExportOptions
 from fairy2i_export.report import Estimate, ExportReport, human_bytes
@@ -60,12 +61,53 @@ class Display(Observer):
         if self.task is not None:
             self.progress.advance(self.task, amount)
 
+    def note(self, message: str) -> None:
+        self.err.print(message, highlight=False, soft_wrap=True, markup=False)
+
     def finished(self, report: ExportReport) -> None:
         for warning in report.warnings:
             self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
         if not self.quiet:
             self.out.print(summary_table(report))
             self.out.print(f"Try it: {report.command}", highlight=False, soft_wrap=True, markup=False)
+
+    def dry_run(self, run: DryRun) -> None:
+        """Print what an export would do."""
+        for warning in run.warnings:
+            self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        self.out.print(contents_table(run))
+        self.out.print(memory_table(run))
+        self.out.print("Nothing was written.", highlight=False)
+
+
+def contents_table(run: DryRun) -> Table:
+    """What an export would store."""
+    table = Table(title=escape(f"{run.source} -> {run.path}"), title_justify="left", title_style="bold")
+    table.add_column("tensor", overflow="fold")
+    for heading in ("count", "type", "shape", "size"):
+        table.add_column(heading, justify="right")
+    for group in run.groups:
+        shape = " x ".join(map(str, group.shape))
+        table.add_row(escape(group.name), str(group.count), group.dtype.lower(), shape, human_bytes(group.total_bytes))
+    table.add_section()
+    table.add_row("model.onnx, model.onnx.data", "", "", "", human_bytes(run.estimate.output_bytes))
+    return table
+
+
+def memory_table(run: DryRun) -> Table:
+    """The memory to make the model and to run it."""
+    table = Table(show_header=False, title="memory (estimated)", title_justify="left", title_style="bold")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("this export, at most", human_bytes(run.estimate.peak_ram_bytes))
+    table.add_section()
+    device = run.device
+    table.add_row("running it: weights, mapped from the file", human_bytes(device.weights))
+    table.add_row(f"keys and values of {device.context} tokens", human_bytes(device.cache))
+    table.add_row("activations and logits of a long prompt", human_bytes(device.working))
+    table.add_row("program", human_bytes(device.program))
+    table.add_row("all", human_bytes(device.total))
+    return table
 
 
 def summary_table(report: ExportReport) -> Table:
@@ -91,5 +133,7 @@ def summary_table(report: ExportReport) -> Table:
     table.add_row("quantization error", f"{report.mean_error:.1%} mean, {worst:.1%} worst ({worst_name})")
     if report.peak_ram_bytes is not None:
         table.add_row("peak RAM", human_bytes(report.peak_ram_bytes))
+    if report.reused:
+        table.add_row("continued", f"{report.reused} tensors were finished before")
     table.add_row("time", f"{report.seconds:.1f} s")
     return table

@@ -36,6 +36,7 @@ def rewrite_command(
     exclude: list[str] | None,
     trained: bool,
     force: bool,
+    jobs: int | None,
     dry_run: bool,
     quiet: bool,
 ) -> None:
@@ -51,6 +52,7 @@ def rewrite_command(
             exclude=exclude or (),
             trained=trained,
             force=force,
+            jobs=jobs,
             dry_run=dry_run,
             observer=display,
         )

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import onnx_ir as ir
 
 import fairy2i_export
-from fairy2i_export.architectures import describe
-from fairy2i_export.calibration import calibrate_cache, calibration_text
+from fairy2i_export.calibration import calibrate_cache
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
+from fairy2i_export.data_file import DATA, DataFile
+from fairy2i_export.errors import OptionError
 from fairy2i_export.genai_config import write_genai_config
-from fairy2i_export.graph.builder import DecoderBuilder
+from fairy2i_export.journal import Journal, identity
 from fairy2i_export.layout import LAYOUT_VERSION
 from fairy2i_export.model_card import model_card
-from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options, says_trained
-from fairy2i_export.output import check_space, output_folder
-from fairy2i_export.plan import NBITS_BLOCK, Plan, make_plan
+from fairy2i_export.options import ExportOptions, GivenOptions, says_trained
+from fairy2i_export.output import Workspace, check_space, output_folder
+from fairy2i_export.prepare import Prepared, make_estimate, prepare
 from fairy2i_export.report import Estimate, ExportReport, peak_ram_bytes
-from fairy2i_export.rope_config import context_warnings, stretch_context
-from fairy2i_export.source import open_source
-from fairy2i_export.tokenizer_files import check_tokenizer, copy_files, has_chat_template, special_tokens
-from fairy2i_export.weights import WeightSource
+from fairy2i_export.tensor_stream import ReadFile, ReadTensor, TensorStream
+from fairy2i_export.tokenizer_files import copy_files, has_chat_template
+from fairy2i_export.weights import Task, Workers
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
 MODEL = "model.onnx"
-DATA = "model.onnx.data"
-_ALIGNMENT = 4096  # of every tensor in the data file, so that it can be mapped and executed in place
-_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx
-_BASE_RAM = 140_000_000  # Python with its libraries, measured
-_RAM_PER_PARAMETER = 20  # bytes while a matrix is quantized, measured: 17 to 19
-_RAM_PER_DENSE_PARAMETER = 12  # bytes while a matrix is converted and transposed
 
 
 class Observer:
@@ -47,6 +44,9 @@ class Observer:
 
     def advance(self, amount: int) -> None:
         """Units of the current phase are done."""
+
+    def note(self, message: str) -> None:
+        """Something the user may want to know, one sentence."""
 
 
 def export(
@@ -66,9 +66,12 @@ def export(
     rope_scaling: str | None = None,
     trained: bool = False,
     force: bool = False,
+    jobs: int | None = None,
     observer: Observer | None = None,
 ) -> ExportReport:
     """Compile a checkpoint into a folder that ONNX Runtime and onnxruntime-genai can run.
+
+    An export that was interrupted is continued: the same call finds what is finished beside ``out`` and makes the rest.
 
     Args:
         source: Hugging Face checkpoint directory, or hub id.
@@ -86,6 +89,7 @@ def export(
         rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier export in ``out``.
+        jobs: threads that quantize; default: as many as this process may use cores. The result does not depend on it.
         observer: hears about progress.
 
     Returns:
@@ -97,8 +101,6 @@ def export(
     """
     started = time.monotonic()
     observer = observer or Observer()
-    checkpoint = open_source(source)
-    decoder = describe(stretch_context(checkpoint.config, rope_scaling))
     given = GivenOptions(
         stages,
         profile,
@@ -111,90 +113,144 @@ def export(
         kv_cache,
         rope_scaling,
     )
-    embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
-    options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
-    plan = make_plan(checkpoint, decoder, options)
-    tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
-    warnings += context_warnings(decoder.ropes, options.context_length)
-    if not tokens.eos:
-        warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
-    if plan.unused:
-        warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
-    calibration_ids = calibration_text(checkpoint, options, calibration)
-    estimate = make_estimate(decoder, plan, options)
-    target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
+    count = thread_count(jobs)
+    prepared = prepare(source, out, given, calibration)
+    checkpoint, decoder, options, plan = prepared.checkpoint, prepared.decoder, prepared.options, prepared.plan
+    warnings = list(prepared.warnings)
+    estimate = make_estimate(prepared)
 
-    with output_folder(target, force=force, source=checkpoint.directory) as folder:
-        check_space(folder, estimate.output_bytes)
+    def kept(partial: Path) -> None:
+        observer.note(f"interrupted: what is finished stays in {partial}; the same command continues it")
+
+    with output_folder(prepared.target, force=force, source=checkpoint.directory, kept=kept) as workspace:
+        folder, journal = workspace.folder, workspace.journal
+        _resume(prepared, workspace, observer)
+        check_space(folder, estimate.output_bytes - _bytes_taken(folder))
         observer.planned(estimate, options)
-        observer.phase("reading", sum(path.stat().st_size for path in checkpoint.hashed_files()))
-        sha256 = checkpoint.sha256(observer.advance)
-        observer.phase("quantizing", _parameters(decoder, plan))
-        weights = WeightSource(checkpoint, options, progress=lambda _, parameters: observer.advance(parameters))
-        model = DecoderBuilder(decoder, plan, weights).build()
-        _describe_model(model, decoder, checkpoint, options, sha256)
-        ir.save(
-            model,
-            folder / MODEL,
-            external_data=DATA,
-            size_threshold_bytes=_INLINE_BYTES,
-            alignment=_ALIGNMENT,
-            align_threshold=0,
-        )
+        observer.phase("quantizing", prepared.parameters)
+        pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
+        with closing(DataFile(folder / DATA, prepared.places, prepared.data_bytes)) as data, pool or nullcontext():
+            reused = _write_tensors(prepared, data, journal, Workers(pool, count), observer)
+            _write_model(prepared, data, folder, checkpoint.sha256_of(journal.files))
+        errors = {
+            task.layer: float(journal.tensors[name]["error"])
+            for name, task in prepared.tasks.items()
+            if task.layer is not None
+        }
         copy_files(checkpoint, folder)
-        if calibration_ids is not None:
+        if prepared.calibration_ids is not None:
+            # the scales it writes come from no tensor: nothing that the journal vouches for changes
             observer.phase("calibrating", 1)
-            calibrate_cache(folder / MODEL, decoder, calibration_ids)
+            calibrate_cache(folder / MODEL, decoder, prepared.calibration_ids)
             observer.advance(1)
-        write_genai_config(folder, decoder, tokens, options.context_length)
+        write_genai_config(folder, decoder, prepared.tokens, options.context_length)
         if not (trained or says_trained(checkpoint.config)):
-            warnings.append(_untrained_warning(weights.errors))
+            warnings.append(_untrained_warning(errors))
         multiplier_bytes = 4 * sum(x.out_features for x in plan.rewritten) if options.row_multiplier != "none" else 0
         report = ExportReport(
-            path=target,
+            path=prepared.target,
             source=checkpoint.name,
-            source_sha256=sha256,
+            source_sha256=checkpoint.sha256_of(journal.files),
             options=options,
             linears=tuple(plan.linears.values()),
-            errors=weights.errors,
+            errors=errors,
             warnings=tuple(warnings),
             weight_bytes=sum(x.stored_bytes(options.stages) for x in plan.rewritten) + multiplier_bytes,
-            output_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            output_bytes=_bytes_on_disk(folder),
             source_bytes=checkpoint.weight_bytes(),
-            parameters=_parameters(decoder, plan),
+            parameters=prepared.parameters,
             chat_template=has_chat_template(folder),
             peak_ram_bytes=peak_ram_bytes(),
             seconds=time.monotonic() - started,
+            reused=reused,
         )
         (folder / "README.md").write_text(model_card(report, decoder), encoding="utf-8")
     return report
 
 
-def make_estimate(decoder: Decoder, plan: Plan, options: ExportOptions) -> Estimate:
-    """Peak memory and output size, from shapes alone."""
-    linears = list(plan.linears.values())
-    embedding = decoder.vocab_size * decoder.hidden_size
-    largest = max(
-        _RAM_PER_DENSE_PARAMETER * embedding,
-        *((_RAM_PER_PARAMETER if x.treatment == "fairy2i" else _RAM_PER_DENSE_PARAMETER) * x.parameters for x in linears),
-    )
-    per_value = {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / NBITS_BLOCK}[options.embedding]
-    output = sum(linear.stored_bytes(options.stages) for linear in linears) + int(per_value * embedding)
-    # cos and sin, half a head each
-    output += 4 * options.context_length * sum(rope.rotated(decoder.head_dim) for rope in decoder.ropes)
-    output += (1500 + _ALIGNMENT // 2) * len(linears) + 4 * plan.norm_parameters  # nodes, gaps, norms
-    return Estimate(_BASE_RAM + largest, output)
+def thread_count(jobs: int | None) -> int:
+    """Threads to quantize with; None = as many as this process may use cores.
+
+    Raises:
+        OptionError: not a number from 1.
+    """
+    if jobs is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise OptionError(f"jobs: expected a number from 1, got {jobs!r}")
+    return jobs
 
 
-def _parameters(decoder: Decoder, plan: Plan) -> int:
-    """All parameters that are written; a tied embedding counts twice, as it is stored twice."""
-    biases = sum(linear.out_features for linear in plan.linears.values() if linear.bias)
-    return (
-        sum(x.parameters for x in plan.linears.values())
-        + decoder.vocab_size * decoder.hidden_size
-        + plan.norm_parameters
-        + biases
-    )
+def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> None:
+    """Take up an unfinished export of the same model, or clear away one of another."""
+    why_not = workspace.journal.resume(identity(prepared.checkpoint, prepared.options, prepared.places))
+    if why_not is not None:
+        observer.note(f"starting anew: an unfinished export was found, but {why_not}")
+    if not workspace.journal.tensors:
+        workspace.clear()
+    else:
+        done, total = len(workspace.journal.tensors), len(prepared.tasks)
+        observer.note(f"continuing an unfinished export: {done} of {total} tensors are there")
+
+
+def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers: Workers, observer: Observer) -> int:
+    """Make everything that is not in the journal already; returns the number of tasks that were."""
+    tasks = prepared.tasks
+    done = {name for name, entry in journal.tensors.items() if name in tasks and data.holds(entry["outputs"])}
+    observer.advance(sum(tasks[name].parameters for name in done))
+    by_tensor: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        by_tensor.setdefault(task.tensor, []).append(name)
+    owners = prepared.checkpoint.owners
+    unfinished = {owners[task.tensor].path.name for name, task in tasks.items() if name not in done}
+    with TensorStream(prepared.checkpoint, by_tensor, set(journal.files) - unfinished) as stream:
+        for item in stream:
+            if isinstance(item, ReadFile):
+                journal.finished_file(item.name, item.sha256)
+                continue
+            for name in by_tensor[item.name]:
+                if name in done and journal.tensors[name]["digest"] != item.digest:
+                    # the same size and time of change, but other bytes
+                    observer.note(f"{item.name}: the checkpoint has changed; this tensor is made again")
+                    observer.advance(-tasks[name].parameters)
+                    done.remove(name)
+                if name not in done:
+                    _run(tasks[name], item, data, journal, workers)
+                    observer.advance(tasks[name].parameters)
+    return len(done)
+
+
+def _run(task: Task, item: ReadTensor, data: DataFile, journal: Journal, workers: Workers) -> None:
+    writer = data.start()
+    error = task.make(item.array, writer, workers)
+    journal.finished_tensor(task.outputs[0], item.digest, writer.record(), error)
+
+
+def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) -> None:
+    """The initializers that come from no tensor of the checkpoint, and model.onnx itself."""
+    model = prepared.model
+    made = {output for task in prepared.tasks.values() for output in task.outputs}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            raise AssertionError(f"{value.name}: an initializer without contents")
+        if tensor.name not in made:
+            writer = data.start()
+            writer.write(str(tensor.name), tensor.numpy())
+            writer.record()
+        value.const_value = data.replacement(tensor)
+    _describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256)
+    ir.save(model, folder / MODEL)
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _bytes_taken(folder: Path) -> int:
+    """Like :func:`_bytes_on_disk` without the holes of an unfinished data file."""
+    blocks = [getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir()]
+    return 512 * sum(blocks)
 
 
 def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:

@@ -13,7 +13,8 @@ The bytes are ordered [K-block][row tile][byte plane][cell], one cell being a ca
 so a row tile has 32 complex rows, a cell 4 complex columns, a K-block 32 complex columns. Rows and columns beyond the matrix
 hold zero bits; there is no zero code, so kernels discard those rows and feed those columns activations of zero.
 
-This module is the only place that knows the constants: ``python -m fairy2i_export.layout`` prints the C header made of them
+This module is the only place that knows the constants (the packer itself is C, :func:`unpack` is its inverse in numpy):
+``python -m fairy2i_export.layout`` prints the C header made of them
 (custom_ops/src/f2i_layout.h, kept equal by a test).
 """
 
@@ -25,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.errors import FormatError
-from fairy2i_export.quantizer import F32, MAX_STAGES, U8, QuantizedLinear
+from fairy2i_export.native import F32, U8, pack_rows
+from fairy2i_export.quantizer import MAX_STAGES, QuantizedLinear
 
 LAYOUT_VERSION = 1
 SCALE_SCOPE_MATRIX = 0  # one (re, im) pair per stage and per U, W; the only scope of layout version 1
@@ -97,26 +99,20 @@ def byte_planes(stages: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def pack(q: QuantizedLinear) -> PackedLinear:
-    """Pack codes to format v1.
+    """Pack codes to format v1 (the bytes are written by custom_ops/src/pack.c).
 
     Raises:
         FormatError: if codes or scales have the wrong shape or a code is above 3.
     """
     _check_codes(q)
-    stages, n, m = q.stages, q.n, q.m
-    tiles, blocks = tiles_of(n), blocks_of(m)
-    bits = np.zeros((stages, 2, tiles * TILE_ROWS, blocks * BLOCK_COLS), np.uint8)
-    bits[:, :, :n, :m] = _GRAY[q.codes]
-    nibbles = bits[..., 0::2] | bits[..., 1::2] << 2  # [stages, 2, rows, byte columns]
-    pairs = np.stack([nibbles[low] | nibbles[high] << 4 for low, high in byte_planes(stages)])
-    cells = pairs.reshape(stages, tiles, 2, HALF_ROWS, blocks, _CELLS_PER_BLOCK, 2)
-    packed = cells.transpose(4, 1, 0, 5, 2, 6, 3)  # [block, tile, byte plane, cell, half, byte column, row]
+    packed = np.empty(packed_size(q.n, q.m, q.stages), np.uint8)
+    pack_rows(np.ascontiguousarray(q.codes), (0, q.n), packed, q.n)
     return PackedLinear(
-        packed=np.ascontiguousarray(packed).reshape(-1),
+        packed=packed,
         scales=np.ascontiguousarray(q.scales, np.float32),
-        n=n,
-        m=m,
-        stages=stages,
+        n=q.n,
+        m=q.m,
+        stages=q.stages,
         row_multiplier=q.row_multiplier,
         col_multiplier=q.col_multiplier,
     )

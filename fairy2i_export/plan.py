@@ -49,14 +49,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every linear layer in graph order, by module name, and the tensors of the checkpoint that are not used.
-
-    ``norm_parameters`` counts the values of all norms.
-    """
+    """Every linear layer in graph order, by module name, and the tensors of the checkpoint that are not used."""
 
     linears: dict[str, Linear]
     unused: tuple[str, ...]
-    norm_parameters: int = 0
 
     @property
     def rewritten(self) -> list[Linear]:
@@ -88,8 +84,7 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
     used = {tensor for tensor, _ in _plain_tensors(decoder)}
     used |= {tensor for linear in linears.values() for tensor in (linear.weight, linear.bias) if tensor is not None}
     unused = tuple(sorted(tensor for tensor in checkpoint.owners if tensor not in used and not _HARMLESS.fullmatch(tensor)))
-    norms = sum(shape[0] for _, shape in _plain_tensors(decoder) if len(shape) == 1)
-    plan = Plan(linears, unused, norms)
+    plan = Plan(linears, unused)
     if not plan.rewritten:
         reasons = sorted({linear.reason for linear in linears.values()})
         raise OptionError(f"no layer would become a Fairy2iMatMul node ({'; '.join(reasons)}); nothing was written")

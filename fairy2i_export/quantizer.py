@@ -8,23 +8,27 @@ axis gets the mean magnitude of its entries as scale, and the next stage works o
 Two numeric profiles exist. ``bf16-reference`` rounds to bfloat16 after every step exactly where the published training code
 does, so that codes and scales are those the model was trained with. ``fp32`` runs the same formulas in float32.
 
-This module is the only quantizer of the project: export, training and verification all call it.
+This module is the only quantizer of the project: export, training and verification all call it. What is done to every entry
+(split, codes, residuals, sums) is C, custom_ops/src/quantize_rows.h, and exists only there; what is done once per matrix
+(checks, scales) is here. A scale needs a sum over the whole matrix, so each stage is a pass over all rows; sums are made per
+complex row in a fixed order and added exactly, so results depend neither on threads nor on blocks nor on the CPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.errors import OptionError, WeightError
+from fairy2i_export.native import F32, F64, U8, LatentMatrix, Rows, each, row_blocks
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 Profile = Literal["bf16-reference", "fp32"]
 RowMultiplier = Literal["none", "rms"]
 Rounding = Callable[[F32], F32]
@@ -32,6 +36,7 @@ Rounding = Callable[[F32], F32]
 PROFILES: tuple[Profile, ...] = ("bf16-reference", "fp32")
 ROW_MULTIPLIERS: tuple[RowMultiplier, ...] = ("none", "rms")
 MAX_STAGES = 4
+_SAMPLE = 1 << 16  # complex entries that tell latent from dequantized weights
 SCALE_FLOOR = 1e-6  # smallest scale; the reference clamps the mean of an empty axis to it
 
 # code k stands for i^k: (re, im) of 1, i, -1, -i
@@ -121,21 +126,8 @@ class QuantizedLinear:
         return dense
 
 
-def split_widely_linear(a: F32, rnd: Rounding = _keep) -> tuple[F32, F32, F32, F32]:
-    """Split a real matrix [2n, 2m] into (U_re, U_im, W_re, W_im), each float32 [n, m] (method paper, section 3.1)."""
-    n, m = a.shape[0] // 2, a.shape[1] // 2
-    a11, a12, a21, a22 = a[:n, :m], a[:n, m:], a[n:, :m], a[n:, m:]
-    half = np.float32(0.5)
-    return (
-        rnd(half * rnd(a11 + a22)),
-        rnd(half * rnd(a21 - a12)),
-        rnd(half * rnd(a11 - a22)),
-        rnd(half * rnd(a12 + a21)),
-    )
-
-
 def merge_widely_linear(u_re: F32, u_im: F32, w_re: F32, w_im: F32, rnd: Rounding = _keep) -> F32:
-    """Inverse of :func:`split_widely_linear`: four [n, m] blocks to one real matrix [2n, 2m]."""
+    """Four [n, m] blocks of U and W to one real matrix [2n, 2m], the inverse of the quantizer's split."""
     n, m = u_re.shape
     a = np.empty((2 * n, 2 * m), np.float32)
     a[:n, :m] = rnd(w_re + u_re)
@@ -145,51 +137,23 @@ def merge_widely_linear(u_re: F32, u_im: F32, w_re: F32, w_im: F32, rnd: Roundin
     return a
 
 
-def phase_codes(re: F32, im: F32) -> U8:
-    """Nearest axis direction of every complex entry: uint8 codes k with i^k, same shape as the inputs.
+@dataclass(frozen=True)
+class Scaled:
+    """A matrix whose scales are found: the codes of any rows can be had from it.
 
-    The sector borders are those of the reference, [-pi/4, pi/4) -> 1 and so on counter-clockwise, decided by comparing
-    magnitudes instead of angles: on a border (|re| = |im|) equal signs go to the imaginary axis, opposite signs to the real
-    one. A zero entry becomes 1, or -1 when both parts are negative zeros, as the reference's angle function has it.
+    Attributes:
+        matrix: the latent weights, divided by the row multiplier if there is one.
+        scales: float32 [stages, 2 (U, W), 2 (re, im)].
+        row_multiplier: float32 [2n] or None.
     """
-    neg_re, neg_im = np.signbit(re), np.signbit(im)
-    abs_re, abs_im = np.abs(re), np.abs(im)
-    real_axis = (abs_re > abs_im) | ((abs_re == abs_im) & ((neg_re != neg_im) | (abs_re == 0)))
-    code = np.where(real_axis, 2 * neg_re.view(np.uint8), 1 + 2 * neg_im.view(np.uint8)).astype(np.uint8)
-    zero = (abs_re == 0) & (abs_im == 0)
-    if zero.any():
-        code[zero] = 2 * (neg_re & neg_im)[zero]
-    return code
 
+    matrix: LatentMatrix
+    scales: F32
+    row_multiplier: F32 | None
 
-def _axis_scale(magnitudes: F32, rnd: Rounding) -> np.float32:
-    """Mean magnitude of the entries of one axis, summed in float64, rounded as the profile rounds, never below the floor."""
-    mean = np.float32(magnitudes.sum(dtype=np.float64) / magnitudes.size) if magnitudes.size else np.float32(0)
-    floor = rnd(np.full(1, SCALE_FLOOR, np.float32))[0]
-    return np.float32(max(rnd(np.full(1, mean, np.float32))[0], floor))
-
-
-def _quantize_complex(re: F32, im: F32, stages: int, rnd: Rounding) -> tuple[U8, F32]:
-    """Greedy residual phase quantization of one complex matrix [n, m]: codes [stages, n, m], scales [stages, 2]."""
-    codes = np.empty((stages, *re.shape), np.uint8)
-    scales = np.empty((stages, 2), np.float32)
-    for stage in range(stages):
-        code = phase_codes(re, im)
-        on_imag = (code & 1).astype(bool)
-        scales[stage] = _axis_scale(np.abs(re[~on_imag]), rnd), _axis_scale(np.abs(im[on_imag]), rnd)
-        codes[stage] = code
-        if stage + 1 < stages:
-            re = rnd(re - CODE_RE[code] * scales[stage, 0])
-            im = rnd(im - CODE_IM[code] * scales[stage, 1])
-    return codes, scales
-
-
-def _row_rms(a: F32, rnd: Rounding) -> F32:
-    """Root mean square of every row, float32 [rows]; rows of zeros get 1 so that dividing by it changes nothing."""
-    rms = np.sqrt(np.mean(np.square(a, dtype=np.float64), axis=1)).astype(np.float32)
-    rms = rnd(rms)
-    rms[rms == 0] = 1
-    return rms
+    def codes(self, rows: Rows) -> tuple[U8, F64]:
+        """Codes [stages, 2, rows, m], and per complex row the sums of squares of A - Q(A) and A."""
+        return self.matrix.codes(rows, self.scales)
 
 
 def quantize(
@@ -217,30 +181,77 @@ def quantize(
         OptionError: unknown profile, stages or row_multiplier.
         WeightError: not a matrix, odd or empty dimensions, non-finite values, or a matrix that is already dequantized.
     """
+    scaled = find_scales(weight, stages, profile, row_multiplier=row_multiplier, name=name)
+    codes, _ = scaled.codes((0, scaled.matrix.n))
+    return QuantizedLinear(codes, scaled.scales, profile, scaled.row_multiplier)
+
+
+def find_scales(
+    weight: npt.ArrayLike,
+    stages: int,
+    profile: Profile,
+    *,
+    row_multiplier: RowMultiplier = "none",
+    name: str = "weight",
+    pool: Executor | None = None,
+) -> Scaled:
+    """The passes over a whole matrix that :func:`quantize` begins with; arguments and errors as there.
+
+    Args:
+        weight: as for :func:`quantize`.
+        stages: as there.
+        profile: as there.
+        row_multiplier: as there.
+        name: as there.
+        pool: threads to share the rows among.
+    """
     rnd = rounding_of(profile)
     if isinstance(stages, bool) or stages not in range(1, MAX_STAGES + 1):
         raise OptionError(f"stages must be an integer from 1 to {MAX_STAGES}, got {stages!r}")
     if row_multiplier not in ROW_MULTIPLIERS:
         raise OptionError(f"unknown row_multiplier {row_multiplier!r}: expected one of {', '.join(ROW_MULTIPLIERS)}")
-    a = _checked_matrix(weight, name)
-    a = rnd(a)
+    array = np.asarray(weight)
+    _check_shape(array, name)
+    matrix = LatentMatrix(array, stages, profile)
+    blocks = row_blocks(matrix.n, matrix.m, 1)
     rows = None
     if row_multiplier == "rms":
-        rows = _row_rms(a, rnd)
-        a = rnd(a / rows[:, None])
-    u_re, u_im, w_re, w_im = split_widely_linear(a, rnd)
-    u_codes, u_scales = _quantize_complex(u_re, u_im, stages, rnd)
-    w_codes, w_scales = _quantize_complex(w_re, w_im, stages, rnd)
-    return QuantizedLinear(
-        codes=np.stack([u_codes, w_codes], axis=1),
-        scales=np.stack([u_scales, w_scales], axis=1),
-        profile=profile,
-        row_multiplier=rows,
-    )
+        squares: F64 = np.concatenate(each(matrix.squares, blocks, pool))
+        _check_finite(squares, array, name)
+        rows = _row_rms(squares.T.reshape(-1) / array.shape[1], rnd)
+        matrix.divide_rows(rows)
+    scales = np.empty((0, 2, 2), np.float32)
+    for stage in range(stages):
+        parts = each(lambda part: matrix.sums(part, scales), blocks, pool)  # noqa: B023 - called before scales changes
+        sums = np.concatenate([part[0] for part in parts])
+        counts = sum(part[1].sum(axis=0) for part in parts)
+        if stage == 0:
+            _check_finite(sums, array, name)
+            if looks_dequantized(array):
+                raise WeightError(
+                    f"{name}: this matrix is already a dequantized Fairy2i weight (its entries take only a few distinct "
+                    "values). Quantizing it again would change it; export the latent weights the model was trained with"
+                )
+        found = [[_axis_scale(sums[:, u_w, axis], counts[u_w, axis], rnd) for axis in range(2)] for u_w in range(2)]
+        scales = np.concatenate([scales, np.array([found], np.float32)])
+    return Scaled(matrix, scales, rows)
 
 
-def _checked_matrix(weight: npt.ArrayLike, name: str) -> F32:
-    array = np.asarray(weight)
+def _axis_scale(row_sums: F64, count: int, rnd: Rounding) -> np.float32:
+    """Mean magnitude of the entries of one axis, added exactly, rounded as the profile rounds, never below the floor."""
+    mean = np.float32(math.fsum(row_sums) / count) if count else np.float32(0)
+    floor = rnd(np.full(1, SCALE_FLOOR, np.float32))[0]
+    return np.float32(max(rnd(np.full(1, mean, np.float32))[0], floor))
+
+
+def _row_rms(mean_squares: F64, rnd: Rounding) -> F32:
+    """Root mean square of every row, float32 [rows]; rows of zeros get 1 so that dividing by it changes nothing."""
+    rms = rnd(np.sqrt(mean_squares).astype(np.float32))
+    rms[rms == 0] = 1
+    return rms
+
+
+def _check_shape(array: npt.NDArray[Any], name: str) -> None:
     if array.ndim != 2:
         raise WeightError(f"{name}: expected a matrix [out, in], got shape {array.shape}")
     rows, cols = array.shape
@@ -249,39 +260,49 @@ def _checked_matrix(weight: npt.ArrayLike, name: str) -> F32:
             f"{name}: expected even, non-zero dimensions (a complex entry is two real ones), got [{rows}, {cols}]; "
             "keep this layer dense (--exclude)"
         )
-    a = array.astype(np.float32)
-    finite = np.isfinite(a)
-    if not finite.all():
-        row, col = np.argwhere(~finite)[0]
-        raise WeightError(
-            f"{name}: {int(a.size - finite.sum())} of {a.size} values are not finite, the first at row {row}, column {col} "
-            f"({a[row, col]}); the checkpoint is damaged or training diverged, export an earlier one"
-        )
-    if looks_dequantized(a):
-        raise WeightError(
-            f"{name}: this matrix is already a dequantized Fairy2i weight (its entries take only a few distinct values). "
-            "Quantizing it again would change it; export the latent weights the model was trained with"
-        )
-    return a
 
 
-def looks_dequantized(a: F32) -> bool:
+def _check_finite(sums: F64, array: npt.NDArray[Any], name: str) -> None:
+    """Refuse a matrix some of whose sums are not finite, and say where the first such value is."""
+    if np.isfinite(sums).all():
+        return
+    bad = 0
+    first: tuple[int, int] | None = None
+    for row, values in enumerate(array):  # a row at a time: this may be the largest matrix
+        finite = np.isfinite(values.astype(np.float32))
+        if first is None and not finite.all():
+            first = row, int(np.argmin(finite))
+        bad += int(finite.size - finite.sum())
+    if first is None:
+        raise WeightError(
+            f"{name}: values up to {np.abs(array).max()} overflow when they are added; the checkpoint is damaged"
+        )
+    raise WeightError(
+        f"{name}: {bad} of {array.size} values are not finite, the first at row {first[0]}, column {first[1]} "
+        f"({float(array[first]):g}); the checkpoint is damaged or training diverged, export an earlier one"
+    )
+
+
+def looks_dequantized(a: npt.NDArray[Any]) -> bool:
     """Whether a real matrix [2n, 2m] is the output of a Fairy2i dequantization rather than latent weights.
 
     Heuristic, calibrated in tests/test_quantizer.py: after T stages a part of U or W takes at most (3^T + 1) / 2 magnitudes,
     41 at four stages, while latent weights fill a fine grid even in bfloat16. Matrices too small to tell (fewer than 1,024
     complex entries) and all-zero ones count as latent; weights dequantized with row multipliers are not recognized.
     """
-    u_re, _, w_re, _ = split_widely_linear(a)
-    if u_re.size < 1024:
+    n, m = a.shape[0] // 2, a.shape[1] // 2
+    if n * m < 1024:
         return False
-    for part in (u_re, w_re):
-        magnitude = np.abs(part.reshape(-1)[: 1 << 16])
-        top = np.quantile(magnitude, 0.99)  # not the maximum: one outlier would squeeze the rest into a few cells
+    rows = min(n, -(-_SAMPLE // m))
+    upper, lower = a[:rows, :m].astype(np.float32), a[n : n + rows, m:].astype(np.float32)
+    for twice_real_part in (upper + lower, upper - lower):  # of U, of W
+        magnitude = np.abs(twice_real_part.reshape(-1)[:_SAMPLE])
+        place = int(0.99 * (magnitude.size - 1))
+        top = np.partition(magnitude, place)[place]  # not the maximum: one outlier would squeeze the rest into a few cells
         if top == 0:
             return False
         # cells finer than any scale and coarser than the rounding of sums of bfloat16 numbers
-        cells = np.round(np.minimum(magnitude, top) * (256 / top))
-        if np.unique(cells).size > 100:
+        cells = np.rint(np.minimum(magnitude, top) * (256 / top)).astype(np.int64)
+        if np.count_nonzero(np.bincount(cells)) > 100:
             return False
     return True

@@ -37,6 +37,7 @@ class ExportReport:
         chat_template: whether the checkpoint brought one.
         peak_ram_bytes: largest resident size of this process so far; None where the system does not tell.
         seconds: duration.
+        reused: tensors that an interrupted run had finished already.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class ExportReport:
     chat_template: bool
     peak_ram_bytes: int | None
     seconds: float
+    reused: int = 0
 
     @property
     def rewritten(self) -> list[Linear]:

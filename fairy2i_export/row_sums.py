@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from fairy2i_export.quantizer import F32, QuantizedLinear, split_widely_linear
+from fairy2i_export.analysis import split_widely_linear
+from fairy2i_export.native import F32, F64
+from fairy2i_export.quantizer import QuantizedLinear
 from fairy2i_export.stage_sums import recover
 
-F64 = npt.NDArray[np.float64]
 _SAME = 3e-6  # relative difference of two float32 quotients that mean the same
 _SHARE = 0.05  # of a row's quotients have to agree
 _FEWEST_COLUMNS = 16  # complex ones: fewer tell nothing
@@ -49,7 +49,7 @@ def _recover_rows(a: F32) -> QuantizedLinear | None:
             return None  # latent weights end here, at the first row
         rows[n + i] = quotient
     even = exact / rows[:, None]
-    parts = [np.abs(part).astype(np.float64) for part in split_widely_linear(even)]  # type: ignore[arg-type]
+    parts = [np.abs(part) for part in split_widely_linear(even)]
     reference: list[F64] | None = None
     for i in range(n):
         levels = [_row_levels(part[i]) for part in parts]

@@ -51,14 +51,10 @@ class SafetensorsFile:
             CheckpointError: if the tensor is not made of floats or the file ends early.
         """
         info = self.tensors[name]
-        if info.dtype not in _FLOATS:
-            raise CheckpointError(
-                f"{self.path}: tensor {name} is stored as {info.dtype}, expected one of {', '.join(_FLOATS)}; "
-                "this looks like an already quantized checkpoint, export the one with the floating-point weights"
-            )
+        dtype = numpy_dtype(self.path, name, info)
         count = int(np.prod(info.shape, dtype=np.int64))
         try:
-            array = np.fromfile(self.path, dtype=_FLOATS[info.dtype], count=count, offset=info.begin)
+            array = np.fromfile(self.path, dtype=dtype, count=count, offset=info.begin)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         if array.size != count:
@@ -66,6 +62,20 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name} ends early, {array.size} of {count} values; download it again"
             )
         return array.reshape(info.shape)
+
+
+def numpy_dtype(path: Path, name: str, info: TensorInfo) -> np.dtype[Any]:
+    """The numpy dtype of a tensor.
+
+    Raises:
+        CheckpointError: if the tensor is not made of floats.
+    """
+    if info.dtype not in _FLOATS:
+        raise CheckpointError(
+            f"{path}: tensor {name} is stored as {info.dtype}, expected one of {', '.join(_FLOATS)}; "
+            "this looks like an already quantized checkpoint, export the one with the floating-point weights"
+        )
+    return np.dtype(_FLOATS[info.dtype])
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:

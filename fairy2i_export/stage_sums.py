@@ -15,18 +15,10 @@ from itertools import combinations_with_replacement, permutations, product
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.quantizer import (
-    CODE_IM,
-    CODE_RE,
-    F32,
-    MAX_STAGES,
-    U8,
-    QuantizedLinear,
-    round_to_bf16,
-    split_widely_linear,
-)
+from fairy2i_export.analysis import split_widely_linear
+from fairy2i_export.native import F32, F64, U8
+from fairy2i_export.quantizer import CODE_IM, CODE_RE, MAX_STAGES, QuantizedLinear, round_to_bf16
 
-F64 = npt.NDArray[np.float64]
 _SAMPLE = 1 << 16  # entries whose magnitudes are read off
 _FIRST_LOOK = 1 << 12  # entries that tell latent weights from sums of stages
 _CANDIDATES = 8  # sets of scales tried per part

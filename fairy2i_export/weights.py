@@ -1,9 +1,17 @@
-"""Weights as lazy tensors: each is read, converted and handed to the writer in its turn, and forgotten afterwards."""
+"""What becomes of every tensor of the checkpoint: planned when the graph is built, done when the tensor comes by.
+
+Building the graph only notes tasks; the exporter then reads the checkpoint front to back and gives every tensor to its tasks,
+which hand their results piece by piece to a :class:`fairy2i_export.data_file.TensorWriter`. Beside the tensor itself nothing
+larger than the packed bytes of one layer is in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,98 +19,132 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from fairy2i_export.checkpoint import Checkpoint
+from fairy2i_export.data_file import TensorWriter
 from fairy2i_export.errors import WeightError
-from fairy2i_export.layout import PackedLinear, pack, packed_size
+from fairy2i_export.layout import TILE_ROWS, packed_size
+from fairy2i_export.native import F32, U8, Rows, each, pack_rows, row_blocks
 from fairy2i_export.options import ExportOptions
 from fairy2i_export.plan import NBITS_BLOCK, Linear
-from fairy2i_export.quantizer import F32, QuantizedLinear, quantize
+from fairy2i_export.quantizer import Scaled, find_scales
 
-_CHUNK = 1 << 22  # values converted at a time
-Progress = Callable[[str, int], None]  # tensor name, parameters done
+CHUNK = 1 << 20  # values converted at a time
+Array = npt.NDArray[Any]
+Make = Callable[[Array, TensorWriter, "Workers"], float | None]
 
 
-@dataclass
-class WeightSource:
-    """Turns tensors of a checkpoint into lazy ONNX tensors.
+@dataclass(frozen=True)
+class Workers:
+    """Threads that share the work on one tensor; ``pool`` None means the calling thread alone."""
+
+    pool: Executor | None = None
+    count: int = 1
+
+    def in_order(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Results in the order of the items, no more of them in memory than there are threads."""
+        rest = iter(items)
+        while group := list(islice(rest, self.count)):
+            yield from each(function, group, self.pool)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing that is made of one tensor.
 
     Attributes:
-        errors: relative quantization error of every layer written so far, ``|A - Q(A)| / |A|`` in the Frobenius norm.
-        progress: called after each tensor.
+        tensor: name in the checkpoint.
+        outputs: names of the initializers that are made; the first one identifies the task.
+        layer: the linear layer that is quantized, or None.
+        parameters: values of the tensor.
+        make: gets the tensor, a writer and threads; returns the relative quantization error, or None.
     """
 
-    checkpoint: Checkpoint
-    options: ExportOptions
-    progress: Progress = lambda name, parameters: None
-    errors: dict[str, float] = field(default_factory=dict)
-    _kept: dict[str, PackedLinear] = field(default_factory=dict)
+    tensor: str
+    outputs: tuple[str, ...]
+    layer: str | None
+    parameters: int
+    make: Make = field(repr=False)
 
-    def quantized(self, linear: Linear) -> tuple[ir.LazyTensor, ir.LazyTensor, ir.LazyTensor | None]:
-        """(packed, scales, row multiplier or None) of a layer.
 
-        The packed tensor must be evaluated first: that is when the layer is quantized, once; the small rest is kept for the
-        other two. Initializers are written in the order in which they were added to the graph, external before inline ones.
-        """
+class WeightSource:
+    """Gives the graph builder its weights, as initializers without contents, and notes what is to be done for them.
 
-        def packed() -> ir.TensorProtocol:
-            weight = self.checkpoint.read(linear.weight)
-            q = quantize(
-                weight,
-                self.options.stages,
-                self.options.profile,
-                row_multiplier=self.options.row_multiplier,
-                name=linear.weight,
-            )
-            self.errors[linear.name] = relative_error(weight, q)
-            del weight
-            p = pack(q)
-            self._kept[linear.name] = replace(p, packed=np.empty(0, np.uint8))  # all but the packed bytes
-            self.progress(linear.name, linear.parameters)
-            return ir.tensor(p.packed)
+    Attributes:
+        tasks: by the name of their first output, in graph order.
+    """
 
-        def rows() -> npt.NDArray[Any]:
-            multiplier = self._kept[linear.name].row_multiplier
-            if multiplier is None:
-                raise AssertionError(f"{linear.name}: a row multiplier was planned but not computed")
-            return multiplier
+    def __init__(self, checkpoint: Checkpoint, options: ExportOptions) -> None:
+        self.checkpoint = checkpoint
+        self.options = options
+        self.tasks: dict[str, Task] = {}
 
-        n, m, stages = linear.out_features // 2, linear.in_features // 2, self.options.stages
+    def quantized(self, linear: Linear) -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol | None]:
+        """(packed, scales, row multiplier or None) of a layer."""
+        n, m, options = linear.out_features // 2, linear.in_features // 2, self.options
+        packed = _planned(f"{linear.name}.packed", ir.DataType.UINT8, (packed_size(n, m, options.stages),))
+        scales = _planned(f"{linear.name}.scales", ir.DataType.FLOAT, (options.stages, 2, 2))
         row = None
-        if self.options.row_multiplier != "none":
-            row = _lazy(f"{linear.name}.row_multiplier", ir.DataType.FLOAT, (2 * n,), lambda: ir.tensor(rows()))
-        return (
-            _lazy(f"{linear.name}.packed", ir.DataType.UINT8, (packed_size(n, m, stages),), packed),
-            _lazy(
-                f"{linear.name}.scales",
-                ir.DataType.FLOAT,
-                (stages, 2, 2),
-                lambda: ir.tensor(self._kept[linear.name].scales),
-            ),
-            row,
-        )
+        if options.row_multiplier != "none":
+            row = _planned(f"{linear.name}.row_multiplier", ir.DataType.FLOAT, (2 * n,))
+
+        def make(array: Array, writer: TensorWriter, workers: Workers) -> float:
+            scaled = find_scales(
+                array,
+                options.stages,
+                options.profile,
+                row_multiplier=options.row_multiplier,
+                name=linear.weight,
+                pool=workers.pool,
+            )
+            data, error = pack_scaled(scaled, workers.pool)
+            writer.write(str(packed.name), data)
+            writer.write(str(scales.name), scaled.scales)
+            if row is not None and scaled.row_multiplier is not None:
+                writer.write(str(row.name), scaled.row_multiplier)
+            return error
+
+        self._add(linear.weight, [tensor for tensor in (packed, scales, row) if tensor is not None], make, linear.name)
+        return packed, scales, row
 
     def vector(self, tensor: str, *, plus: float = 0.0) -> ir.TensorProtocol:
-        """A norm or a bias, converted to float32, plus a constant; read at once, being small."""
-        array = convert_finite(self.checkpoint.read(tensor), np.float32, tensor)
-        if plus:
-            array = array + np.float32(plus)
-        self.progress(tensor, array.size)
-        return ir.tensor(array, name=tensor)
+        """A norm or a bias, converted to float32, plus a constant."""
+        return self.dense(tensor, plus=plus)
 
     def dense(
-        self, tensor: str, dtype: npt.DTypeLike = np.float32, *, name: str = "", transposed: bool = False
-    ) -> ir.LazyTensor:
-        """A tensor converted to float32 or float16, optionally transposed."""
-
-        def read() -> ir.TensorProtocol:
-            array = convert_finite(self.checkpoint.read(tensor), dtype, tensor)
-            self.progress(tensor, array.size)
-            return ir.tensor(np.ascontiguousarray(array.T) if transposed else array)
-
+        self,
+        tensor: str,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        name: str = "",
+        transposed: bool = False,
+        plus: float = 0.0,
+    ) -> ir.TensorProtocol:
+        """A tensor converted to float32 or float16, optionally transposed, or with a constant added."""
         shape = self.checkpoint.info(tensor).shape
         onnx_type = ir.DataType.FLOAT if np.dtype(dtype) == np.float32 else ir.DataType.FLOAT16
-        return _lazy(name or tensor, onnx_type, shape[::-1] if transposed else shape, read)
+        output = _planned(name or tensor, onnx_type, shape[::-1] if transposed else shape)
 
-    def block_quantized(self, tensor: str, name: str, bits: int, *, blocked: bool) -> tuple[ir.LazyTensor, ir.LazyTensor]:
+        def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
+            def strip(columns: slice) -> Array:
+                part = convert_finite(array[:, columns], dtype, tensor, (0, columns.start))
+                return np.ascontiguousarray(part.T)
+
+            def rows(part: slice) -> Array:
+                converted = convert_finite(array[part], dtype, tensor, (part.start, *[0] * (array.ndim - 1)))
+                return converted + converted.dtype.type(plus) if plus else converted
+
+            if transposed:
+                pieces = workers.in_order(strip, _slices(array.shape[1], max(1, CHUNK // array.shape[0])))
+            else:
+                pieces = workers.in_order(rows, _slices(len(array), max(1, CHUNK * len(array) // max(1, array.size))))
+            for piece in pieces:
+                writer.write(str(output.name), piece)
+
+        self._add(tensor, [output], make)
+        return output
+
+    def block_quantized(
+        self, tensor: str, name: str, bits: int, *, blocked: bool
+    ) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
         """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of NBITS_BLOCK columns, symmetric.
 
         Args:
@@ -114,84 +156,98 @@ class WeightSource:
         """
         rows, cols = self.checkpoint.info(tensor).shape
         blocks = -(-cols // NBITS_BLOCK)
-        kept: list[F32] = []
-
-        def data() -> ir.TensorProtocol:
-            values, scales = _round_blocks(self.checkpoint.read(tensor), bits, tensor)
-            kept.append(scales.reshape(-1) if blocked else scales)
-            self.progress(tensor, rows * cols)
-            if not blocked:
-                return ir.tensor(np.ascontiguousarray(values.reshape(rows, -1)[:, :cols]))
-            return ir.tensor(values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4)
-
         shape = (rows, blocks, NBITS_BLOCK * bits // 8) if blocked else (rows, cols)
         scale_shape = (rows * blocks,) if blocked else (rows, blocks)
-        return (
-            _lazy(f"{name}.int{bits}", ir.DataType.UINT8, shape, data),
-            _lazy(f"{name}.int{bits}_scales", ir.DataType.FLOAT, scale_shape, lambda: ir.tensor(kept.pop())),
-        )
+        data = _planned(f"{name}.int{bits}", ir.DataType.UINT8, shape)
+        scales = _planned(f"{name}.int{bits}_scales", ir.DataType.FLOAT, scale_shape)
+
+        def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
+            def run(part: slice) -> tuple[U8, F32]:
+                return _round_blocks(array[part], bits, tensor, part.start)
+
+            for values, found in workers.in_order(run, _slices(rows, max(1, CHUNK // cols))):
+                if not blocked:
+                    values = values.reshape(len(values), -1)[:, :cols]
+                elif bits == 4:
+                    values = values[..., 0::2] | values[..., 1::2] << 4
+                writer.write(str(data.name), values)
+                writer.write(str(scales.name), found)
+
+        self._add(tensor, [data, scales], make)
+        return data, scales
+
+    def _add(self, tensor: str, outputs: list[ir.LazyTensor], make: Make, layer: str | None = None) -> None:
+        names = tuple(str(output.name) for output in outputs)
+        parameters = math.prod(self.checkpoint.info(tensor).shape)
+        self.tasks.setdefault(names[0], Task(tensor, names, layer, parameters, make))
 
 
-def relative_error(weight: npt.NDArray[Any], q: QuantizedLinear) -> float:
-    """``|A - Q(A)| / |A|`` in the Frobenius norm, computed a few rows at a time; 0 for a matrix of zeros."""
-    n = q.n
-    step = max(1, _CHUNK // (4 * q.m))
-    error = norm = 0.0
-    for start in range(0, n, step):
-        upper = slice(start, min(start + step, n))
-        lower = slice(n + start, n + min(start + step, n))
-        rows = None
-        if q.row_multiplier is not None:
-            rows = np.concatenate([q.row_multiplier[upper], q.row_multiplier[lower]])
-        part = QuantizedLinear(q.codes[:, :, upper], q.scales, q.profile, rows, q.col_multiplier)
-        a = np.concatenate([weight[upper], weight[lower]]).astype(np.float32)
-        error += float(np.square(a - part.dequantize("none"), dtype=np.float64).sum())
-        norm += float(np.square(a, dtype=np.float64).sum())
-    return float(np.sqrt(error / norm)) if norm else 0.0
+def pack_scaled(scaled: Scaled, pool: Executor | None = None) -> tuple[U8, float]:
+    """Codes and packed bytes of a matrix whose scales are known, a block of rows at a time.
+
+    Returns:
+        The packed bytes, format v1, and ``|A - Q(A)| / |A|`` in the Frobenius norm, 0 for a matrix of zeros.
+    """
+    n, m = scaled.matrix.n, scaled.matrix.m
+    packed = np.empty(packed_size(n, m, scaled.matrix.stages), np.uint8)
+
+    def work(rows: Rows) -> npt.NDArray[np.float64]:
+        codes, errors = scaled.codes(rows)
+        pack_rows(codes, rows, packed, n)
+        return errors
+
+    errors = np.concatenate(each(work, row_blocks(n, m, TILE_ROWS), pool))
+    error, norm = math.fsum(errors[:, 0]), math.fsum(errors[:, 1])
+    return packed, math.sqrt(error / norm) if norm else 0.0
 
 
-def convert_finite(array: npt.NDArray[Any], dtype: npt.DTypeLike, name: str) -> npt.NDArray[Any]:
-    """Convert to a floating dtype a piece at a time.
+def convert_finite(array: Array, dtype: npt.DTypeLike, name: str, first: tuple[int, ...]) -> Array:
+    """Convert a piece of a tensor to a floating dtype.
+
+    Args:
+        array: the piece.
+        dtype: float32 or float16.
+        name: of the tensor, for messages.
+        first: where in the tensor the piece begins, for messages.
 
     Raises:
         WeightError: if a value is not finite, before or after the conversion.
     """
-    flat = array.reshape(-1)
-    out = np.empty(flat.shape, dtype)
-    for start in range(0, flat.size, _CHUNK):
-        piece = flat[start : start + _CHUNK].astype(np.float32)
-        if not np.isfinite(piece).all():
-            at = start + int(np.argmin(np.isfinite(piece)))
-            where = ", ".join(map(str, np.unravel_index(at, array.shape)))
-            raise WeightError(
-                f"{name}: the value at [{where}] is not finite; the checkpoint is damaged or training diverged"
-            )
-        with np.errstate(over="ignore"):
-            out[start : start + _CHUNK] = piece
-        if not np.isfinite(out[start : start + _CHUNK]).all():
-            raise WeightError(f"{name}: values up to {np.abs(piece).max():.3g} do not fit float16; keep it float32")
-    return out.reshape(array.shape)
+    wide = array.astype(np.float32)
+    if not np.isfinite(wide).all():
+        at = np.argwhere(~np.isfinite(wide))[0]
+        where = ", ".join(str(int(a + b)) for a, b in zip(first, at, strict=True))
+        raise WeightError(f"{name}: the value at [{where}] is not finite; the checkpoint is damaged or training diverged")
+    if np.dtype(dtype) == np.float32:
+        return wide
+    with np.errstate(over="ignore"):
+        out = wide.astype(dtype)
+    if not np.isfinite(out).all():
+        raise WeightError(f"{name}: values up to {np.abs(wide).max():.3g} do not fit float16; keep it float32")
+    return out
 
 
-def _round_blocks(array: npt.NDArray[Any], bits: int, name: str) -> tuple[npt.NDArray[np.uint8], F32]:
+def _round_blocks(array: Array, bits: int, name: str, first_row: int) -> tuple[U8, F32]:
     """uint8 [rows, blocks, NBITS_BLOCK] plus 2^(bits - 1), padded with zeros, and float32 scales [rows, blocks]."""
     rows, cols = array.shape
     blocks = -(-cols // NBITS_BLOCK)
     zero, top = 1 << (bits - 1), (1 << (bits - 1)) - 1
-    values = np.full((rows, blocks * NBITS_BLOCK), zero, np.uint8)
-    scales = np.empty((rows, blocks), np.float32)
-    step = max(1, _CHUNK // cols)
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        padded = np.zeros((part.stop - start, blocks * NBITS_BLOCK), np.float32)
-        padded[:, :cols] = convert_finite(array[part], np.float32, name)
-        block = padded.reshape(-1, blocks, NBITS_BLOCK)
-        scale = np.abs(block).max(axis=2) / np.float32(top)
-        scale[scale == 0] = 1
-        values[part] = (np.rint(block / scale[..., None]) + zero).astype(np.uint8).reshape(part.stop - start, -1)
-        scales[part] = scale
-    return values.reshape(rows, blocks, NBITS_BLOCK), scales
+    padded = np.zeros((rows, blocks * NBITS_BLOCK), np.float32)
+    padded[:, :cols] = convert_finite(array, np.float32, name, (first_row, 0))
+    block = padded.reshape(rows, blocks, NBITS_BLOCK)
+    scales = np.abs(block).max(axis=2) / np.float32(top)
+    scales[scales == 0] = 1
+    return (np.rint(block / scales[..., None]) + zero).astype(np.uint8), scales
 
 
-def _lazy(name: str, dtype: ir.DataType, shape: tuple[int, ...], function: Callable[[], ir.TensorProtocol]) -> ir.LazyTensor:
-    return ir.LazyTensor(function, dtype=dtype, shape=ir.Shape(shape), name=name)
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _planned(name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """An initializer whose place in the file is known and whose contents are not there yet."""
+
+    def contents() -> ir.TensorProtocol:
+        raise AssertionError(f"{name}: used before it was written")
+
+    return ir.LazyTensor(contents, dtype=dtype, shape=ir.Shape(shape), name=name)

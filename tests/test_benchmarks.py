@@ -172,3 +172,44 @@ def test_look_up_kernel_executes_no_more_instructions_than_recorded() -> None:
     assert found is not None
     for key in ("instructions_per_weight", "instructions_per_activation"):
         assert found[key] <= TOLERANCE * expected[key], f"{isa}: {key}; if intended, record with instructions.py --write"
+
+
+def test_synthetic_checkpoint_is_one_that_exports(tmp_path: Path) -> None:
+    """What benchmarks/export_7b.py measures: several shards, every tensor of the architecture, random latents."""
+    import synthetic_checkpoint as synthetic
+    from fairy2i_export import export
+    from fairy2i_export.checkpoint import open_checkpoint
+
+    config = synthetic.llama_config(layers=2, hidden=64, inner=96, heads=4, vocab=100)
+    synthetic.SHARD_BYTES, before = 40_000, synthetic.SHARD_BYTES
+    try:
+        synthetic.write_checkpoint(tmp_path / "source", config)
+    finally:
+        synthetic.SHARD_BYTES = before
+    checkpoint = open_checkpoint(tmp_path / "source")
+    assert len(checkpoint.files) > 2
+    weight = checkpoint.read("model.layers.1.mlp.up_proj.weight").astype(np.float32)
+    assert weight.std() == pytest.approx(synthetic.STD, rel=0.05)
+    assert np.unique(weight).size > 1000
+    report = export(tmp_path / "source", tmp_path / "out", trained=True)
+    assert {
+        linear.weight: (linear.out_features, linear.in_features) for linear in report.linears
+    } == synthetic.linear_shapes(config)
+    assert report.mean_error == pytest.approx(0.362, abs=0.02)
+
+
+def test_plain_torch_quantizer_is_the_published_one() -> None:
+    """What benchmarks/quantize.py compares with gives the quantizer's matrices, but for ties, which its angles cannot decide."""
+    torch = pytest.importorskip("torch")
+    import ml_dtypes
+
+    import quantize as benchmark
+    from fairy2i_export import quantize
+
+    weight = (np.random.default_rng(0).standard_normal((256, 192)) * 0.02).astype(ml_dtypes.bfloat16)
+    tensor = torch.from_numpy(weight.astype(np.float32)).to(torch.bfloat16)
+    for stages in (1, 2):  # 0.1 % of the entries are ties, each then wrong by a whole scale; they also move the means
+        (u_re, u_im), (w_re, w_im) = benchmark.published_formulas(tensor, stages)
+        dense = torch.cat([torch.cat([w_re + u_re, w_im - u_im], 1), torch.cat([w_im + u_im, u_re - w_re], 1)])
+        expected = quantize(weight, stages).dequantize()
+        assert np.linalg.norm(dense.float().numpy() - expected) < 0.06 * np.linalg.norm(expected)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,7 +152,6 @@ def test_mistakes_with_source_and_output(run: Run, source: Path, tmp_path: Path)
     for arguments, words in (
         ((tmp_path / "nothing",), "no such file or directory"),
         (("some.onnx",), "some.onnx: no such file; expected an ONNX model"),
-        ((source, "--dry-run"), "--dry-run is for .onnx sources only"),
         ((source, "-o", tmp_path / "file" / "out"), "cannot be made"),
         ((source, "-o", "/proc/fairy2i/out"), "cannot be made"),
         ((source, "-o", source, "--force"), "holds the source checkpoint"),
@@ -166,24 +160,6 @@ def test_mistakes_with_source_and_output(run: Run, source: Path, tmp_path: Path)
         assert (code, out) == (2, "")
         assert words in err
         assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
-    source = make_checkpoint(tmp_path / "model", num_hidden_layers=8, **sizes)
-    command = [sys.executable, "-m", "fairy2i_export.cli", str(source), "-o", str(tmp_path / "out"), "--stages", "4"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.*.partial")) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_training_entry_of_a_real_checkpoint_is_used(run: Run, tmp_path: Path, source: Path) -> None:

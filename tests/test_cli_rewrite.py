@@ -238,15 +238,15 @@ def test_weights_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     initializers = {f"w{i}": rng.standard_normal((64, 64)).astype(np.float32) for i in range(3)}
     source = save_model(tmp_path / "m.onnx", nodes, {"x": ("float", [2, 64])}, {"y": "float"}, initializers, external=True)
     alive: list[weakref.ref[Any]] = []
-    quantize = weights.quantize
+    find_scales = weights.find_scales
 
     def watched(matrix: Any, *arguments: Any, **options: Any) -> Any:
         gc.collect()
         assert not [ref for ref in alive if ref() is not None]
         alive.append(weakref.ref(matrix))
-        return quantize(matrix, *arguments, **options)
+        return find_scales(matrix, *arguments, **options)
 
-    monkeypatch.setattr(weights, "quantize", watched)
+    monkeypatch.setattr(weights, "find_scales", watched)
     rewrite_onnx(source, tmp_path / "out")
     assert len(alive) == 3
 

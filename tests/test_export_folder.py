@@ -211,7 +211,7 @@ def test_force_replaces_nothing_but_exports(source: Path, tmp_path: Path) -> Non
     assert "model.onnx" in names_in(empty)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), WeightError("bad"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [WeightError("bad"), OSError(28, "No space left on device"), ZeroDivisionError("bug")])
 def test_a_failure_leaves_nothing_behind(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -284,9 +284,8 @@ def test_progress_and_estimate_add_up(source: Path, tmp_path: Path) -> None:
 
     recorder = Recorder()
     report = export(source, tmp_path / "out", observer=recorder)
-    (reading, total, read), (quantizing, parameters, done) = recorder.phases
-    assert (reading, quantizing) == ("reading", "quantizing")
-    assert read == total
+    ((quantizing, parameters, done),) = recorder.phases
+    assert quantizing == "quantizing"
     assert parameters == done == report.parameters == 2 * 210 * 72 + 2 * (72 * 72 * 2 + 72 * 24 * 2 + 3 * 72 * 150) + 5 * 72
     assert recorder.estimate is not None
     assert report.output_bytes == pytest.approx(recorder.estimate.output_bytes, rel=0.2)

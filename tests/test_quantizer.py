@@ -15,9 +15,6 @@ from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.quantizer import (
     looks_dequantized,
     merge_widely_linear,
-    phase_codes,
-    round_to_bf16,
-    split_widely_linear,
 )
 
 
@@ -47,14 +44,21 @@ def test_codes_and_scales_of_real_sizes(size: int) -> None:
         assert_equals_oracle(bf16_weights(rng, size, 64), 4)
 
 
+def codes_of(re: np.ndarray, im: np.ndarray, profile: str = "fp32") -> np.ndarray:
+    """First-stage codes of the complex numbers re + i im: as the only row of U, with W = 0."""
+    re, im = (np.asarray(part, np.float32)[None] for part in (re, im))
+    a = np.block([[re, -im], [im, re]])
+    return quantize(a, 1, profile).codes[0, 0, 0]  # type: ignore[arg-type]
+
+
 def test_ties_are_common_and_follow_the_rule() -> None:
     """About 0.2 % of bfloat16 entries lie on a sector border: equal signs go to the imaginary axis."""
-    u_re, u_im, _, _ = split_widely_linear(
-        bf16_weights(np.random.default_rng(1), 512, 512).astype(np.float32), round_to_bf16
-    )
+    a = bf16_weights(np.random.default_rng(1), 512, 512).astype(np.float32)
+    u_re = oracle.bf16(oracle.bf16(a[:256, :256] + a[256:, 256:]) / 2)
+    u_im = oracle.bf16(oracle.bf16(a[256:, :256] - a[:256, 256:]) / 2)
     tie = np.abs(u_re) == np.abs(u_im)
     assert 0.001 < tie.mean() < 0.004
-    codes = phase_codes(u_re, u_im)[tie]
+    codes = quantize(a, 1).codes[0, 0][tie]
     same = np.sign(u_re[tie]) == np.sign(u_im[tie])
     assert same.any()
     np.testing.assert_array_equal(codes % 2, same.astype(np.uint8))
@@ -69,25 +73,24 @@ def test_phase_codes_at_borders_and_zeros() -> None:
         (z, z, 0), (z, -z, 0), (-z, z, 0), (-z, -z, 2),
     ]  # fmt: skip
     re, im, code = (np.array(v) for v in zip(*points, strict=True))
-    np.testing.assert_array_equal(phase_codes(re.astype(np.float32), im.astype(np.float32)), code)
-    for exponent in (-126, -60, 40, 120):
-        factor = np.float32(2.0**exponent)
-        np.testing.assert_array_equal(phase_codes((re * factor).astype(np.float32), (im * factor).astype(np.float32)), code)
+    for exponent in (0, -126, -60, 40, 120):
+        for profile in ("fp32", "bf16-reference"):
+            np.testing.assert_array_equal(codes_of(re * 2.0**exponent, im * 2.0**exponent, profile), code)
 
 
 finite = st.floats(-1e4, 1e4, width=32)
 
 
-@settings(max_examples=200, deadline=None)
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9), elements=finite))
-def test_split_and_merge_are_inverse(half: np.ndarray) -> None:
-    a = np.tile(half, (2, 2)) + np.arange(4, dtype=np.float32).reshape(2, 2).repeat(half.shape[0], 0).repeat(
-        half.shape[1], 1
-    )
-    back = merge_widely_linear(*split_widely_linear(a))
-    np.testing.assert_allclose(back, a, rtol=1e-6, atol=2e-3)
-    exact = np.round(a)  # integers below 2^23: the transform loses nothing
-    np.testing.assert_array_equal(merge_widely_linear(*split_widely_linear(exact)), exact)
+def test_merge_is_the_inverse_of_the_split() -> None:
+    """A matrix made of scales and codes alone is what one stage of the quantizer finds again."""
+    rng = np.random.default_rng(6)
+    codes = rng.integers(0, 4, (2, 8, 16)).astype(np.uint8)
+    value = oracle.UNIT[codes] * np.array([1.5, 0.25])[:, None, None]
+    a = merge_widely_linear(*(part.astype(np.float32) for z in value for part in (z.real, z.imag)))
+    q = quantize(a, 1, "fp32")
+    np.testing.assert_array_equal(q.codes[0], codes)
+    np.testing.assert_array_equal(q.scales[0], [[1.5, 1.5], [0.25, 0.25]])
+    np.testing.assert_array_equal(q.dequantize(), a)
 
 
 @settings(max_examples=100, deadline=None)

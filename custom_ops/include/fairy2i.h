@@ -112,6 +112,49 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
                       int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
                       f2i_message *message);
+/* --- From latent weights to packed bytes: the quantizer and the packer of the exporter --- */
+
+enum { F2I_FLOAT32 = 0, F2I_FLOAT16 = 1, F2I_BFLOAT16 = 2 };
+enum {
+  F2I_PROFILE_BF16 = 0, /* "bf16-reference": every step is rounded to bfloat16, as in the published training code */
+  F2I_PROFILE_FP32 = 1,
+};
+
+/* The latent weight of one linear layer, a real matrix [n][k], and how to quantize it. Only read. A complex row is a
+ * pair of real rows i and n/2 + i, hence there are n/2 of them; functions below work on complex rows [begin, end), and
+ * different parts may be worked on at the same time. */
+typedef struct f2i_latent {
+  const void *data; /* [n][k], any alignment, host byte order */
+  size_t bytes;
+  int64_t k;
+  int64_t n;
+  int64_t dtype; /* F2I_FLOAT32, F2I_FLOAT16 or F2I_BFLOAT16 */
+  int64_t stages;
+  int64_t profile;          /* F2I_PROFILE_BF16 or F2I_PROFILE_FP32 */
+  const float *row_divisor; /* [n]: real rows are divided by it first; or NULL for none */
+  size_t row_divisor_count;
+} f2i_latent;
+
+/* squares[end - begin][2 (row i, row n/2 + i)]: sum of the squares of a real row, before any division. */
+f2i_status f2i_quantize_squares(const f2i_latent *latent, int64_t begin, int64_t end, double *squares, size_t count,
+                                f2i_message *message);
+
+/* For the stage after those whose scales [stages so far][2 (U, W)][2 (re, im)] are given: per complex row the sum of
+ * the magnitudes on each axis, and how many entries go to it, both [end - begin][2 (U, W)][2 (re, im)]; count is the
+ * length of either. A value of the matrix that is not finite makes a sum of its row not finite. */
+f2i_status f2i_quantize_sums(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
+                             int64_t end, double *sums, int64_t *counts, size_t count, f2i_message *message);
+
+/* codes[stages][2 (U, W)][end - begin][k / 2] with all scales known, and, unless errors is NULL, per complex row
+ * errors[end - begin][2]: the sums of squares of A - Q(A) and of A over both its real rows, in original units. */
+f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
+                              int64_t end, uint8_t *codes, size_t codes_count, double *errors, size_t errors_count,
+                              f2i_message *message);
+
+/* Writes the row tiles of complex rows [begin, end) into the packed bytes of a whole layer. Rows begin and end at
+ * multiples of 32, or end with the matrix. codes [stages][2 (U, W)][end - begin][k / 2], 0 to 3. */
+f2i_status f2i_pack(const uint8_t *codes, size_t codes_count, int64_t k, int64_t n, int64_t stages, int64_t begin,
+                    int64_t end, uint8_t *packed, size_t packed_bytes, f2i_message *message);
 /* cffi-end */
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -1,7 +1,8 @@
 /* ort_glue.c - Fairy2iMatMul as an ONNX Runtime custom operator: the only file that knows ONNX Runtime.
  *
  * Written for API version 18 (ONNX Runtime 1.18) whatever the version of the header, so that the library loads in every
- * later release. Weights that are initializers stay where ONNX Runtime mapped them: only their addresses are kept.
+ * later release (docs/runtime.md says which were tried). Weights that are initializers stay where ONNX Runtime mapped
+ * them: only their addresses are kept.
  */
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 
 #define MIN_API 18
 #define API_WITH_CONFIG_ENTRIES 24
+#define SAFE_SHAPE_INFERENCE 24 /* see ops_without_shapes */
 
 enum { IN_X, IN_PACKED, IN_SCALES, IN_BIAS, IN_ROW_MULTIPLIER, IN_COL_MULTIPLIER, IN_COUNT };
 
@@ -116,11 +118,16 @@ static void read_environment(const char *variable, char *out, size_t size) {
   if (out[0] == '\0') copy_text(getenv(variable), out, size);
 }
 
+/* Whether the runtime is release 1.minor or later. */
+static int is_release(const OrtApiBase *base, long minor) {
+  const char *version = base->GetVersionString();
+  return strncmp(version, "1.", 2) != 0 || strtol(version + 2, NULL, 10) >= minor;
+}
+
 /* Session config entries fairy2i.kernel and fairy2i.isa, where the runtime lets a kernel read them. */
 static OrtStatus *read_config(node *n, const OrtKernelInfo *info) {
   const OrtApiBase *base = atomic_load(&api_base);
-  const char *version = base->GetVersionString();
-  if (strncmp(version, "1.", 2) == 0 && strtol(version + 2, NULL, 10) < API_WITH_CONFIG_ENTRIES) return NULL;
+  if (!is_release(base, API_WITH_CONFIG_ENTRIES)) return NULL;
   const OrtApi *api = base->GetApi(API_WITH_CONFIG_ENTRIES);
   if (api == NULL) return NULL;
   OrtKeyValuePairs *entries = NULL;
@@ -469,7 +476,7 @@ static OrtStatus *ORT_API_CALL infer_shape(const OrtCustomOp *op, OrtShapeInferC
   return status;
 }
 
-#define OP(suffix)                            \
+#define OP(suffix, infer_shape_fn)            \
   {                                           \
       .version = MIN_API,                     \
       .GetName = op_name,                     \
@@ -488,12 +495,16 @@ static OrtStatus *ORT_API_CALL infer_shape(const OrtCustomOp *op, OrtShapeInferC
       .GetVariadicOutputHomogeneity = one,    \
       .CreateKernelV2 = create_##suffix,      \
       .KernelComputeV2 = compute,             \
-      .InferOutputShapeFn = infer_shape,      \
+      .InferOutputShapeFn = infer_shape_fn,   \
       .GetStartVersion = one,                 \
       .GetEndVersion = one,                   \
   }
 
-static const OrtCustomOp ops[2] = {OP(float), OP(half)};
+/* Before ONNX Runtime 1.24, having a shape function ends the process as soon as a node has an absent input with an
+ * empty name: the context that it would be given is made from the types of all inputs, and the absent one has none
+ * (microsoft/onnxruntime pull request 26199). There the shape of Y stays unknown until the node runs. */
+static const OrtCustomOp ops[2] = {OP(float, infer_shape), OP(half, infer_shape)};
+static const OrtCustomOp ops_without_shapes[2] = {OP(float, NULL), OP(half, NULL)};
 
 static OrtStatus *register_ops(OrtSessionOptions *options, const OrtApiBase *base) {
   const OrtApi *api = base->GetApi(MIN_API);
@@ -506,10 +517,11 @@ static OrtStatus *register_ops(OrtSessionOptions *options, const OrtApiBase *bas
   atomic_store(&api_base, base);
   OrtCustomOpDomain *domain = atomic_load(&shared_domain);
   if (domain == NULL) {
+    const OrtCustomOp *own = is_release(base, SAFE_SHAPE_INFERENCE) ? ops : ops_without_shapes;
     OrtCustomOpDomain *none = NULL;
     RETURN_IF_ERROR(api->CreateCustomOpDomain("ai.fairy2i", &domain));
     OrtStatus *status = NULL;
-    for (size_t i = 0; status == NULL && i < 2; ++i) status = api->CustomOpDomain_Add(domain, &ops[i]);
+    for (size_t i = 0; status == NULL && i < 2; ++i) status = api->CustomOpDomain_Add(domain, &own[i]);
     if (status != NULL || !atomic_compare_exchange_strong(&shared_domain, &none, domain)) {
       api->ReleaseCustomOpDomain(domain);
       if (status != NULL) return status;

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fairy2i_export.errors import CheckpointError
-from fairy2i_export.quantizer import F32
+from fairy2i_export.native import F32
 from fairy2i_export.rope_config import Rope
 
 

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fairy2i_export.analysis import relative_error, split_widely_linear
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.inspection.facts import LayerFacts, ModelFacts, layer_facts, model_facts
 from fairy2i_export.layout import unpack
-from fairy2i_export.quantizer import CODE_IM, CODE_RE, F32, QuantizedLinear, split_widely_linear
+from fairy2i_export.native import F32
+from fairy2i_export.quantizer import CODE_IM, CODE_RE, QuantizedLinear
 from fairy2i_export.verify.layers import LayerResult, Node, check_layers
 from fairy2i_export.verify.logits import log_softmax
 from fairy2i_export.verify.reference import SourceWeights, torch_is_installed, torch_logits
-from fairy2i_export.weights import relative_error
 from fairy2i_runtime import Model, load
 
 F64 = npt.NDArray[np.float64]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
+from fairy2i_export.data_file import ALIGNMENT, DATA, INLINE_BYTES
 from fairy2i_export.errors import ModelError
-from fairy2i_export.exporter import DATA, MODEL, Observer
+from fairy2i_export.exporter import MODEL, Observer, thread_count
 from fairy2i_export.layout import LAYOUT_VERSION
 from fairy2i_export.options import check_quantizer
 from fairy2i_export.output import REWRITE_MARKERS, check_space, output_folder
@@ -31,8 +34,6 @@ from fairy2i_export.rewrite.select import select_linears
 from fairy2i_export.rewrite.weights import Names, PackedWeights
 
 REPORT = REWRITE_MARKERS[1]
-_ALIGNMENT = 4096  # of every tensor in the data file, so that it can be mapped and executed in place
-_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx
 
 
 @dataclass
@@ -62,6 +63,7 @@ def rewrite_onnx(
     exclude: Iterable[str] = (),
     trained: bool = False,
     force: bool = False,
+    jobs: int | None = None,
     dry_run: bool = False,
     observer: Observer | None = None,
 ) -> RewriteReport:
@@ -77,6 +79,7 @@ def rewrite_onnx(
         exclude: globs; matching layers stay as they are.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier result in ``out``.
+        jobs: threads that quantize; default: as many as this process may use cores. The result does not depend on it.
         dry_run: find out what would be done and write nothing.
         observer: hears about progress.
 
@@ -91,6 +94,7 @@ def rewrite_onnx(
     observer = observer or Observer()
     path = Path(source)
     setting = check_quantizer(stages, profile, row_multiplier)
+    count = thread_count(jobs)
     model, opset = open_model(path)
     files = model_files(path, model)
     source_bytes = sum(file.stat().st_size for file in files)
@@ -124,21 +128,26 @@ def rewrite_onnx(
 
     if dry_run:
         return report(None, None, expected_bytes)
-    with output_folder(target, force=force, source=path, markers=REWRITE_MARKERS) as folder:
+    with output_folder(target, force=force, source=path, markers=REWRITE_MARKERS) as workspace:
+        folder = workspace.folder
+        workspace.discard()
         check_space(folder, expected_bytes)
         observer.phase("reading", source_bytes)
         sha256 = files_sha256(files, observer.advance)
         if changed.rewritten:
             describe(model, _properties(changed, setting, path, sha256))
         observer.phase("quantizing", sum({id(x.value): x.parameters for x in changed.rewritten}.values()))
-        ir.save(
-            model,
-            folder / MODEL,
-            external_data=DATA,
-            size_threshold_bytes=_INLINE_BYTES,
-            alignment=_ALIGNMENT,
-            align_threshold=0,
-        )
+        pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
+        with pool or nullcontext():
+            changed.weights.pool = pool
+            ir.save(
+                model,
+                folder / MODEL,
+                external_data=DATA,
+                size_threshold_bytes=INLINE_BYTES,
+                alignment=ALIGNMENT,
+                align_threshold=0,
+            )
         written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
         missing = copy_library(folder)
         result = report(target, sha256, written, copy_genai_files(path, folder), missing)
@@ -198,7 +207,7 @@ def _check_anything(path: Path, changed: _Changed) -> None:
 
 def _expected_bytes(model: ir.Model) -> int:
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(tensor.nbytes + _ALIGNMENT // 2 for tensor in tensors if tensor is not None)
+    return sum(tensor.nbytes + ALIGNMENT // 2 for tensor in tensors if tensor is not None)
 
 
 def _name_of(path: Path) -> str:

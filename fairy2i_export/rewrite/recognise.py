@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from fairy2i_export.errors import ModelError, WeightError
+from fairy2i_export.native import F32
 from fairy2i_export.quantizer import (
-    F32,
     MAX_STAGES,
     PROFILES,
     ROW_MULTIPLIERS,

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from fairy2i_export.errors import ModelError
 from fairy2i_export.graph.function import DOMAIN, OP_NAME
 from fairy2i_export.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX
-from fairy2i_export.quantizer import F32
+from fairy2i_export.native import F32
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.ranks import rank_of

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from fairy2i_export.errors import ModelError
 from fairy2i_export.layout import MAX_FEATURES
-from fairy2i_export.quantizer import F32
+from fairy2i_export.native import F32
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.ranks import rank_of

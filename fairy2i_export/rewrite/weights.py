@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fairy2i_export.analysis import relative_error
 from fairy2i_export.errors import ModelError
 from fairy2i_export.layout import PackedLinear, pack, packed_size
-from fairy2i_export.quantizer import F32, QuantizedLinear, quantize
+from fairy2i_export.quantizer import find_scales, quantize
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.resolve import float_matrix
 from fairy2i_export.row_sums import recover_any
-from fairy2i_export.weights import relative_error
+from fairy2i_export.weights import pack_scaled
 
 
 class Names:
@@ -61,6 +63,7 @@ class PackedWeights:
         names: to take their names from.
         advance: told the parameters of every matrix that was packed.
         errors: relative quantization error by layer, filled while the model is written; 0 for codes that were there before.
+        pool: threads that share the rows of a matrix; None = the calling thread alone.
     """
 
     constants: Constants
@@ -68,6 +71,7 @@ class PackedWeights:
     names: Names
     advance: Callable[[int], None] = lambda parameters: None
     errors: dict[str, float] = field(default_factory=dict)
+    pool: Executor | None = None
     _packed: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value | None, _Layer]] = field(default_factory=dict)
     _scales: dict[tuple[ir.Value, bool, float], ir.Value] = field(default_factory=dict)
 
@@ -145,28 +149,35 @@ class _Layer:
         return self.small
 
     def _pack(self) -> PackedLinear:
-        q, error = self._quantized()
-        p = pack(q)
+        p, error = self._packed_with_error()
         self.small = replace(p, packed=np.empty(0, np.uint8))
         self.weights.errors[self.linear.name] = error
         self.weights.advance(self.linear.parameters)
         return p
 
-    def _quantized(self) -> tuple[QuantizedLinear, float]:
-        """The codes, and how far they are from the matrix that the model computes with now."""
-        linear, recipe = self.linear, self.linear.recipe
+    def _packed_with_error(self) -> tuple[PackedLinear, float]:
+        """The operands, and how far they are from the matrix that the model computes with now."""
+        linear, recipe, pool = self.linear, self.linear.recipe, self.weights.pool
         if recipe is None:
             raise AssertionError(f"{linear.name}: not recognised")
-        a = _matrix(self.read(), linear.transposed)
-        if recipe.origin == "recovered":
+        matrix = _turned(self.read(), linear.transposed)
+        if recipe.origin == "quantized":
+            scaled = find_scales(
+                matrix, recipe.stages, recipe.profile, row_multiplier=recipe.row_multiplier, name=linear.name, pool=pool
+            )
+            packed, error = pack_scaled(scaled, pool)
+            n, m = scaled.matrix.n, scaled.matrix.m
+            return PackedLinear(packed, scaled.scales, n, m, recipe.stages, scaled.row_multiplier), error
+        a = float_matrix(matrix)
+        if self.read_latent is None:
             q = recover_any(a)
             if q is None:
                 raise ModelError(f"{linear.name}: the weights changed while the model was rewritten")
-            return q, relative_error(a, q)
-        weight = a if self.read_latent is None else _matrix(self.read_latent(), recipe.latent_transposed)
-        q = quantize(weight, recipe.stages, recipe.profile, row_multiplier=recipe.row_multiplier, name=linear.name)
-        return q, relative_error(a, q)
+        else:
+            latent = _turned(self.read_latent(), recipe.latent_transposed)
+            q = quantize(latent, recipe.stages, recipe.profile, row_multiplier=recipe.row_multiplier, name=linear.name)
+        return pack(q), relative_error(a, q)
 
 
-def _matrix(stored: npt.NDArray[np.generic], transposed: bool) -> F32:
-    return float_matrix(stored.T if transposed else stored)
+def _turned(stored: npt.NDArray[np.generic], transposed: bool) -> npt.NDArray[np.generic]:
+    return stored.T if transposed else stored

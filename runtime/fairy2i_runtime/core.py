@@ -50,11 +50,17 @@ def _library() -> tuple[Any, Any]:
     return ffi, ffi.dlopen(str(path))
 
 
+def binding() -> tuple[Any, Any]:
+    """(ffi, library) for code that calls functions of fairy2i.h which have no class here: the exporter's quantizer."""
+    return _library()
+
+
 def _text(ffi: Any, value: Any) -> str:
     return str(ffi.string(value).decode("utf-8", "replace"))
 
 
 def _check(ffi: Any, status: int, message: Any) -> None:
+    """Raise KernelError with the library's message unless the call succeeded."""
     if status != 0:
         raise KernelError(_text(ffi, message.text))
 

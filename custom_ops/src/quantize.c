@@ -1,0 +1,96 @@
+/* quantize.c - the quantizer's public functions: argument checks, then the row functions of the best ISA. */
+#include "quantize.h"
+
+#include <math.h>
+
+#include "cpu.h"
+#include "f2i_layout.h"
+#include "message.h"
+
+static const f2i_quantizer *quantizer(void) {
+#if defined(F2I_HAVE_AVX512)
+  if (f2i_cpu_bits() & F2I_CPU_AVX512) return &f2i_quantizer_avx512;
+#endif
+#if defined(F2I_HAVE_AVX2)
+  if (f2i_cpu_bits() & F2I_CPU_AVX2) return &f2i_quantizer_avx2;
+#endif
+  return &f2i_quantizer_baseline;
+}
+
+static f2i_status check(const f2i_latent *latent, int64_t begin, int64_t end, f2i_message *message) {
+  if (latent == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "latent: expected a pointer, got NULL");
+  size_t packed = 0;
+  const f2i_status status = f2i_packed_size(latent->k, latent->n, latent->stages, &packed, message);
+  if (status != F2I_OK) return status;
+  if (latent->dtype != F2I_FLOAT32 && latent->dtype != F2I_FLOAT16 && latent->dtype != F2I_BFLOAT16) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "dtype: expected 0 (float32), 1 (float16) or 2 (bfloat16), got %lld",
+                    (long long)latent->dtype);
+  }
+  if (latent->profile != F2I_PROFILE_BF16 && latent->profile != F2I_PROFILE_FP32) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "profile: expected 0 (bf16-reference) or 1 (fp32), got %lld",
+                    (long long)latent->profile);
+  }
+  /* at most 2^48 values of 4 bytes */
+  const uint64_t bytes = (uint64_t)latent->k * (uint64_t)latent->n * (latent->dtype == F2I_FLOAT32 ? 4u : 2u);
+  if (latent->data == NULL || (uint64_t)latent->bytes != bytes) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "data: expected %llu bytes for K=%lld, N=%lld, got %zu",
+                    (unsigned long long)bytes, (long long)latent->k, (long long)latent->n,
+                    latent->data == NULL ? (size_t)0 : latent->bytes);
+  }
+  if (latent->row_divisor != NULL && latent->row_divisor_count != (size_t)latent->n) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "row_divisor: expected %lld values, got %zu", (long long)latent->n,
+                    latent->row_divisor_count);
+  }
+  if (begin < 0 || end < begin || end > latent->n / 2) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "rows: expected a part of 0 to %lld, got %lld to %lld",
+                    (long long)(latent->n / 2), (long long)begin, (long long)end);
+  }
+  return F2I_OK;
+}
+
+static f2i_status check_count(const char *what, const void *pointer, size_t count, uint64_t expected,
+                              f2i_message *message) {
+  if (pointer != NULL && (uint64_t)count == expected) return F2I_OK;
+  return f2i_fail(message, F2I_INVALID_ARGUMENT, "%s: expected %llu values, got %zu", what,
+                  (unsigned long long)expected, pointer == NULL ? (size_t)0 : count);
+}
+
+f2i_status f2i_quantize_squares(const f2i_latent *latent, int64_t begin, int64_t end, double *squares, size_t count,
+                                f2i_message *message) {
+  f2i_status status = check(latent, begin, end, message);
+  if (status == F2I_OK) status = check_count("squares", squares, count, 2 * (uint64_t)(end - begin), message);
+  if (status != F2I_OK) return status;
+  quantizer()->squares(latent, begin, end, squares);
+  return f2i_ok(message);
+}
+
+f2i_status f2i_quantize_sums(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
+                             int64_t end, double *sums, int64_t *counts, size_t count, f2i_message *message) {
+  f2i_status status = check(latent, begin, end, message);
+  if (status != F2I_OK) return status;
+  if (scales_count % 4 != 0 || scales_count >= 4 * (size_t)latent->stages || (scales_count != 0 && scales == NULL)) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "scales: expected 4 per earlier stage of %lld, got %zu",
+                    (long long)latent->stages, scales == NULL ? (size_t)0 : scales_count);
+  }
+  status = check_count("sums", sums, count, 4 * (uint64_t)(end - begin), message);
+  if (status == F2I_OK) status = check_count("counts", counts, count, 4 * (uint64_t)(end - begin), message);
+  if (status != F2I_OK) return status;
+  quantizer()->sums(latent, scales, (int64_t)(scales_count / 4), begin, end, sums, counts);
+  return f2i_ok(message);
+}
+
+f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
+                              int64_t end, uint8_t *codes, size_t codes_count, double *errors, size_t errors_count,
+                              f2i_message *message) {
+  f2i_status status = check(latent, begin, end, message);
+  if (status != F2I_OK) return status;
+  const uint64_t rows = (uint64_t)(end - begin);
+  status = check_count("scales", scales, scales_count, 4 * (uint64_t)latent->stages, message);
+  if (status == F2I_OK) {
+    status = check_count("codes", codes, codes_count, (uint64_t)latent->stages * rows * (uint64_t)latent->k, message);
+  }
+  if (status == F2I_OK && errors != NULL) status = check_count("errors", errors, errors_count, 2 * rows, message);
+  if (status != F2I_OK) return status;
+  quantizer()->codes(latent, scales, begin, end, codes, errors);
+  return f2i_ok(message);
+}

@@ -1,0 +1,18 @@
+/* quantize.h - what the row functions of the quantizer look like to quantize.c; one set per ISA, equal to the bit. */
+#ifndef F2I_QUANTIZE_H
+#define F2I_QUANTIZE_H
+
+#include "fairy2i.h"
+
+/* Arguments are checked already; begin and end count complex rows. */
+typedef struct f2i_quantizer {
+  void (*squares)(const f2i_latent *latent, int64_t begin, int64_t end, double *squares);
+  void (*sums)(const f2i_latent *latent, const float *scales, int64_t stage, int64_t begin, int64_t end, double *sums,
+               int64_t *counts);
+  void (*codes)(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, uint8_t *codes,
+                double *errors);
+} f2i_quantizer;
+
+extern const f2i_quantizer f2i_quantizer_baseline, f2i_quantizer_avx2, f2i_quantizer_avx512;
+
+#endif

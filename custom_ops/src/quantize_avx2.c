@@ -1,0 +1,3 @@
+/* quantize_avx2.c - the quantizer compiled for AVX2. */
+#define F2I_QUANTIZER f2i_quantizer_avx2
+#include "quantize_rows.h"

@@ -1,0 +1,182 @@
+/* test_quantize.c - the quantizer of every ISA against the baseline one, to the bit, and the packer, without Python.
+ *
+ * Every buffer ends at an inaccessible page, so a byte too far is a crash; weights lie unaligned for it. What codes and
+ * scales have to be is tested from Python (tests/test_quantizer.py) against an independent derivation.
+ */
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cpu.h"
+#include "quantize.h"
+
+static int passed, failed;
+
+static void check(int ok, const char *what, const char *isa) {
+  if (ok) {
+    ++passed;
+  } else {
+    ++failed;
+    printf("FAILED: %s (%s)\n", what, isa);
+  }
+}
+
+typedef struct buffer {
+  void *data; /* ends where the inaccessible page begins */
+  void *map;
+  size_t mapped;
+} buffer;
+
+static buffer guarded(size_t bytes) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (bytes + page - 1) / page * page;
+  buffer b = {NULL, NULL, inside + page};
+  b.map = mmap(NULL, b.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (b.map == MAP_FAILED || mprotect((char *)b.map + inside, page, PROT_NONE) != 0) {
+    perror("mmap");
+    exit(2);
+  }
+  b.data = (char *)b.map + inside - bytes;
+  return b;
+}
+
+static void release(buffer b) { munmap(b.map, b.mapped); }
+
+static uint64_t state = 1;
+
+static uint32_t random_bits(void) { /* SplitMix64 */
+  uint64_t z = state += 0x9E3779B97F4A7C15u;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+  return (uint32_t)(z >> 32);
+}
+
+/* a value of magnitude 2^-8 to 2^8, now and then zero, negative zero, or equal to its neighbour: borders and ties */
+static uint32_t random_float_bits(uint32_t before) {
+  const uint32_t bits = random_bits();
+  if (bits % 16 == 0) return bits & 0x80000000u;
+  if (bits % 16 == 1) return before ^ (bits & 0x80000000u);
+  return (bits & 0x807FFFFFu) | (119u + (bits >> 8) % 16) << 23;
+}
+
+static void fill(f2i_latent *latent, char *data) {
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < latent->n * latent->k; ++i) {
+    bits = random_float_bits(bits);
+    const uint16_t high = (uint16_t)(bits >> 16), half = (uint16_t)((bits >> 16 & 0x8000u) | (bits >> 13 & 0x3FFFu));
+    if (latent->dtype == F2I_FLOAT32) memcpy(data + 4 * i, &bits, 4);
+    if (latent->dtype == F2I_BFLOAT16) memcpy(data + 2 * i, &high, 2);
+    if (latent->dtype == F2I_FLOAT16) memcpy(data + 2 * i, &half, 2);
+  }
+}
+
+typedef struct results {
+  buffer squares, sums, counts, codes, errors;
+  size_t squares_bytes, sums_bytes, codes_bytes, errors_bytes;
+} results;
+
+static results run(const f2i_quantizer *quantizer, const f2i_latent *latent, const float *scales) {
+  const size_t rows = (size_t)latent->n / 2;
+  results r;
+  r.squares_bytes = rows * 2 * sizeof(double);
+  r.sums_bytes = rows * 4 * sizeof(double);
+  r.codes_bytes = (size_t)latent->stages * rows * (size_t)latent->k;
+  r.errors_bytes = rows * 2 * sizeof(double);
+  r.squares = guarded(r.squares_bytes);
+  r.sums = guarded(r.sums_bytes);
+  r.counts = guarded(r.sums_bytes);
+  r.codes = guarded(r.codes_bytes);
+  r.errors = guarded(r.errors_bytes);
+  quantizer->squares(latent, 0, (int64_t)rows, r.squares.data);
+  quantizer->sums(latent, scales, latent->stages - 1, 0, (int64_t)rows, r.sums.data, r.counts.data);
+  quantizer->codes(latent, scales, 0, (int64_t)rows, r.codes.data, r.errors.data);
+  return r;
+}
+
+static void release_results(results r) {
+  release(r.squares);
+  release(r.sums);
+  release(r.counts);
+  release(r.codes);
+  release(r.errors);
+}
+
+static void compare(const f2i_quantizer *quantizer, const char *isa, const f2i_latent *latent, const float *scales) {
+  const results a = run(&f2i_quantizer_baseline, latent, scales), b = run(quantizer, latent, scales);
+  check(memcmp(a.squares.data, b.squares.data, a.squares_bytes) == 0, "squares", isa);
+  check(memcmp(a.sums.data, b.sums.data, a.sums_bytes) == 0, "sums", isa);
+  check(memcmp(a.counts.data, b.counts.data, a.sums_bytes) == 0, "counts", isa);
+  check(memcmp(a.codes.data, b.codes.data, a.codes_bytes) == 0, "codes", isa);
+  check(memcmp(a.errors.data, b.errors.data, a.errors_bytes) == 0, "errors", isa);
+
+  /* rows one by one and packed in guarded memory: the same codes */
+  const int64_t rows = latent->n / 2, m = latent->k / 2;
+  uint8_t *one = malloc((size_t)(latent->stages * latent->k));
+  int same = one != NULL;
+  for (int64_t row = 0; row < rows && same; ++row) {
+    quantizer->codes(latent, scales, row, row + 1, one, NULL);
+    for (int64_t plane = 0; plane < 2 * latent->stages; ++plane) {
+      same &= memcmp(one + plane * m, (uint8_t *)a.codes.data + (plane * rows + row) * m, (size_t)m) == 0;
+    }
+  }
+  check(same, "rows one by one", isa);
+  free(one);
+  size_t bytes = 0;
+  f2i_message message;
+  check(f2i_packed_size(latent->k, latent->n, latent->stages, &bytes, &message) == F2I_OK, "size", isa);
+  const buffer packed = guarded(bytes);
+  check(f2i_pack(b.codes.data, b.codes_bytes, latent->k, latent->n, latent->stages, 0, rows, packed.data, bytes,
+                 &message) == F2I_OK,
+        message.text, isa);
+  ((uint8_t *)b.codes.data)[b.codes_bytes - 1] = 4;
+  check(f2i_pack(b.codes.data, b.codes_bytes, latent->k, latent->n, latent->stages, 0, rows, packed.data, bytes,
+                 &message) == F2I_INVALID_ARGUMENT,
+        "a code of 4", isa);
+  release(packed);
+  release_results(a);
+  release_results(b);
+}
+
+static void test_isa(const f2i_quantizer *quantizer, const char *isa) {
+  static const int64_t shapes[][2] = {{2, 2}, {4, 34}, {66, 30}, {64, 64}, {6, 1026}, {34, 2080}};
+  static const float scales[16] = {1.5f, 1.25f, 1.0f, 2.0f, 0.75f, 0.5f,  0.625f, 0.875f,
+                                   0.3f, 0.4f,  0.5f, 0.2f, 0.1f,  0.15f, 0.05f,  1e-6f};
+  for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; ++shape) {
+    for (int variant = 0; variant < 48; ++variant) { /* dtype x profile x stages x divisor */
+      f2i_latent latent = {0};
+      latent.n = shapes[shape][0];
+      latent.k = shapes[shape][1];
+      latent.dtype = variant % 3;
+      latent.profile = variant / 3 % 2;
+      latent.stages = 1 + variant / 6 % 4;
+      latent.bytes = (size_t)(latent.n * latent.k) * (latent.dtype == F2I_FLOAT32 ? 4 : 2);
+      const buffer data = guarded(latent.bytes), divisor = guarded((size_t)latent.n * sizeof(float));
+      fill(&latent, data.data);
+      latent.data = data.data;
+      for (int64_t i = 0; i < latent.n; ++i) ((float *)divisor.data)[i] = 0.5f + (float)(random_bits() % 1000) / 700;
+      if (variant / 24) {
+        latent.row_divisor = divisor.data;
+        latent.row_divisor_count = (size_t)latent.n;
+      }
+      compare(quantizer, isa, &latent, scales);
+      release(data);
+      release(divisor);
+    }
+  }
+}
+
+int main(void) {
+  test_isa(&f2i_quantizer_baseline, "baseline");
+#if defined(F2I_HAVE_AVX2)
+  if (f2i_cpu_bits() & F2I_CPU_AVX2) test_isa(&f2i_quantizer_avx2, "avx2");
+#endif
+#if defined(F2I_HAVE_AVX512)
+  if (f2i_cpu_bits() & F2I_CPU_AVX512) test_isa(&f2i_quantizer_avx512, "avx512");
+#endif
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}

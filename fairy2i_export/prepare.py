@@ -1,0 +1,126 @@
+"""Everything about an export that is known before a weight is read: plan, graph, the place of every byte, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fairy2i_export.architectures import describe
+from fairy2i_export.calibration import calibration_text
+from fairy2i_export.checkpoint import Checkpoint
+from fairy2i_export.config import Decoder
+from fairy2i_export.data_file import Place, place_tensors
+from fairy2i_export.graph.builder import DecoderBuilder
+from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options
+from fairy2i_export.plan import Plan, make_plan
+from fairy2i_export.report import Estimate
+from fairy2i_export.rope_config import context_warnings, stretch_context
+from fairy2i_export.source import open_source
+from fairy2i_export.tensor_stream import BUFFERS
+from fairy2i_export.tokenizer_files import SpecialTokens, check_tokenizer, special_tokens
+from fairy2i_export.weights import Task, WeightSource
+
+_BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An export that is planned and checked down to the last byte offset; no weight was read for it.
+
+    Attributes:
+        checkpoint: the source.
+        decoder: what config.json says.
+        options: in force.
+        plan: treatment of every linear layer.
+        tokens: special tokens.
+        warnings: one sentence each.
+        model: the graph; initializers without contents.
+        tasks: what is to be made of which tensor, by the name of the first initializer made.
+        places: of every initializer.
+        data_bytes: size of the data file.
+        target: the folder to write.
+        calibration_ids: text [1, length] to measure the scales of an int8 cache with, or None.
+    """
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    options: ExportOptions
+    plan: Plan
+    tokens: SpecialTokens
+    warnings: tuple[str, ...]
+    model: ir.Model
+    tasks: dict[str, Task]
+    places: dict[str, Place]
+    data_bytes: int
+    target: Path
+    calibration_ids: npt.NDArray[np.int64] | None
+
+    @property
+    def parameters(self) -> int:
+        """All parameters that are written; a tied embedding counts twice, as it is stored twice."""
+        return sum(task.parameters for task in self.tasks.values())
+
+
+def prepare(
+    source: str | Path, out: str | Path | None, given: GivenOptions, calibration: str | Path | None = None
+) -> Prepared:
+    """Open the checkpoint, check everything that can be checked without reading weights, and build the graph.
+
+    Args:
+        source: Hugging Face checkpoint directory, or hub id.
+        out: folder to write, or None for the default.
+        given: options as the caller gave them.
+        calibration: text file to measure the scales of an int8 cache with, or None for the default.
+
+    Raises:
+        Fairy2iError: a subclass for everything that is wrong with the checkpoint or the options.
+    """
+    checkpoint = open_source(source)
+    decoder = describe(stretch_context(checkpoint.config, given.rope_scaling))
+    embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
+    options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
+    plan = make_plan(checkpoint, decoder, options)
+    tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    warnings += context_warnings(decoder.ropes, options.context_length)
+    if not tokens.eos:
+        warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
+    if plan.unused:
+        warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
+    calibration_ids = calibration_text(checkpoint, options, calibration)
+    weights = WeightSource(checkpoint, options)
+    model = DecoderBuilder(decoder, plan, weights).build()
+    places, data_bytes = place_tensors(_initializers(model))
+    target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
+    return Prepared(
+        checkpoint,
+        decoder,
+        options,
+        plan,
+        tokens,
+        tuple(warnings),
+        model,
+        weights.tasks,
+        places,
+        data_bytes,
+        target,
+        calibration_ids,
+    )
+
+
+def make_estimate(prepared: Prepared) -> Estimate:
+    """Peak memory and output size, from shapes alone."""
+    checkpoint, plan = prepared.checkpoint, prepared.plan
+    sizes = sorted(
+        (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
+    )
+    packed = max(x.stored_bytes(prepared.options.stages) for x in plan.rewritten)
+    nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
+    return Estimate(_BASE_RAM + sum(sizes[:BUFFERS]) + packed, prepared.data_bytes + nodes)
+
+
+def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]

@@ -1,0 +1,69 @@
+"""--dry-run: what it foretells is what an export then writes, and it writes nothing itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from export_helpers import make_checkpoint
+from fairy2i_export import export
+from fairy2i_export.cli import main
+from fairy2i_export.dry_run import PROMPT_TOKENS, dry_run
+from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.options import GivenOptions
+from fairy2i_runtime import decoder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stages": 3, "lm_head": "int4", "embedding": "int8"}, {"row_multiplier": "rms", "exclude": ("*.up_proj",)}],
+)
+def test_it_foretells_the_export(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    run = dry_run(source, tmp_path / "out", GivenOptions(**options))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    report = export(source, tmp_path / "out", **options)
+    model = onnx.load(report.path / "model.onnx")
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    stored = {name: array.nbytes for name, array in tensors.items() if not name.startswith("const/")}
+    assert sum(group.count for group in run.groups) == len(stored)
+    assert sum(group.total_bytes for group in run.groups) == sum(stored.values())
+    gate = next(group for group in run.groups if group.name == "model.layers.*.mlp.gate_proj.packed")
+    assert (gate.count, gate.dtype, gate.total_bytes) == (2, "UINT8", 2 * stored["model.layers.1.mlp.gate_proj.packed"])
+    assert run.device.weights == (report.path / "model.onnx.data").stat().st_size
+    written = sum((report.path / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    assert run.estimate.output_bytes == pytest.approx(written, rel=0.2)
+
+
+def test_memory_of_a_device(source: Path) -> None:
+    assert PROMPT_TOKENS == decoder.PREFILL_CHUNK
+    short, long = (dry_run(source, None, GivenOptions(context_length=n)).device for n in (24, 96))
+    assert short.cache == 2 * 2 * 3 * 8 * 4 * 24  # keys and values, layers, heads, head size, float32, tokens
+    assert long.cache == 4 * short.cache
+    assert long.total == long.weights + long.cache + long.working + long.program
+    assert long.working > short.working
+    with pytest.raises(OptionError, match="context length"):
+        dry_run(source, None, GivenOptions(context_length=97))
+
+
+def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    arguments = [str(source), "-o", str(tmp_path / "out"), "--dry-run", "--context-length", "64", "--embedding", "int8"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    tensors = ("model.layers.*.self_attn.q_proj.packed", "model.embed_tokens.int8_scales")
+    for words in (*tensors, "keys and values of 64 tokens", "Nothing was written"):
+        assert words in out
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "out").mkdir()
+    assert main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+    with pytest.raises(OutputError, match="holds the source"):
+        dry_run(source, source, GivenOptions(), force=True)
