@@ -56,7 +56,7 @@ class LayerKind:
         if self.name == "f32":
             return [Operand("weight", TensorProto.FLOAT, (k, n))]
         if self.ternary:
-            return [Operand("ternary", TensorProto.UINT8, (n // 2, 2 * STAGES * k // BLOCK, BLOCK // 4))]
+            return [Operand("ternary", TensorProto.UINT8, (n // 2, -(-2 * STAGES * k // BLOCK), BLOCK // 4))]
         bits, blocks = int(self.name[1:]), -(-k // BLOCK)
         codes = Operand("codes", TensorProto.UINT8, (n, blocks, BLOCK * bits // 8))
         return [codes, Operand("scales", TensorProto.FLOAT, (n, blocks))]
@@ -116,7 +116,7 @@ def _ternary_constants(shape: Shape) -> dict[str, Any]:
         "order": np.array([0, 1] * (pieces // 2) + [1, 0] * (pieces // 2)),
         "factors": np.linspace(-0.02, 0.02, 2 * pieces, dtype=np.float32)[:, None],
         "vectors": np.array([-1, 2, 2 * STAGES * shape.k]),
-        "ones": np.ones(shape.n * STAGES * shape.k // BLOCK, np.float32),
+        "ones": np.ones(shape.n // 2 * -(-2 * STAGES * shape.k // BLOCK), np.float32),
         "joined": np.array([-1, shape.n]),
     }
 

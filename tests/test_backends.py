@@ -17,7 +17,9 @@ from export_helpers import GrowingCache, dequantized_torch_model, make_checkpoin
 from fairy2i_export import ExportReport, export, quantize
 from fairy2i_export.backends import BACKENDS, matmulnbits
 from fairy2i_export.cli import main
+from fairy2i_export.dry_run import dry_run
 from fairy2i_export.errors import OptionError, WeightError
+from fairy2i_export.options import GivenOptions
 from fairy2i_export.tools_cli import main as tools
 from fairy2i_runtime.errors import OptionError as RuntimeOptionError
 
@@ -205,3 +207,21 @@ def test_tools_say_what_they_cannot_do(tmp_path: Path, capsys: pytest.CaptureFix
 def test_onnx_sources_refuse_backends(option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "model.onnx"), *option]) == 2
     assert f"{option[0]} is for checkpoints only" in capsys.readouterr().err
+
+
+def test_memory_of_copies_is_estimated(tmp_path: Path) -> None:
+    """ONNX Runtime copies all weights but those of our operator; a float16 one becomes float32."""
+    source = make_checkpoint(tmp_path / "source")
+    found = {way.id: dry_run(source, None, GivenOptions(**way.values[0])) for way in WAYS}
+    weights = sum(linear.parameters for linear in export(source, tmp_path / "out").rewritten)
+    assert found["fairy2i"].device.copied == 0
+    assert found["dense"].device.copied == found["dense, float16"].device.copied == 4 * weights
+    assert found["matmulnbits, int8"].device.copied >= weights / 2
+    for run in found.values():
+        assert run.device.total == sum(vars(run.device).values()) - run.device.context
+
+
+def test_bench_does_not_claim_a_kernel_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small(tmp_path, {"backend": "dense"}).path
+    assert tools(["bench", str(folder), "--prompt-tokens", "4", "--new-tokens", "2", "--repeat", "1"]) == 0
+    assert "operators of onnxruntime" in capsys.readouterr().out

@@ -27,6 +27,8 @@ class Backend:
         options: export options, by name, that mean something to this backend only.
         nodes: appends the nodes of a layer.
         stored_bytes: bytes of a layer in the file without bias and row multipliers, from its shape.
+        copied_bytes: bytes of the copy that ONNX Runtime makes of them for its kernels when it loads the model; 0 if they
+            are used where they lie in the mapped file.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Backend:
     options: tuple[str, ...]
     nodes: MakeNodes
     stored_bytes: Callable[[Linear, ExportOptions], int]
+    copied_bytes: Callable[[Linear, ExportOptions], int]
 
 
 def add_bias(graph: GraphWriter, name: str, product: ir.Value, bias: ir.Value | None) -> ir.Value:

@@ -53,4 +53,16 @@ def _stored_bytes(linear: Linear, options: ExportOptions) -> int:
     return (2 if options.dense_type == "float16" else 4) * linear.parameters
 
 
-DENSE = Backend("dense", "MatMul", library=False, options=("dense_type",), nodes=_nodes, stored_bytes=_stored_bytes)
+def _copied_bytes(linear: Linear, options: ExportOptions) -> int:
+    return 4 * linear.parameters  # float32 in either case: constants are cast when the model is loaded
+
+
+DENSE = Backend(
+    "dense",
+    "MatMul",
+    library=False,
+    options=("dense_type",),
+    nodes=_nodes,
+    stored_bytes=_stored_bytes,
+    copied_bytes=_copied_bytes,
+)

@@ -119,4 +119,5 @@ MATMULNBITS = Backend(
     options=("accuracy_level",),
     nodes=_nodes,
     stored_bytes=_stored_bytes,
+    copied_bytes=_stored_bytes,
 )
