@@ -56,7 +56,8 @@ def run(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="lut, dot, exact (with an ISA: lut:avx2), ort-q2, ort-q4, ort-f32, floor, floor-adds, floor-huge; repeatable."
+            help="lut, dot, exact (with an ISA: lut:avx2), ort-q2, ort-q4, ort-f32, "
+            "ort-ternary, ort-ternary-exact (--backend matmulnbits), floor, floor-adds, floor-huge; repeatable."
         ),
     ] = None,
     shape: Annotated[list[str] | None, typer.Option(help="7B, 135M, or NxK; repeatable; default both models.")] = None,

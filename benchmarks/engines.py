@@ -16,6 +16,7 @@ from shapes import Shape
 from sweep import STREAMS, U8, BenchmarkError, Sweeper, checksum, huge_buffer
 
 BASELINES = {"ort-q2": "q2", "ort-q4": "q4", "ort-f32": "f32"}
+STOCK = {**BASELINES, "ort-ternary": "ternary4", "ort-ternary-exact": "ternary0"}  # all of ONNX Runtime's own operators
 FLOORS = ("floor", "floor-adds", "floor-huge")
 
 
@@ -24,7 +25,8 @@ class Engine:
     """One row of the result.
 
     Attributes:
-        engine: ``fairy2i``, ``ort-q2``, ``ort-q4``, ``ort-f32``, ``floor``, ``floor-adds`` or ``floor-huge``.
+        engine: ``fairy2i``, ``ort-q2``, ``ort-q4``, ``ort-f32``, ``ort-ternary``, ``ort-ternary-exact``,
+            ``floor``, ``floor-adds`` or ``floor-huge``.
         kernel: kernel family of fairy2i, or what the engine runs.
         isa: instruction set of the fairy2i kernel, as the library reports it; empty for others.
     """
@@ -35,7 +37,7 @@ class Engine:
 
     @property
     def kind(self) -> LayerKind:
-        return LayerKind(BASELINES.get(self.engine, "fairy2i"))
+        return LayerKind(STOCK.get(self.engine, "fairy2i"))
 
     def __str__(self) -> str:
         return f"{self.engine} {self.kernel} {self.isa}".rstrip() if self.engine == "fairy2i" else self.engine
@@ -47,7 +49,7 @@ def parse(name: str, isa: str | None = None) -> Engine:
     Raises:
         KernelError: if the library has no such kernel, or this processor cannot run it.
     """
-    if name in BASELINES:
+    if name in STOCK:
         return Engine(name, "MatMul" if name == "ort-f32" else "MatMulNBits")
     if name in FLOORS:
         return Engine(name, "sweep")

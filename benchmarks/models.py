@@ -42,7 +42,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """An operator with its weights: ``fairy2i``, ``q2``, ``q4`` (MatMulNBits) or ``f32`` (MatMul)."""
+    """An operator with its weights: ``fairy2i``, ``q2``, ``q4`` (MatMulNBits) or ``f32`` (MatMul).
+
+    ``ternary4`` and ``ternary0`` are what ``--backend matmulnbits`` writes, at accuracy levels 4 and 0.
+    """
 
     name: str
 
@@ -52,12 +55,25 @@ class LayerKind:
             return [Operand("packed", TensorProto.UINT8, (packed_size(n // 2, k // 2, STAGES),))]
         if self.name == "f32":
             return [Operand("weight", TensorProto.FLOAT, (k, n))]
+        if self.ternary:
+            return [Operand("ternary", TensorProto.UINT8, (n // 2, -(-2 * STAGES * k // BLOCK), BLOCK // 4))]
         bits, blocks = int(self.name[1:]), -(-k // BLOCK)
         codes = Operand("codes", TensorProto.UINT8, (n, blocks, BLOCK * bits // 8))
         return [codes, Operand("scales", TensorProto.FLOAT, (n, blocks))]
 
+    @property
+    def ternary(self) -> bool:
+        return self.name.startswith("ternary")
+
     def layer_bytes(self, shape: Shape) -> int:
         return sum(operand.bytes for operand in self.operands(shape))
+
+    def nodes(self, shape: Shape, weights: list[str], output: str) -> list[onnx.NodeProto]:
+        return (
+            _ternary_nodes(shape, weights, output, int(self.name[-1]))
+            if self.ternary
+            else [self.node(shape, weights, output)]
+        )
 
     def node(self, shape: Shape, weights: list[str], output: str) -> onnx.NodeProto:
         size: dict[str, Any] = {"K": shape.k, "N": shape.n}
@@ -70,6 +86,39 @@ class LayerKind:
             return helper.make_node("MatMul", ["x", *weights], [output])
         fixed = {"bits": int(self.name[1:]), "block_size": BLOCK, "accuracy_level": 4}  # 4: int8 activations, the fast path
         return helper.make_node("MatMulNBits", ["x", *weights], [output], domain="com.microsoft", **size, **fixed)
+
+
+def _ternary_nodes(shape: Shape, weights: list[str], output: str, accuracy_level: int) -> list[onnx.NodeProto]:
+    """The nodes of fairy2i_export/backends/matmulnbits.py for x [rows, K]."""
+    make, name = helper.make_node, output
+    size: dict[str, Any] = {"K": 2 * STAGES * shape.k, "N": shape.n // 2, "bits": 2, "block_size": BLOCK}
+    return [
+        make("Reshape", ["x", "halves"], [f"{name}/halves"]),
+        make("Gather", [f"{name}/halves", "order"], [f"{name}/pieces"], axis=1),
+        make("Mul", [f"{name}/pieces", "factors"], [f"{name}/scaled"]),
+        make("Reshape", [f"{name}/scaled", "vectors"], [f"{name}/vectors"]),
+        make(
+            "MatMulNBits",
+            [f"{name}/vectors", *weights, "ones"],
+            [f"{name}/product"],
+            domain="com.microsoft",
+            accuracy_level=accuracy_level,
+            **size,
+        ),
+        make("Reshape", [f"{name}/product", "joined"], [output]),
+    ]
+
+
+def _ternary_constants(shape: Shape) -> dict[str, Any]:
+    pieces = 4 * STAGES
+    return {
+        "halves": np.array([-1, 2, shape.k // 2]),
+        "order": np.array([0, 1] * (pieces // 2) + [1, 0] * (pieces // 2)),
+        "factors": np.linspace(-0.02, 0.02, 2 * pieces, dtype=np.float32)[:, None],
+        "vectors": np.array([-1, 2, 2 * STAGES * shape.k]),
+        "ones": np.ones(shape.n // 2 * -(-2 * STAGES * shape.k // BLOCK), np.float32),
+        "joined": np.array([-1, shape.n]),
+    }
 
 
 def write_weights(kind: LayerKind, shape: Shape, copies: int, path: Path) -> None:
@@ -100,11 +149,13 @@ def write_model(kind: LayerKind, shape: Shape, copies: int, data: Path, path: Pa
             offset += operand.stride
             tensors.append(tensor)
             names.append(tensor.name)
-        nodes.append(kind.node(shape, names, f"y{copy}"))
+        nodes += kind.nodes(shape, names, f"y{copy}")
         outputs.append(helper.make_tensor_value_info(f"y{copy}", TensorProto.FLOAT, ["rows", shape.n]))
     if kind.name == "fairy2i":
         scales = np.array([[[0.02, 0.015], [0.018, 0.02]], [[0.007, 0.008], [0.008, 0.007]]], np.float32)
         tensors.append(numpy_helper.from_array(scales, "layer_scales"))
+    if kind.ternary:
+        tensors += [numpy_helper.from_array(value, name) for name, value in _ternary_constants(shape).items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", shape.k])
     opsets = [
         helper.make_opsetid(domain, version) for domain, version in (("", 18), ("ai.fairy2i", 1), ("com.microsoft", 1))

@@ -84,6 +84,20 @@ RopeScaling = Annotated[
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", metavar="N", help="Threads that quantize.", show_default="number of cores")
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(metavar="B", help="How to write quantized layers: fairy2i, matmulnbits or dense.", show_default="fairy2i"),
+]
+DenseType = Annotated[
+    str | None,
+    typer.Option(metavar="T", help="Weights of the backend dense: float32 or float16.", show_default="float32"),
+]
+AccuracyLevel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Activations of the backend matmulnbits: 0 float32 (exact, slow), 4 int8.", show_default="4"
+    ),
+]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 DryRun = Annotated[
@@ -121,6 +135,9 @@ def export_command(
     calibration: Calibration = None,
     rope_scaling: RopeScaling = None,
     jobs: Jobs = None,
+    backend: Backend = None,
+    dense_type: DenseType = None,
+    accuracy_level: AccuracyLevel = None,
     trained: Trained = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -139,6 +156,9 @@ def export_command(
             "--embedding": embedding,
             "--context-length": context_length,
             "--kv-cache": kv_cache,
+            "--backend": backend,
+            "--dense-type": dense_type,
+            "--accuracy-level": accuracy_level,
             "--calibration": calibration,
             "--rope-scaling": rope_scaling,
         }
@@ -167,7 +187,18 @@ def export_command(
 
         chosen = (tuple(include or ()), tuple(exclude or ()))
         given = GivenOptions(
-            stages, profile, row_multiplier, lm_head, embedding, context_length, *chosen, kv_cache, rope_scaling
+            stages,
+            profile,
+            row_multiplier,
+            lm_head,
+            embedding,
+            context_length,
+            *chosen,
+            kv_cache,
+            rope_scaling,
+            backend,
+            dense_type,
+            accuracy_level,
         )
         Display(quiet).dry_run(planner.dry_run(source, output, given, calibration=calibration, force=force))
         return
@@ -186,6 +217,9 @@ def export_command(
             kv_cache=kv_cache,
             calibration=calibration,
             rope_scaling=rope_scaling,
+            backend=backend,
+            dense_type=dense_type,
+            accuracy_level=accuracy_level,
             trained=trained,
             force=force,
             jobs=jobs,

@@ -103,6 +103,8 @@ def memory_table(run: DryRun) -> Table:
     table.add_section()
     device = run.device
     table.add_row("running it: weights, mapped from the file", human_bytes(device.weights))
+    if device.copied:
+        table.add_row("weights that onnxruntime copies", human_bytes(device.copied))
     table.add_row(f"keys and values of {device.context} tokens", human_bytes(device.cache))
     table.add_row("activations and logits of a long prompt", human_bytes(device.working))
     table.add_row("program", human_bytes(device.program))

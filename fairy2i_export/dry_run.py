@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairy2i_export.backends import BACKENDS, stored_bytes
 from fairy2i_export.data_file import Place
 from fairy2i_export.graph.writer import CONSTANT
 from fairy2i_export.options import ExportOptions, GivenOptions
@@ -47,6 +48,7 @@ class DeviceMemory:
         weights: mapped from the file: the system may drop and read again what it lacks room for, at the price of speed.
         cache: keys and values of a full context.
         working: activations, tables and logits while a long prompt is read.
+        copied: weights of which onnxruntime makes a copy of its own, as it does for all operators but Fairy2iMatMul.
         program: the interpreter and its libraries.
     """
 
@@ -54,11 +56,12 @@ class DeviceMemory:
     weights: int
     cache: int
     working: int
+    copied: int = 0
     program: int = PROGRAM_BYTES
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.working + self.program
+        return self.weights + self.copied + self.cache + self.working + self.program
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,12 @@ def device_memory(prepared: Prepared) -> DeviceMemory:
     logits = tokens * decoder.vocab_size
     tables = min(TABLE_ROWS, tokens) * widest * prepared.options.stages * 16  # bytes: 16 sums per column pair, plane, part
     working = 4 * (activations + attention + logits) + tables
-    return DeviceMemory(context, prepared.data_bytes, cache, working * 5 // 4)  # a quarter is lost between allocations
+    copied, mapped = 0, prepared.data_bytes
+    for linear in prepared.plan.rewritten:
+        copy = BACKENDS[prepared.options.backend].copied_bytes(linear, prepared.options)
+        copied += copy
+        mapped -= stored_bytes(linear, prepared.options) if copy else 0  # not looked at any more
+    return DeviceMemory(context, mapped, cache, working * 5 // 4, copied)  # a quarter is lost between allocations
 
 
 def _groups(prepared: Prepared) -> tuple[TensorGroup, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 import fairy2i_export
+from fairy2i_export.backends import BACKENDS, stored_bytes
 from fairy2i_export.calibration import calibrate_cache
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
@@ -65,6 +66,9 @@ def export(
     kv_cache: str | None = None,
     calibration: str | Path | None = None,
     rope_scaling: str | None = None,
+    backend: str | None = None,
+    dense_type: str | None = None,
+    accuracy_level: int | None = None,
     trained: bool = False,
     force: bool = False,
     jobs: int | None = None,
@@ -88,6 +92,9 @@ def export(
         kv_cache: ``float32``, ``float16`` or ``int8``; default float32.
         calibration: text file to measure the scales of an int8 cache with; default a short English text.
         rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
+        backend: ``fairy2i``, ``matmulnbits`` or ``dense``, how quantized layers are written; default fairy2i.
+        dense_type: ``float32`` or ``float16``, weights of the backend dense; default float32.
+        accuracy_level: 0 or 4, of the backend matmulnbits: float32 or int8 activations; default 4.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
         force: replace an earlier export in ``out``.
         jobs: threads that quantize; default: as many as this process may use cores. The result does not depend on it.
@@ -113,6 +120,9 @@ def export(
         tuple(exclude),
         kv_cache,
         rope_scaling,
+        backend,
+        dense_type,
+        accuracy_level,
     )
     count = thread_count(jobs)
     prepared = prepare(source, out, given, calibration)
@@ -145,7 +155,9 @@ def export(
             observer.phase("calibrating", 1)
             calibrate_cache(folder / MODEL, decoder, prepared.calibration_ids)
             observer.advance(1)
-        write_genai_config(folder, decoder, prepared.tokens, options.context_length)
+        write_genai_config(
+            folder, decoder, prepared.tokens, options.context_length, library=BACKENDS[options.backend].library
+        )
         if not (trained or says_trained(checkpoint.config)):
             warnings.append(_untrained_warning(errors))
         multiplier_bytes = 4 * sum(x.out_features for x in plan.rewritten) if options.row_multiplier != "none" else 0
@@ -157,7 +169,7 @@ def export(
             linears=tuple(plan.linears.values()),
             errors=errors,
             warnings=tuple(warnings),
-            weight_bytes=sum(x.stored_bytes(options.stages) for x in plan.rewritten) + multiplier_bytes,
+            weight_bytes=sum(stored_bytes(x, options) for x in plan.rewritten) + multiplier_bytes,
             output_bytes=_bytes_on_disk(folder),
             source_bytes=checkpoint.weight_bytes(),
             parameters=prepared.parameters,
@@ -263,6 +275,7 @@ def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, o
             "fairy2i.format_version": str(FORMAT_VERSION),
             "fairy2i.layout_version": str(LAYOUT_VERSION),
             "fairy2i.stages": str(options.stages),
+            "fairy2i.backend": options.backend,
             "fairy2i.profile": options.profile,
             "fairy2i.source": checkpoint.name,
             "fairy2i.source_sha256": sha256,

@@ -15,7 +15,9 @@ LIBRARY = "libfairy2i_ops.so"  # a bare name: found beside this file, or among t
 _MAX_LENGTH = 2048  # genai allocates the whole KV cache for max_length tokens up front
 
 
-def genai_config(decoder: Decoder, tokens: SpecialTokens, context_length: int, generation: dict[str, Any]) -> dict[str, Any]:
+def genai_config(
+    decoder: Decoder, tokens: SpecialTokens, context_length: int, generation: dict[str, Any], *, library: bool = True
+) -> dict[str, Any]:
     """The configuration as a JSON object.
 
     Args:
@@ -23,6 +25,7 @@ def genai_config(decoder: Decoder, tokens: SpecialTokens, context_length: int, g
         tokens: special token ids.
         context_length: positions the rotary tables cover.
         generation: the checkpoint's generation_config.json, for sampling defaults; may be empty.
+        library: whether the model needs the operator library; without the entry fairy2i_runtime does not load it either.
     """
     model: dict[str, Any] = {
         "type": decoder.genai_type,
@@ -33,7 +36,7 @@ def genai_config(decoder: Decoder, tokens: SpecialTokens, context_length: int, g
             "session_options": {
                 "log_id": "onnxruntime-genai",
                 "provider_options": [],
-                "custom_ops_library": LIBRARY,
+                **({"custom_ops_library": LIBRARY} if library else {}),
             },
             "head_size": decoder.head_dim,
             "hidden_size": decoder.hidden_size,
@@ -74,11 +77,13 @@ def genai_config(decoder: Decoder, tokens: SpecialTokens, context_length: int, g
     return {"model": model, "search": search}
 
 
-def write_genai_config(folder: Path, decoder: Decoder, tokens: SpecialTokens, context_length: int) -> None:
+def write_genai_config(
+    folder: Path, decoder: Decoder, tokens: SpecialTokens, context_length: int, *, library: bool = True
+) -> None:
     """Write genai_config.json into a folder that already holds the copied files of the checkpoint."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    config = genai_config(decoder, tokens, context_length, generation)
+    config = genai_config(decoder, tokens, context_length, generation, library=library)
     (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from fairy2i_export.backends import BACKENDS
 from fairy2i_export.config import Decoder
 from fairy2i_export.report import ExportReport, human_bytes
 
@@ -19,7 +20,7 @@ Every weight of its rewritten layers is a sum of {stages} complex numbers out of
 |---|---|
 | architecture | {architecture}: {layers} layers, hidden {hidden}, {heads} heads ({kv_heads} KV), vocabulary {vocab} |
 | parameters | {parameters:,} |
-| Fairy2iMatMul layers | {rewritten} of {linears}, {weight_bytes} ({bits:.3f} bits per weight) |
+| {operator} layers | {rewritten} of {linears}, {weight_bytes} ({bits:.3f} bits per weight) |
 | other linear layers | {kept} |
 | embedding, lm_head | {embedding}, {lm_head} |
 | stages, profile, row multiplier | {stages}, {profile}, {row_multiplier} |
@@ -43,11 +44,15 @@ model = fairy2i_runtime.load("{title}")
 print(model.generate("Once upon a time").text)
 ```
 
-With onnxruntime-genai the folder is an ordinary model folder; copy `libfairy2i_ops.so` (path:
+{hosts}"""
+
+_WITH_LIBRARY = """With onnxruntime-genai the folder is an ordinary model folder; copy `libfairy2i_ops.so` (path:
 `python -c "import fairy2i_runtime; print(fairy2i_runtime.library_path())"`) into it first.
 
 Without that library ONNX Runtime still runs `model.onnx`, slowly: the file carries the definition of its one custom operator
 in standard ONNX. Disable the `ConstantFolding` optimizer then, or the weights are unpacked to floats when the model is loaded.
+"""
+_WITHOUT_LIBRARY = """Backend `{backend}`: ONNX Runtime and onnxruntime-genai run the folder as it is; there is no operator library.
 """
 
 
@@ -57,6 +62,8 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
 
     kept = Counter(f"{linear.treatment} ({linear.reason})" for linear in report.kept)
     worst_name, worst = report.worst_layer
+    backend = BACKENDS[report.options.backend]
+    hosts = _WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY.format(backend=backend.name)
     return _CARD.format(
         title=report.path.name,
         command=replace(report, path=Path(report.path.name)).command,
@@ -71,6 +78,8 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
         kv_heads=decoder.kv_heads,
         vocab=decoder.vocab_size,
         parameters=report.parameters,
+        operator=backend.operator,
+        hosts=hosts,
         rewritten=len(report.rewritten),
         linears=len(report.linears),
         weight_bytes=human_bytes(report.weight_bytes),

@@ -11,9 +11,12 @@ from fairy2i_export.quantizer import MAX_STAGES, PROFILES, ROW_MULTIPLIERS, Prof
 LmHead = Literal["fairy2i", "int8", "int4", "float"]
 Embedding = Literal["float32", "float16", "int8"]
 KVCache = Literal["float32", "float16", "int8"]
+DenseType = Literal["float32", "float16"]
 LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)
+DENSE_TYPES: tuple[DenseType, ...] = get_args(DenseType)
+ACCURACY_LEVELS = (0, 4)  # of MatMulNBits: float32 activations, int8 ones
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
 _DEFAULTS = {"stages": 2, "profile": "bf16-reference", "row_multiplier": "none", "lm_head": "fairy2i"}
 
@@ -32,6 +35,9 @@ class ExportOptions:
     exclude: tuple[str, ...] = ()
     kv_cache: KVCache = "float32"
     rope_scaling: str | None = None  # checked by rope_config.stretch_context
+    backend: str = "fairy2i"
+    dense_type: DenseType = "float32"  # of the backend dense
+    accuracy_level: int = 4  # of the backend matmulnbits
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class GivenOptions:
     exclude: tuple[str, ...] = ()
     kv_cache: str | None = None
     rope_scaling: str | None = None
+    backend: str | None = None
+    dense_type: str | None = None
+    accuracy_level: int | None = None
 
 
 def resolve_options(
@@ -95,6 +104,11 @@ def resolve_options(
         exclude=given.exclude,
         kv_cache=_one_of("kv cache", "float32" if given.kv_cache is None else given.kv_cache, KV_CACHES),
         rope_scaling=given.rope_scaling,
+        backend=_backend(given),
+        dense_type=_one_of("dense type", "float32" if given.dense_type is None else given.dense_type, DENSE_TYPES),
+        accuracy_level=_one_of(
+            "accuracy level", 4 if given.accuracy_level is None else given.accuracy_level, ACCURACY_LEVELS
+        ),
     )
     return options, warnings
 
@@ -119,6 +133,18 @@ def check_quantizer(
 def says_trained(config: dict[str, Any]) -> bool:
     """Whether config.json says that the model was trained the Fairy2i way."""
     return isinstance(config.get("fairy2i"), dict)
+
+
+def _backend(given: GivenOptions) -> str:
+    """The backend's name, once it is clear that it knows the options that were given for it."""
+    from fairy2i_export.backends import BACKENDS  # which need the types of this module
+
+    name: str = _one_of("backend", "fairy2i" if given.backend is None else given.backend, tuple(BACKENDS))
+    for other in BACKENDS.values():
+        for option in other.options:
+            if other.name != name and getattr(given, option) is not None:
+                raise OptionError(f"{option.replace('_', ' ')}: is for the backend {other.name}, and this is {name}")
+    return name
 
 
 def _training_entry(config: dict[str, Any]) -> dict[str, Any]:
@@ -152,5 +178,5 @@ def _stages(value: Any) -> int:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        raise OptionError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        raise OptionError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
     return value

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from fairy2i_export.architectures import describe
+from fairy2i_export.backends import stored_bytes
 from fairy2i_export.calibration import calibration_text
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
@@ -117,7 +118,7 @@ def make_estimate(prepared: Prepared) -> Estimate:
     sizes = sorted(
         (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
     )
-    packed = max(x.stored_bytes(prepared.options.stages) for x in plan.rewritten)
+    packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
     nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
     peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared))
     return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)

@@ -30,6 +30,8 @@ from fairy2i_export.quantizer import Scaled, find_scales
 CHUNK = 1 << 20  # values converted at a time
 Array = npt.NDArray[Any]
 Make = Callable[[Array, TensorWriter, "Workers"], float | None]
+Outputs = dict[str, tuple[ir.DataType, tuple[int, ...]]]  # key of an initializer -> type and shape
+Put = Callable[[str, Array], None]  # key of an initializer, next piece of it
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,22 @@ class WeightSource:
         self.options = options
         self.tasks: dict[str, Task] = {}
 
-    def quantized(self, linear: Linear) -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol | None]:
-        """(packed, scales, row multiplier or None) of a layer."""
-        n, m, options = linear.out_features // 2, linear.in_features // 2, self.options
-        packed = _planned(f"{linear.name}.packed", ir.DataType.UINT8, (packed_size(n, m, options.stages),))
-        scales = _planned(f"{linear.name}.scales", ir.DataType.FLOAT, (options.stages, 2, 2))
-        row = None
-        if options.row_multiplier != "none":
-            row = _planned(f"{linear.name}.row_multiplier", ir.DataType.FLOAT, (2 * n,))
+    def coded(
+        self,
+        linear: Linear,
+        outputs: Outputs,
+        write: Callable[[Scaled, Put, Workers], float],
+    ) -> dict[str, ir.TensorProtocol]:
+        """Initializers that are made of the codes of a layer.
+
+        Args:
+            linear: the layer.
+            outputs: key -> type and shape; the initializer is called after the layer and the key.
+            write: gets the matrix with its scales, a function that takes pieces of the initializers in their order, and
+                threads; returns the relative quantization error.
+        """
+        planned = {key: _planned(f"{linear.name}.{key}", dtype, shape) for key, (dtype, shape) in outputs.items()}
+        options = self.options
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> float:
             scaled = find_scales(
@@ -95,15 +105,10 @@ class WeightSource:
                 name=linear.weight,
                 pool=workers.pool,
             )
-            data, error = pack_scaled(scaled, workers.pool)
-            writer.write(str(packed.name), data)
-            writer.write(str(scales.name), scaled.scales)
-            if row is not None and scaled.row_multiplier is not None:
-                writer.write(str(row.name), scaled.row_multiplier)
-            return error
+            return write(scaled, lambda key, piece: writer.write(f"{linear.name}.{key}", piece), workers)
 
-        self._add(linear.weight, [tensor for tensor in (packed, scales, row) if tensor is not None], make, linear.name)
-        return packed, scales, row
+        self._add(linear.weight, list(planned.values()), make, linear.name)
+        return dict(planned)
 
     def vector(self, tensor: str, *, plus: float = 0.0) -> ir.TensorProtocol:
         """A norm or a bias, converted to float32, plus a constant."""
@@ -196,9 +201,13 @@ def pack_scaled(scaled: Scaled, pool: Executor | None = None) -> tuple[U8, float
         pack_rows(codes, rows, packed, n)
         return errors
 
-    errors = np.concatenate(each(work, row_blocks(n, m, TILE_ROWS), pool))
+    return packed, relative_error(np.concatenate(each(work, row_blocks(n, m, TILE_ROWS), pool)))
+
+
+def relative_error(errors: npt.NDArray[np.float64]) -> float:
+    """``|A - Q(A)| / |A|`` from the sums of squares of every row, [rows, 2]; 0 for a matrix of zeros."""
     error, norm = math.fsum(errors[:, 0]), math.fsum(errors[:, 1])
-    return packed, math.sqrt(error / norm) if norm else 0.0
+    return math.sqrt(error / norm) if norm else 0.0
 
 
 def convert_finite(array: Array, dtype: npt.DTypeLike, name: str, first: tuple[int, ...]) -> Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from conftest import ROOT
@@ -21,6 +22,7 @@ import bench_linear
 import engines
 import instructions
 import measure
+import models
 import report
 import shapes
 import sweep
@@ -213,3 +215,27 @@ def test_plain_torch_quantizer_is_the_published_one() -> None:
         dense = torch.cat([torch.cat([w_re + u_re, w_im - u_im], 1), torch.cat([w_im + u_im, u_re - w_re], 1)])
         expected = quantize(weight, stages).dequantize()
         assert np.linalg.norm(dense.float().numpy() - expected) < 0.06 * np.linalg.norm(expected)
+
+
+def test_ternary_form_computes_what_its_weights_say(tmp_path: Path) -> None:
+    """The nodes that are timed as ort-ternary-exact are the widely-linear product of the values in their bytes."""
+    shape, kind = shapes.Shape(6, 36), models.LayerKind("ternary0")
+    models.write_weights(kind, shape, 1, tmp_path / "data")
+    models.write_model(kind, shape, 1, tmp_path / "data", tmp_path / "model.onnx")
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).standard_normal((3, 36)).astype(np.float32)
+    stored = np.fromfile(tmp_path / "data", np.uint8, kind.operands(shape)[0].bytes).reshape(3, -1)
+    values = (stored[:, :, None] >> np.array([0, 2, 4, 6]) & 3).reshape(3, -1)[:, : 8 * 18].astype(np.float64) - 2
+    factors = np.linspace(-0.02, 0.02, 16).reshape(2, 8, 1)
+    halves = x.reshape(3, 2, 18)
+    vectors = np.stack([halves[:, [0, 1] * 4] * factors[0], halves[:, [1, 0] * 4] * factors[1]], axis=1).reshape(3, 2, -1)
+    expected = (vectors @ values.T).reshape(3, 6)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_ternary_engines_run(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    command = ["--shape", "64x128", "-M", "1", "--threads", "1", "--repetitions", "1", "--megabytes", "0.05"]
+    chosen = ["--engine", "ort-ternary", "--engine", "ort-ternary-exact"]
+    assert bench_linear.main([*command, *chosen, "--flush-megabytes", "1", "--json", str(file)]) == 0
+    assert {r["engine"] for r in json.loads(file.read_text())} == {"ort-ternary", "ort-ternary-exact"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fairy2i_export.backends import BACKENDS
 from fairy2i_export.config import Block, Decoder
 from fairy2i_export.graph.function import DOMAIN, OP_VERSION, OPSET, matmul_function
 from fairy2i_export.graph.linear import CONTRIB, embedding_node, linear_node
@@ -66,15 +67,16 @@ class DecoderBuilder:
         logits.dtype = ir.DataType.FLOAT
         logits.shape = ir.Shape(["batch_size", "sequence_length", decoder.vocab_size])
 
+        ours = BACKENDS[options.backend].library
         graph = ir.Graph(
             inputs,
             [logits, *outputs],
             nodes=self.graph.nodes,
             initializers=list(self.graph.initializers.values()),
-            opset_imports={"": OPSET, CONTRIB: 1, DOMAIN: OP_VERSION},
+            opset_imports={"": OPSET, CONTRIB: 1, **({DOMAIN: OP_VERSION} if ours else {})},
             name=decoder.architecture,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function()])
+        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function()] if ours else [])
 
     def _attention(self, layer: int, block: Block, x: ir.Value, past: list[ir.Value], present: list[ir.Value]) -> ir.Value:
         names, decoder, g = self.decoder.names, self.decoder, self.graph

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.graph.function import DOMAIN, OP_NAME
+from fairy2i_export.backends import BACKENDS
 from fairy2i_export.graph.writer import GraphWriter
-from fairy2i_export.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX
 from fairy2i_export.options import Embedding
 from fairy2i_export.plan import NBITS_BLOCK, Linear
 from fairy2i_export.weights import WeightSource
@@ -18,35 +17,12 @@ def linear_node(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir
     """Append the node, called after its module, that computes ``x @ weight.T + bias``."""
     bias = None if linear.bias is None else graph.initializer(weights.vector(linear.bias))
     if linear.treatment == "fairy2i":
-        return _fairy2i(graph, weights, linear, x, bias)
+        return BACKENDS[weights.options.backend].nodes(graph, weights, linear, x, bias)
     if linear.treatment == "dense":
         product = graph.op(linear.name, "MatMul", [x, _transposed_weight(graph, weights, linear)])
     else:
         product = _nbits(graph, weights, linear, x, bits=8 if linear.treatment == "int8" else 4)
     return product if bias is None else graph.op(f"{linear.name}/bias", "Add", [product, bias])
-
-
-def _fairy2i(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    packed, scales, row_multiplier = weights.quantized(linear)
-    inputs = [
-        x,
-        graph.initializer(packed),
-        graph.initializer(scales),
-        bias,
-        None if row_multiplier is None else graph.initializer(row_multiplier),
-        None,  # col_multiplier
-    ]
-    return graph.op(
-        linear.name,
-        OP_NAME,
-        inputs,
-        domain=DOMAIN,
-        K=linear.in_features,
-        N=linear.out_features,
-        stages=weights.options.stages,
-        layout_version=LAYOUT_VERSION,
-        scale_scope=SCALE_SCOPE_MATRIX,
-    )
 
 
 def _transposed_weight(graph: GraphWriter, weights: WeightSource, linear: Linear) -> ir.Value:

@@ -73,7 +73,8 @@ def read_nodes(model_file: Path) -> list[Node]:
     nodes = [_read_node(node) for node in model.graph if node.domain == DOMAIN and node.op_type == OP]
     if not nodes:
         raise FormatError(
-            f"{model_file}: expected {OP} nodes of domain {DOMAIN}, found none; fairy2i-export did not write it"
+            f"{model_file}: expected {OP} nodes of domain {DOMAIN}, found none; fairy2i-export did not write it, or for "
+            "another backend (--backend matmulnbits, dense)"
         )
     return nodes
 

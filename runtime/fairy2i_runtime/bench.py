@@ -65,8 +65,9 @@ def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
     Raises:
         Fairy2iRuntimeError: if the folder does not load, or an option is impossible.
     """
-    chosen_context_length(options.prompt_tokens + options.new_tokens, open_folder(folder))
-    kernel = _chosen_kernel(options)
+    opened = open_folder(folder)
+    chosen_context_length(options.prompt_tokens + options.new_tokens, opened)
+    kernel = _chosen_kernel(options) if opened.needs_library else None
     found = _in_fresh_process({"folder": str(folder), **vars(options)})
     first = [run["first_token"] for run in found["runs"]]
     return {
@@ -74,8 +75,8 @@ def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
         "machine": machine(),
         "configuration": {
             "threads": options.threads or default_threads() or None,
-            "kernel": kernel.family,
-            "isa": kernel.isa,
+            "kernel": None if kernel is None else kernel.family,
+            "isa": None if kernel is None else kernel.isa,
             "prompt_tokens": options.prompt_tokens,
             "new_tokens": options.new_tokens,
             "repeat": options.repeat,

@@ -24,12 +24,14 @@ class ModelFolder:
         model_file: the .onnx file in it.
         context_length: the most tokens the model was built for.
         eos_ids: tokens that end a text, from genai_config.json and generation_config.json together.
+        needs_library: whether the model has operators of the operator library, as genai_config.json says.
     """
 
     path: Path
     model_file: Path
     context_length: int
     eos_ids: frozenset[int]
+    needs_library: bool = True
 
 
 def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
@@ -70,7 +72,9 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
     generation_path = path / GENERATION_FILE
     eos = _token_ids(model.get("eos_token_id"), config_path, "model.eos_token_id")
     eos |= _token_ids(read_optional_json(generation_path).get("eos_token_id"), generation_path, "eos_token_id")
-    return ModelFolder(path, model_file, context, eos)
+    session = model["decoder"].get("session_options")
+    needs_library = isinstance(session, dict) and "custom_ops_library" in session
+    return ModelFolder(path, model_file, context, eos, needs_library)
 
 
 def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:

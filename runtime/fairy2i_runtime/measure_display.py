@@ -60,12 +60,11 @@ def show_bench(report: dict[str, Any]) -> None:
     """The measurements for people."""
     out = Console()
     used, machine, memory = report["configuration"], report["machine"], report["memory_bytes"]
+    kernel = f"kernel {used['kernel']} ({used['isa']})" if used["kernel"] else "operators of onnxruntime"
     threads = used["threads"] or "onnxruntime's default number of"
     where = f"{machine['processor']}, {machine['logical_processors']} logical processors, {machine['platform']}"
     out.print(f"[bold]{escape(report['model'])}[/] on {escape(where)}", highlight=False)
-    out.print(
-        f"kernel {used['kernel']} ({used['isa']}), {threads} threads, onnxruntime {used['onnxruntime']}", highlight=False
-    )
+    out.print(f"{kernel}, {threads} threads, onnxruntime {used['onnxruntime']}", highlight=False)
     table = Table(box=SIMPLE, title=f"{used['repeat']} repetitions after a cold one", title_justify="left")
     for title in ("", "mean", "± sd", "min", "max"):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)

@@ -52,7 +52,14 @@ def load(
     context = chosen_context_length(context_length, opened)
     tokenizer = Tokenizer.load(opened.path)
     template = ChatTemplate.load(opened.path, tokenizer.special_tokens)
-    session = create_session(opened.model_file, threads=threads, kernel=kernel, isa=isa, use_library=use_library)
+    session = create_session(
+        opened.model_file,
+        threads=threads,
+        kernel=kernel,
+        isa=isa,
+        use_library=use_library,
+        needs_library=opened.needs_library,
+    )
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     _check_format(metadata, opened)
     decoder = Decoder(session, context, name=str(opened.model_file))

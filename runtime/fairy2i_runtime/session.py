@@ -25,6 +25,7 @@ def create_session(
     kernel: str | None = None,
     isa: str | None = None,
     use_library: bool = True,
+    needs_library: bool = True,
 ) -> ort.InferenceSession:
     """Open a model on the CPU.
 
@@ -35,6 +36,7 @@ def create_session(
         isa: instruction set, such as ``scalar`` or ``avx2``; None = what FAIRY2I_ISA says, else the best one here.
         use_library: False runs the operator's function body, stored in the model, with onnxruntime's own operators: slow,
             in need of memory, and independent of the library.
+        needs_library: False for a model of standard operators only: the library is not looked for.
 
     Raises:
         OptionError: if an option is out of range, or the library has no such kernel for this processor.
@@ -46,13 +48,19 @@ def create_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = default_threads() if threads is None else threads
     options.log_severity_level = 4  # fatal only: errors are raised, no need to print them too
-    if use_library:
+    if not needs_library:
+        if kernel is not None or isa is not None:
+            raise OptionError(
+                f"{model_file}: kernel and isa choose code of the operator library, and this model was exported for hosts "
+                "without it (--backend); leave them out, or export it with --backend fairy2i"
+            )
+    elif use_library:
         _choose_kernel(options, kernel, isa)
         register(options)
     elif kernel is not None or isa is not None:
         raise OptionError("kernel and isa choose code of the operator library: they need use_library=True")
     # Without the library, folding constants would unpack every weight to float32 at once, 16 times the size.
-    disabled = [] if use_library else ["ConstantFolding"]
+    disabled = [] if use_library or not needs_library else ["ConstantFolding"]
     try:
         return ort.InferenceSession(
             str(model_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled

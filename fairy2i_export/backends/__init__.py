@@ -1,0 +1,21 @@
+"""Backends: how a layer that was quantized the Fairy2i way is written in ONNX. A new one is a file here and a line below."""
+
+from __future__ import annotations
+
+from fairy2i_export.backends.base import Backend
+from fairy2i_export.backends.dense import DENSE
+from fairy2i_export.backends.fairy2i import FAIRY2I
+from fairy2i_export.backends.matmulnbits import MATMULNBITS
+from fairy2i_export.options import ExportOptions
+from fairy2i_export.plan import Linear
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (FAIRY2I, MATMULNBITS, DENSE)}
+
+__all__ = ["BACKENDS", "Backend", "stored_bytes"]
+
+
+def stored_bytes(linear: Linear, options: ExportOptions) -> int:
+    """Bytes of any linear layer in the exported model, scales included, bias and multipliers not."""
+    if linear.treatment == "fairy2i":
+        return BACKENDS[options.backend].stored_bytes(linear, options)
+    return linear.stored_bytes(options.stages)

@@ -1,0 +1,45 @@
+"""What a backend is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fairy2i_export.graph.writer import GraphWriter
+from fairy2i_export.options import ExportOptions
+from fairy2i_export.plan import Linear
+from fairy2i_export.weights import WeightSource
+
+# graph, weights, layer, x [..., K], bias [N] or None -> y [..., N]
+MakeNodes = Callable[[GraphWriter, WeightSource, Linear, ir.Value, ir.Value | None], ir.Value]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to write a quantized linear layer in ONNX.
+
+    Attributes:
+        name: for ``--backend``.
+        operator: the ONNX operator that multiplies, for reports.
+        library: whether the model needs the operator library (or, slowly, the function body that then goes with it).
+        options: export options, by name, that mean something to this backend only.
+        nodes: appends the nodes of a layer.
+        stored_bytes: bytes of a layer in the file without bias and row multipliers, from its shape.
+        copied_bytes: bytes of the copy that ONNX Runtime makes of them for its kernels when it loads the model; 0 if they
+            are used where they lie in the mapped file.
+    """
+
+    name: str
+    operator: str
+    library: bool
+    options: tuple[str, ...]
+    nodes: MakeNodes
+    stored_bytes: Callable[[Linear, ExportOptions], int]
+    copied_bytes: Callable[[Linear, ExportOptions], int]
+
+
+def add_bias(graph: GraphWriter, name: str, product: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """The product plus the bias, where there is one."""
+    return product if bias is None else graph.op(f"{name}/bias", "Add", [product, bias])
