@@ -35,5 +35,9 @@ class OptionError(Fairy2iError):
     """An option has an unknown or impossible value."""
 
 
+class TokenizerError(Fairy2iError):
+    """A tokenizer cannot be read, or cannot be expressed as an ONNX graph."""
+
+
 class OutputError(Fairy2iError):
     """The output folder cannot be written."""
