@@ -82,6 +82,9 @@ RopeScaling = Annotated[
     typer.Option(metavar="S", help="Stretch the context: linear:FACTOR or yarn:FACTOR.", show_default="as in config.json"),
 ]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
+TokenizerOnnx = Annotated[
+    bool, typer.Option("--tokenizer-onnx", help="Add tokenizer.onnx and detokenizer.onnx, for hosts without Python.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only say what would be rewritten (FILE.onnx sources); write nothing.")
@@ -113,6 +116,7 @@ def export_command(
     calibration: Calibration = None,
     rope_scaling: RopeScaling = None,
     trained: Trained = False,
+    tokenizer_onnx: TokenizerOnnx = False,
     force: Force = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -126,7 +130,7 @@ def export_command(
         from fairy2i_export.cli_rewrite import refuse_checkpoint_options, rewrite_command
 
         only = {"--lm-head": lm_head, "--embedding": embedding, "--context-length": context_length}
-        refuse_checkpoint_options(source, only)
+        refuse_checkpoint_options(source, only | {"--tokenizer-onnx": True if tokenizer_onnx else None})
         rewrite_command(
             source,
             output,
@@ -162,6 +166,7 @@ def export_command(
             calibration=calibration,
             rope_scaling=rope_scaling,
             trained=trained,
+            tokenizer_onnx=tokenizer_onnx,
             force=force,
             observer=display,
         )

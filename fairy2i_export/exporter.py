@@ -24,6 +24,7 @@ from fairy2i_export.report import Estimate, ExportReport, peak_ram_bytes
 from fairy2i_export.rope_config import context_warnings, stretch_context
 from fairy2i_export.source import open_source
 from fairy2i_export.tokenizer_files import check_tokenizer, copy_files, has_chat_template, special_tokens
+from fairy2i_export.tokenizer_graph import write_tokenizer_graphs
 from fairy2i_export.weights import WeightSource
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
@@ -65,6 +66,7 @@ def export(
     calibration: str | Path | None = None,
     rope_scaling: str | None = None,
     trained: bool = False,
+    tokenizer_onnx: bool = False,
     force: bool = False,
     observer: Observer | None = None,
 ) -> ExportReport:
@@ -85,6 +87,7 @@ def export(
         calibration: text file to measure the scales of an int8 cache with; default a short English text.
         rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
+        tokenizer_onnx: add tokenizer.onnx and detokenizer.onnx, graphs for hosts without a tokenizer library.
         force: replace an earlier export in ``out``.
         observer: hears about progress.
 
@@ -142,6 +145,8 @@ def export(
             align_threshold=0,
         )
         copy_files(checkpoint, folder)
+        if tokenizer_onnx:
+            write_tokenizer_graphs(folder, shown=checkpoint.directory)
         if calibration_ids is not None:
             observer.phase("calibrating", 1)
             calibrate_cache(folder / MODEL, decoder, calibration_ids)

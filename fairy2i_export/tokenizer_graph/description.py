@@ -28,6 +28,7 @@ class Description:
         prefix: where SentencePiece's leading space goes: nowhere, before the text, before every stretch between added
             tokens that has none, or before every such stretch (``prepend``).
         strip: spaces that decoding removes at the start and at the end.
+        digits: byte-level only, a regular expression of what is set apart before anything else is split; may be empty.
     """
 
     json: dict[str, Any]
@@ -40,6 +41,7 @@ class Description:
     pad: int
     prefix: Prefix = "never"
     strip: tuple[int, int] = (0, 0)
+    digits: str = ""
 
     @property
     def size(self) -> int:
@@ -47,8 +49,12 @@ class Description:
         return max(self.vocabulary) + 1
 
 
-def describe_tokenizer(path: Path) -> Description:
+def describe_tokenizer(path: Path, named: Path) -> Description:
     """Read a tokenizer.json; a tokenizer_config.json beside it names the padding token.
+
+    Args:
+        path: the file.
+        named: what messages call it.
 
     Raises:
         TokenizerError: it cannot be read, or the graphs cannot express what it does.
@@ -59,20 +65,20 @@ def describe_tokenizer(path: Path) -> Description:
         tokenizer: Any = Tokenizer.from_file(str(path))
         data: dict[str, Any] = json.loads(tokenizer.to_str())  # normalized: the spelling of old files differs
     except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{path}: cannot be read as a tokenizer ({error})") from error
+        raise TokenizerError(f"{named}: cannot be read as a tokenizer ({error})") from error
     model = data["model"]
     if model["type"] != "BPE":
-        raise _refused(path, f"its model is {model['type']}; only BPE is known")
+        raise _refused(named, f"its model is {model['type']}; only BPE is known")
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise _refused(path, "its BPE model uses dropout, continuing_subword_prefix or end_of_word_suffix")
+        raise _refused(named, "its BPE model uses dropout, continuing_subword_prefix or end_of_word_suffix")
     for token in data["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise _refused(path, f"the added token {token['content']!r} uses lstrip, rstrip or single_word")
-    before, after = _frame(tokenizer, path)
+            raise _refused(named, f"the added token {token['content']!r} uses lstrip, rstrip or single_word")
+    before, after = _frame(tokenizer, named)
     added = {token["id"]: token["content"] for token in data["added_tokens"]}
     vocabulary = {index: token for token, index in model["vocab"].items()} | added
     if not vocabulary:
-        raise _refused(path, "it has no tokens")
+        raise _refused(named, "it has no tokens")
     common = {
         "json": data,
         "vocabulary": vocabulary,
@@ -84,12 +90,11 @@ def describe_tokenizer(path: Path) -> Description:
     }
     decoder = data["decoder"] or {"type": "none"}
     if decoder["type"] == "ByteLevel":
-        _check_byte_level(path, data)
-        return Description(kind="byte_level", **common)
+        return Description(kind="byte_level", digits=_byte_level_digits(named, data), **common)
     strip = _sentencepiece_decoder(decoder)
     if strip is None:
-        raise _refused(path, f"its decoder {_names(decoder)} is neither that of byte-level BPE nor that of SentencePiece BPE")
-    return Description(kind="sentencepiece", prefix=_prefix(path, data), strip=strip, **common)
+        raise _refused(named, f"its decoder {_names(decoder)} is neither that of byte-level BPE nor that of SentencePiece BPE")
+    return Description(kind="sentencepiece", prefix=_prefix(named, data), strip=strip, **common)
 
 
 def _refused(path: Path, reason: str) -> TokenizerError:
@@ -121,14 +126,22 @@ def _pad(path: Path, tokenizer: Any) -> int:
     return 0 if found is None else int(found)
 
 
-def _check_byte_level(path: Path, data: dict[str, Any]) -> None:
+def _byte_level_digits(path: Path, data: dict[str, Any]) -> str:
+    """The regular expression of :attr:`Description.digits`; refuses what the operator for byte-level BPE does not do."""
+    if data["normalizer"] is not None:
+        names = " + ".join(step["type"] for step in _steps(data["normalizer"], "normalizers"))
+        raise _refused(path, f"its normalizer is {names}, and no operator normalizes Unicode")
     steps = _steps(data["pre_tokenizer"], "pretokenizers")
+    digits = ""
+    if len(steps) == 2 and steps[0]["type"] == "Digits":
+        digits = r"\p{N}" if steps[0]["individual_digits"] else r"\p{N}+"
+        steps = steps[1:]
     kinds = [step["type"] for step in steps]
     if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
         raise _refused(
             path,
-            f"its pre-tokenizer is {' + '.join(kinds) or 'none'}; the operator knows ByteLevel alone, and one Split by a "
-            "regular expression before it",
+            f"its pre-tokenizer is {' + '.join(kinds) or 'none'}; the operator knows ByteLevel alone, or after Digits "
+            "or one Split by a regular expression",
         )
     if steps[-1].get("add_prefix_space"):
         raise _refused(path, "its pre-tokenizer adds a space in front of the text")
@@ -136,6 +149,7 @@ def _check_byte_level(path: Path, data: dict[str, Any]) -> None:
         raise _refused(path, "its pre-tokenizer splits by two regular expressions, or by none")
     if len(steps) == 2 and (steps[0]["behavior"] != "Isolated" or steps[0]["invert"] or "Regex" not in steps[0]["pattern"]):
         raise _refused(path, "its pre-tokenizer's Split is not one that isolates the matches of a regular expression")
+    return digits
 
 
 def _sentencepiece_decoder(decoder: dict[str, Any]) -> tuple[int, int] | None:

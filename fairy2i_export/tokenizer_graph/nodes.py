@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 DOMAIN = "ai.onnx.contrib"  # of onnxruntime-extensions
-_OPSET = 18
-_IR_VERSION = 8
+_OPSET = 19  # Equal of strings
+_IR_VERSION = 9
 
 
 class GraphBuilder:
@@ -68,7 +68,7 @@ class GraphBuilder:
         """A node of onnxruntime-extensions."""
         return self.node(operator, *inputs, outputs=outputs, domain=DOMAIN, binary=binary, **attributes)
 
-    def replace(self, text: ir.Value, pattern: str, replacement: str) -> ir.Value:
+    def replace(self, text: ir.Value, pattern: str, replacement: str | bytes) -> ir.Value:
         """Replace every match of a regular expression (RE2) in every string."""
         result: ir.Value = self.extension(
             "StringRegexReplace", text, self.strings([pattern]), self.strings([replacement]), global_replace=1
@@ -97,3 +97,9 @@ class GraphBuilder:
                 if attribute.name in self._binary.get(node.name, {}):
                     attribute.s = self._binary[node.name][attribute.name]  # onnx_ir writes text only
         return proto
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """A regular expression of RE2 for any of some texts, the longest where several begin; empty if there are none."""
+    longest_first = sorted(filter(None, texts), key=lambda text: (-len(text), text))
+    return "|".join("".join(x if x.isalnum() else rf"\x{{{ord(x):x}}}" for x in text) for text in longest_first)

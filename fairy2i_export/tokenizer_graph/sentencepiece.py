@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fairy2i_export.errors import TokenizerError
 from fairy2i_export.tokenizer_graph.description import META, Description
 from fairy2i_export.tokenizer_graph.frame import Ragged, framed_model
-from fairy2i_export.tokenizer_graph.nodes import GraphBuilder
+from fairy2i_export.tokenizer_graph.nodes import GraphBuilder, any_of
 
 _NORMAL, _UNKNOWN, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 4, 5, 6  # types of pieces
 _BPE = 2  # type of model
@@ -101,8 +101,7 @@ def _with_prefixes(graph: GraphBuilder, description: Description, text: ir.Value
     """Write the leading spaces into the text, as META, where the tokenizer puts them."""
     if description.prefix == "never":
         return text
-    longest_first = sorted(description.added.values(), key=lambda token: (-len(token), token))
-    tokens = "|".join(_quoted(token) for token in longest_first if token)
+    tokens = any_of(description.added.values())
     every = description.prefix != "first"
     if every and tokens:
         text = graph.replace(text, f"((?:{tokens})+)", rf"\1{META}")
@@ -114,8 +113,3 @@ def _with_prefixes(graph: GraphBuilder, description: Description, text: ir.Value
     if tokens:
         text = graph.replace(text, rf"\A{META}({tokens})", r"\1")
     return text if description.prefix == "prepend" else graph.replace(text, rf"\A{META}([ {META}])", r"\1")
-
-
-def _quoted(token: str) -> str:
-    """A token as a regular expression of RE2."""
-    return "".join(rf"\x{{{ord(character):x}}}" if not character.isalnum() else character for character in token)

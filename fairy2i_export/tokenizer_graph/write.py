@@ -20,8 +20,12 @@ DETOKENIZER = "detokenizer.onnx"
 _BUILDERS = {"byte_level": byte_level_tokenizer, "sentencepiece": sentencepiece_tokenizer}
 
 
-def write_tokenizer_graphs(folder: Path) -> int:
+def write_tokenizer_graphs(folder: Path, shown: Path | None = None) -> int:
     """Make both graphs of the tokenizer.json in a folder, check them, and write them beside it.
+
+    Args:
+        folder: holds tokenizer.json.
+        shown: what messages call that folder, if it is a temporary copy.
 
     Returns:
         The number of texts on which they were compared with the tokenizers library.
@@ -31,7 +35,8 @@ def write_tokenizer_graphs(folder: Path) -> int:
         OutputError: the folder cannot be written.
     """
     path = folder / "tokenizer.json"
-    description = describe_tokenizer(path)
+    named = (shown or folder) / "tokenizer.json"
+    description = describe_tokenizer(path, named)
     metadata = {
         "fairy2i.tokenizer_kind": description.kind,
         "fairy2i.tokenizer_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -39,7 +44,7 @@ def write_tokenizer_graphs(folder: Path) -> int:
     }
     encode = _BUILDERS[description.kind](description, metadata)
     decode = detokenizer(description, metadata)
-    checked = check_graphs(path, description, encode, decode)
+    checked = check_graphs(path, named, description, encode, decode)
     try:
         with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as temporary:
             for name, model in ((TOKENIZER, encode), (DETOKENIZER, decode)):
