@@ -48,7 +48,9 @@ def byte_level_tokenizer(description: Description, metadata: dict[str, str]) -> 
     if description.added:
         ids, mask = _with_added(graph, description, pieces, ids, mask)
     of_piece = graph.node("ReduceSum", mask, graph.constant([1]), keepdims=0)
-    none = graph.node("ConstantOfShape", graph.node("Add", count, graph.constant([1])), value=ir.tensor(np.zeros(1, np.int64)))
+    none = graph.node(
+        "ConstantOfShape", graph.node("Add", count, graph.constant([1])), value=ir.tensor(np.zeros(1, np.int64))
+    )
     lengths = graph.node("ScatterElements", none, rows, of_piece, axis=0, reduction="add")
     lengths = graph.node("Slice", lengths, graph.constant([0]), count, graph.constant([0]))
     starts = graph.node("CumSum", lengths, graph.constant(0), exclusive=1)

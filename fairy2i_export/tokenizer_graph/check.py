@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SAMPLE = (
     "x" * 300, "日本語のテキスト中文字符测试" * 15, "тестирование" * 20, " " * 40 + "x", "a" * 90 + "tion" * 30, "=-" * 100,
     "Once upon a time there was a little girl. " * 10,
 )  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # docs/tokenizer-onnx.md: what differs
 _PAIRS = 300  # texts put together of tokens
 
 
@@ -39,7 +41,7 @@ def sample_texts(description: Description) -> list[str]:
     ids = sorted(description.vocabulary)
     for _ in range(_PAIRS):
         text = b"".join(token_bytes(description, dice.choice(ids)) for _ in range(4)).decode(errors="ignore")
-        texts.append(text.replace("\0", ""))  # see docs: a text ends at U+0000
+        texts.append(_CONTROL.sub("", text))
     return texts
 
 
@@ -95,11 +97,15 @@ def _run(path: Path, session: Any, feeds: dict[str, Any]) -> Any:
     try:
         return session.run(None, feeds)
     except Exception as error:  # as above
-        raise TokenizerError(f"{path}: cannot become an ONNX graph: onnxruntime-extensions fails on {feeds}: {error}") from error
+        raise TokenizerError(
+            f"{path}: cannot become an ONNX graph: onnxruntime-extensions fails on {feeds}: {error}"
+        ) from error
 
 
 def _differs(path: Path, what: str, text: str, found: Any, wanted: Any) -> TokenizerError:
-    place = next((n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted)))
+    place = next(
+        (n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted))
+    )
     around = slice(max(0, place - 2), place + 6)
     return TokenizerError(
         f"{path}: cannot become an ONNX graph: the {what} of {text[:60]!r} would be {found[around]!r} instead of "

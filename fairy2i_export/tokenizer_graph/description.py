@@ -79,7 +79,7 @@ def describe_tokenizer(path: Path, named: Path) -> Description:
     vocabulary = {index: token for token, index in model["vocab"].items()} | added
     if not vocabulary:
         raise _refused(named, "it has no tokens")
-    common = {
+    common: dict[str, Any] = {
         "json": data,
         "vocabulary": vocabulary,
         "added": added,
@@ -93,12 +93,16 @@ def describe_tokenizer(path: Path, named: Path) -> Description:
         return Description(kind="byte_level", digits=_byte_level_digits(named, data), **common)
     strip = _sentencepiece_decoder(decoder)
     if strip is None:
-        raise _refused(named, f"its decoder {_names(decoder)} is neither that of byte-level BPE nor that of SentencePiece BPE")
+        raise _refused(
+            named, f"its decoder {_names(decoder)} is neither that of byte-level BPE nor that of SentencePiece BPE"
+        )
     return Description(kind="sentencepiece", prefix=_prefix(named, data), strip=strip, **common)
 
 
 def _refused(path: Path, reason: str) -> TokenizerError:
-    return TokenizerError(f"{path}: cannot become an ONNX graph: {reason}; leave --tokenizer-onnx out and ship tokenizer.json")
+    return TokenizerError(
+        f"{path}: cannot become an ONNX graph: {reason}; leave --tokenizer-onnx out and ship tokenizer.json"
+    )
 
 
 def _frame(tokenizer: Any, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -182,7 +186,9 @@ def _prefix(path: Path, data: dict[str, Any]) -> Prefix:
         if step["type"] == "Metaspace" and step["replacement"] == META and not step["split"] and prefix == "never":
             prefix = step["prepend_scheme"]
             replaces = True
-        elif not (step["type"] == "Split" and step["pattern"] == {"String": " "} and replaces):  # no space is left to split at
+        elif not (
+            step["type"] == "Split" and step["pattern"] == {"String": " "} and replaces
+        ):  # no space is left to split at
             raise _refused(path, f"its pre-tokenizer {step['type']} splits the text")
     if not replaces:
         raise _refused(path, "it does not write spaces as SentencePiece does")

@@ -27,7 +27,9 @@ def framed_model(graph: GraphBuilder, description: Description, ragged: Ragged, 
     default) says whether tokens are put around: texts made by a chat template have theirs already.
     """
     before, after = len(description.before), len(description.after)
-    wanted = graph.node("Cast", graph.input("add_special_tokens", ir.DataType.BOOL, [1], np.array([True])), to=int(ir.DataType.INT64))
+    wanted = graph.node(
+        "Cast", graph.input("add_special_tokens", ir.DataType.BOOL, [1], np.array([True])), to=int(ir.DataType.INT64)
+    )
     n_before = graph.node("Mul", wanted, graph.constant([before]))
     n_after = graph.node("Mul", wanted, graph.constant([after]))
     # one table of all ids that may be needed: before, after, padding, texts
@@ -41,11 +43,11 @@ def framed_model(graph: GraphBuilder, description: Description, ragged: Ragged, 
     end = graph.node("Add", text_end, n_after)
     # a zero joins in, so that a batch of no texts has a maximum too
     longest = graph.node(
-        "ReduceMax", graph.node("Concat", graph.node("Reshape", end, graph.constant([-1])), graph.constant([0]), axis=0), keepdims=0
+        "ReduceMax",
+        graph.node("Concat", graph.node("Reshape", end, graph.constant([-1])), graph.constant([0]), axis=0),
+        keepdims=0,
     )
-    column = graph.node(
-        "Unsqueeze", graph.node("Range", graph.constant(0), longest, graph.constant(1)), graph.constant([0])
-    )
+    column = graph.node("Unsqueeze", graph.node("Range", graph.constant(0), longest, graph.constant(1)), graph.constant([0]))
     in_text = graph.node("Add", graph.node("Sub", column, n_before), starts)
     in_after = graph.node("Add", graph.node("Sub", column, text_end), graph.constant([before]))
     inside = graph.node("Less", column, end)

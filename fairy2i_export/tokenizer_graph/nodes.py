@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,13 @@ class GraphBuilder:
         return f"constant_{len(self._constants)}"
 
     def node(
-        self, operator: str, *inputs: ir.Value, outputs: int = 1, domain: str = "", binary: bytes | None = None, **attributes: Any
+        self,
+        operator: str,
+        *inputs: ir.Value,
+        outputs: int = 1,
+        domain: str = "",
+        binary: bytes | None = None,
+        **attributes: Any,
     ) -> Any:
         """Add a node; returns its output, or a list of them. ``binary`` becomes the attribute ``model``, not UTF-8."""
         name = f"{operator}_{len(self._nodes)}"
@@ -64,7 +70,9 @@ class GraphBuilder:
         self._nodes.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
-    def extension(self, operator: str, *inputs: ir.Value, outputs: int = 1, binary: bytes | None = None, **attributes: Any) -> Any:
+    def extension(
+        self, operator: str, *inputs: ir.Value, outputs: int = 1, binary: bytes | None = None, **attributes: Any
+    ) -> Any:
         """A node of onnxruntime-extensions."""
         return self.node(operator, *inputs, outputs=outputs, domain=DOMAIN, binary=binary, **attributes)
 
@@ -75,7 +83,9 @@ class GraphBuilder:
         )
         return result
 
-    def model(self, outputs: dict[str, tuple[ir.Value, ir.DataType, Sequence[str]]], metadata: dict[str, str]) -> onnx.ModelProto:
+    def model(
+        self, outputs: Mapping[str, tuple[ir.Value, ir.DataType, Sequence[str]]], metadata: dict[str, str]
+    ) -> onnx.ModelProto:
         """The model, with named and typed outputs."""
         values = []
         for name, (value, dtype, shape) in outputs.items():

@@ -9,6 +9,7 @@ space per text; the places where the tokenizers library puts them are made by re
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,11 +62,12 @@ def sentencepiece_model(description: Description) -> bytes:
         TokenizerError: the package sentencepiece is missing.
     """
     try:
-        from sentencepiece import sentencepiece_model_pb2 as format_
+        from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise TokenizerError(
             "--tokenizer-onnx needs the package sentencepiece for this tokenizer: pip install 'fairy2i-export[tokenizer-onnx]'"
         ) from error
+    format_: Any = sentencepiece_model_pb2  # its classes are made at run time
     data = description.json["model"]
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(data["merges"]):
