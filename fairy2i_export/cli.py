@@ -99,6 +99,9 @@ AccuracyLevel = Annotated[
     ),
 ]
 Trained = Annotated[bool, typer.Option("--trained", help="The weights come from Fairy2i training: do not warn about it.")]
+TokenizerOnnx = Annotated[
+    bool, typer.Option("--tokenizer-onnx", help="Add tokenizer.onnx and detokenizer.onnx, for hosts without Python.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export in the output folder.")]
 DryRun = Annotated[
     bool,
@@ -139,6 +142,7 @@ def export_command(
     dense_type: DenseType = None,
     accuracy_level: AccuracyLevel = None,
     trained: Trained = False,
+    tokenizer_onnx: TokenizerOnnx = False,
     force: Force = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -161,6 +165,7 @@ def export_command(
             "--accuracy-level": accuracy_level,
             "--calibration": calibration,
             "--rope-scaling": rope_scaling,
+            "--tokenizer-onnx": True if tokenizer_onnx else None,
         }
         refuse_checkpoint_options(source, only)
         rewrite_command(
@@ -221,6 +226,7 @@ def export_command(
             dense_type=dense_type,
             accuracy_level=accuracy_level,
             trained=trained,
+            tokenizer_onnx=tokenizer_onnx,
             force=force,
             jobs=jobs,
             observer=display,

@@ -133,6 +133,9 @@ def summary_table(report: ExportReport) -> Table:
     ratio = report.source_bytes / report.output_bytes
     table.add_row("size", f"{human_bytes(report.output_bytes)} (source {human_bytes(report.source_bytes)}, {ratio:.1f}:1)")
     table.add_row("quantization error", f"{report.mean_error:.1%} mean, {worst:.1%} worst ({worst_name})")
+    graphs = [name for name in ("tokenizer.onnx", "detokenizer.onnx") if (report.path / name).exists()]
+    if graphs:
+        table.add_row("tokenizer graphs", ", ".join(graphs))
     if report.peak_ram_bytes is not None:
         table.add_row("peak RAM", human_bytes(report.peak_ram_bytes))
     if report.reused:

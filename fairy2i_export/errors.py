@@ -39,5 +39,9 @@ class LibraryError(Fairy2iError):
     """The operator library, whose code also quantizes and packs, is missing, does not load or is too old."""
 
 
+class TokenizerError(Fairy2iError):
+    """A tokenizer cannot be read, or cannot be expressed as an ONNX graph."""
+
+
 class OutputError(Fairy2iError):
     """The output folder cannot be written."""

@@ -29,6 +29,7 @@ from fairy2i_export.prepare import Prepared, make_estimate, prepare
 from fairy2i_export.report import Estimate, ExportReport, peak_ram_bytes
 from fairy2i_export.tensor_stream import ReadFile, ReadTensor, TensorStream
 from fairy2i_export.tokenizer_files import copy_files, has_chat_template
+from fairy2i_export.tokenizer_graph import write_tokenizer_graphs
 from fairy2i_export.weights import Task, Workers
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
@@ -70,6 +71,7 @@ def export(
     dense_type: str | None = None,
     accuracy_level: int | None = None,
     trained: bool = False,
+    tokenizer_onnx: bool = False,
     force: bool = False,
     jobs: int | None = None,
     observer: Observer | None = None,
@@ -96,6 +98,7 @@ def export(
         dense_type: ``float32`` or ``float16``, weights of the backend dense; default float32.
         accuracy_level: 0 or 4, of the backend matmulnbits: float32 or int8 activations; default 4.
         trained: the caller knows that the weights come from Fairy2i training; no warning about it.
+        tokenizer_onnx: add tokenizer.onnx and detokenizer.onnx, graphs for hosts without a tokenizer library.
         force: replace an earlier export in ``out``.
         jobs: threads that quantize; default: as many as this process may use cores. The result does not depend on it.
         observer: hears about progress.
@@ -139,6 +142,9 @@ def export(
         _resume(prepared, workspace, observer)
         check_space(folder, estimate.output_bytes - _bytes_taken(folder))
         observer.planned(estimate, options)
+        copy_files(checkpoint, folder)
+        if tokenizer_onnx:  # first: a tokenizer that no graph can express should not cost an export
+            write_tokenizer_graphs(folder, shown=checkpoint.directory)
         observer.phase("quantizing", prepared.parameters)
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with closing(DataFile(folder / DATA, prepared.places, prepared.data_bytes)) as data, pool or nullcontext():
@@ -149,7 +155,6 @@ def export(
             for name, task in prepared.tasks.items()
             if task.layer is not None
         }
-        copy_files(checkpoint, folder)
         if prepared.calibration_ids is not None:
             # the scales it writes come from no tensor: nothing that the journal vouches for changes
             observer.phase("calibrating", 1)
