@@ -1,5 +1,5 @@
-/* sweep.c - the memory floor: reads bytes as fast as this CPU can and does nothing else with them, or on request next to
- * nothing: 16 additions and XORs for every 64 bytes.
+/* sweep.c - the memory floor: reads bytes as fast as this CPU can and does nothing else with them, or on request next
+ * to nothing: 16 additions and XORs for every 64 bytes.
  *
  * Each thread reads its contiguous share as several forward streams and XORs all 64-bit words, so that the result
  * proves that every byte was read. Threads wait on a condition variable between sweeps: they take no CPU from other

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fairy2i_export.backends import BACKENDS, stored_bytes
 from fairy2i_export.data_file import Place
+from fairy2i_export.graph.writer import CONSTANT
 from fairy2i_export.options import ExportOptions, GivenOptions
 from fairy2i_export.output import check_free
 from fairy2i_export.prepare import Prepared, make_estimate, prepare
@@ -142,12 +143,11 @@ def device_memory(prepared: Prepared) -> DeviceMemory:
 
 
 def _groups(prepared: Prepared) -> tuple[TensorGroup, ...]:
-    made = {output for task in prepared.tasks.values() for output in task.outputs}
     found: dict[tuple[str, str, tuple[int, ...]], TensorGroup] = {}
     for value in prepared.model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or (tensor.name not in made and prepared.places[str(tensor.name)].offset is None):
-            continue  # scalars of the graph
+        if tensor is None or str(tensor.name).startswith(CONSTANT):
+            continue
         name = str(tensor.name)
         place: Place = prepared.places[name]
         key = (_starred(name), tensor.dtype.name, tuple(map(int, tensor.shape.numpy())))

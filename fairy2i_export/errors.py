@@ -35,5 +35,9 @@ class OptionError(Fairy2iError):
     """An option has an unknown or impossible value."""
 
 
+class LibraryError(Fairy2iError):
+    """The operator library, whose code also quantizes and packs, is missing, does not load or is too old."""
+
+
 class OutputError(Fairy2iError):
     """The output folder cannot be written."""

@@ -22,6 +22,7 @@ from fairy2i_export.genai_config import write_genai_config
 from fairy2i_export.journal import Journal, identity
 from fairy2i_export.layout import LAYOUT_VERSION
 from fairy2i_export.model_card import model_card
+from fairy2i_export.native import check_library
 from fairy2i_export.options import ExportOptions, GivenOptions, says_trained
 from fairy2i_export.output import Workspace, check_space, output_folder
 from fairy2i_export.prepare import Prepared, make_estimate, prepare
@@ -127,6 +128,7 @@ def export(
     prepared = prepare(source, out, given, calibration)
     checkpoint, decoder, options, plan = prepared.checkpoint, prepared.decoder, prepared.options, prepared.plan
     warnings = list(prepared.warnings)
+    check_library()
     estimate = make_estimate(prepared)
 
     def kept(partial: Path) -> None:

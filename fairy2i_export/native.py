@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.errors import FormatError
+from fairy2i_export.errors import FormatError, LibraryError
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -129,7 +129,24 @@ def each(function: Callable[[Rows], Any], blocks: Iterable[Rows], pool: Executor
     return list(map(function, blocks) if pool is None else pool.map(function, blocks))
 
 
-def _binding() -> tuple[Any, Any]:
-    from fairy2i_runtime.core import binding  # on first use: loads onnxruntime, which importing the package shall not
+def check_library() -> None:
+    """Find out whether weights can be quantized, before work begins that depends on it.
 
-    return binding()
+    Raises:
+        LibraryError: the operator library is missing, does not load, or is older than the quantizer.
+    """
+    _binding()
+
+
+def _binding() -> tuple[Any, Any]:
+    from fairy2i_runtime import Fairy2iRuntimeError  # on first use: loads onnxruntime, which importing the package shall not
+    from fairy2i_runtime.core import binding
+
+    try:
+        ffi, lib = binding()
+        lib.f2i_pack  # noqa: B018 - looked up in the header and in the library
+    except (Fairy2iRuntimeError, OSError) as error:
+        raise LibraryError(f"the operator library, which also quantizes, cannot be used: {error}") from error
+    except AttributeError as error:
+        raise LibraryError("the operator library is older than this exporter and cannot quantize; reinstall both") from error
+    return ffi, lib

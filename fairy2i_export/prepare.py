@@ -120,7 +120,18 @@ def make_estimate(prepared: Prepared) -> Estimate:
     )
     packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
     nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
-    return Estimate(_BASE_RAM + sum(sizes[:BUFFERS]) + packed, prepared.data_bytes + nodes)
+    peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared))
+    return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)
+
+
+def _calibration_bytes(prepared: Prepared) -> int:
+    """Memory to measure the scales of an int8 cache: the model's weights, mapped, and keys and values of all layers."""
+    if prepared.calibration_ids is None:
+        return 0
+    decoder, tokens = prepared.decoder, prepared.calibration_ids.size
+    kept = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
+    passing = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + decoder.heads * tokens
+    return prepared.data_bytes + 4 * tokens * (kept + passing)
 
 
 def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:

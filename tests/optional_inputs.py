@@ -89,6 +89,6 @@ def _model(case: Case, operands: dict[str, npt.NDArray[Any]]) -> ModelProto:
         [helper.make_tensor_value_info("Y", kind, ["rows", N])],
         [] if case.free else [numpy_helper.from_array(array, name) for name, array in operands.items()],
     )
-    functions = [ir.serde.serialize_function(matmul_function(STAGES))] if case.body else []
+    functions = [ir.serde.serialize_function(matmul_function())] if case.body else []
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)

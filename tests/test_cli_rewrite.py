@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from onnx import helper
 import fairy2i_export
 from fairy2i_export.cli import main
 from fairy2i_export.errors import ModelError
-from fairy2i_runtime import library_path
+from fairy2i_export.exporter import Observer
+from fairy2i_runtime import core, library_path
 from rewrite_helpers import rewrite_onnx, run, save_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -183,6 +184,9 @@ MISTAKES: list[Any] = [
     ("row multiplier", nothing, ["--row-multiplier", "max"], "row multiplier: expected one of"),
     ("checkpoint option", nothing, ["--lm-head", "int8"], "--lm-head is for checkpoints only"),
     ("checkpoint option 2", nothing, ["--context-length", "128"], "--context-length is for checkpoints only"),
+    ("checkpoint option 3", nothing, ["--kv-cache", "int8"], "--kv-cache is for checkpoints only"),
+    ("checkpoint option 4", nothing, ["--rope-scaling", "yarn:2"], "--rope-scaling is for checkpoints only"),
+    ("jobs", nothing, ["--jobs", "0"], "jobs: expected a number from 1, got 0"),
 ]
 
 
@@ -205,15 +209,73 @@ def test_a_folder_called_like_a_model(call: Run, tmp_path: Path) -> None:
     assert "is a folder; expected an ONNX model" in err
 
 
-def test_without_the_library_the_folder_is_written_with_a_warning(
-    call: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def forget_library() -> Iterator[Callable[[], None]]:
+    """Makes the next use of the operator library look for it again; done once more after the test."""
+    yield core._library.cache_clear
+    core._library.cache_clear()
+
+
+def test_without_the_library(
+    call: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_library: Callable[[], None]
 ) -> None:
+    """Nothing can be quantized then, but a model that needs no quantizing is written, with a warning."""
+    rewritten = rewrite_onnx(source, tmp_path / "first").path
+    assert rewritten is not None
+    forget_library()
     monkeypatch.setenv("FAIRY2I_LIBRARY", str(tmp_path / "nothing.so"))
-    code, _, err = call(source, "-o", tmp_path / "out", "--trained", "-q")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, out, err = call(source, "-o", tmp_path / "out", "--trained")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "error: the operator library, which also quantizes, cannot be used: FAIRY2I_LIBRARY names" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert call(source, "--dry-run", "-q")[0] == 0
+    code, _, err = call(rewritten / "model.onnx", "-o", tmp_path / "out", "-q")
     assert code == 0
     assert err.startswith("warning: the operator library was not copied into the folder: FAIRY2I_LIBRARY names")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model.onnx", "model.onnx.data", "rewrite.json"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_leaves_nothing(source: Path, tmp_path: Path, error: type[BaseException]) -> None:
+    """Rewriting starts from the beginning again: there is nothing to be kept for that."""
+
+    class Interrupting(Observer):
+        title = ""
+
+        def phase(self, title: str, total: int) -> None:
+            self.title = title
+
+        def advance(self, amount: int) -> None:
+            if self.title == "quantizing":
+                raise error
+
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(error):
+        fairy2i_export.rewrite_onnx(source, tmp_path / "out", observer=Interrupting())
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_what_an_unfinished_export_left_does_not_get_in(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ".out.partial" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder.parent / "journal").write_text("{}")
+    rewrite_onnx(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert not folder.parent.exists()
+
+
+def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
+    w = rng.standard_normal((1024, 1536)).astype(np.float32)
+    source = save_model(tmp_path / "m.onnx", "y = MatMul (x, w)", {"x": ("float", [2, 1024])}, {"y": "float"}, {"w": w})
+    data = []
+    for jobs in (1, 3):
+        report = fairy2i_export.rewrite_onnx(source, tmp_path / f"out{jobs}", jobs=jobs, row_multiplier="rms")
+        assert report.path is not None
+        data.append((report.path / "model.onnx.data").read_bytes())
+    assert data[0] == data[1]
 
 
 def test_a_failure_while_writing_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

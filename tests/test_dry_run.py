@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
+from architecture_helpers import save_tiny
 from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.cli import main
@@ -24,7 +25,12 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stages": 3, "lm_head": "int4", "embedding": "int8"}, {"row_multiplier": "rms", "exclude": ("*.up_proj",)}],
+    [
+        {},
+        {"stages": 3, "lm_head": "int4", "embedding": "int8"},
+        {"row_multiplier": "rms", "exclude": ("*.up_proj",)},
+        {"kv_cache": "int8", "rope_scaling": "linear:2", "context_length": 150},
+    ],
 )
 def test_it_foretells_the_export(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     run = dry_run(source, tmp_path / "out", GivenOptions(**options))
@@ -49,8 +55,24 @@ def test_memory_of_a_device(source: Path) -> None:
     assert long.cache == 4 * short.cache
     assert long.total == long.weights + long.cache + long.working + long.program
     assert long.working > short.working
+    for kind, share in (("float16", 2), ("int8", 4)):
+        assert dry_run(source, None, GivenOptions(context_length=96, kv_cache=kind)).device.cache == long.cache // share
     with pytest.raises(OptionError, match="context length"):
         dry_run(source, None, GivenOptions(context_length=97))
+    with pytest.raises(OptionError, match="only an int8 cache is calibrated"):
+        dry_run(source, None, GivenOptions(), calibration=source / "text.txt")
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gemma3_text"])
+def test_other_architectures(tmp_path: Path, kind: str) -> None:
+    """Fused matrices; norms of one plus the weight, and two rotary embeddings."""
+    source = save_tiny(tmp_path / "model", kind, tie_word_embeddings=kind == "gemma3_text")
+    run = dry_run(source, tmp_path / "out", GivenOptions())
+    report = export(source, tmp_path / "out")
+    assert run.device.weights == (report.path / "model.onnx.data").stat().st_size
+    model = onnx.load(report.path / "model.onnx")
+    stored = {tensor.name for tensor in model.graph.initializer if not tensor.name.startswith("const/")}
+    assert sum(group.count for group in run.groups) == len(stored)
 
 
 def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,10 @@ import pytest
 from export_helpers import edit_json, make_checkpoint, write_safetensors
 from fairy2i_export import export
 from fairy2i_export.checkpoint import open_checkpoint
-from fairy2i_export.errors import CheckpointError, OptionError, OutputError
+from fairy2i_export.errors import CheckpointError, LibraryError, OptionError, OutputError
 from fairy2i_export.exporter import Observer
 from fairy2i_export.journal import Journal
+from fairy2i_runtime import core
 
 FILES = ("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "config.json")
 
@@ -154,6 +155,43 @@ def test_every_place_to_stop(source: Path, tmp_path: Path, options: dict[str, An
         report = export(source, out, **options)
         assert report.reused == after
         assert_same(report.path, reference.path)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_stopped_while_the_cache_is_calibrated(tmp_path: Path, measured: bool) -> None:
+    """Its scales lie in the data file and change in place; what the journal says of the rest stays true."""
+
+    class Calibrating(Recorder):
+        calibrating = False
+
+        def phase(self, title: str, total: int) -> None:
+            self.calibrating = title == "calibrating"
+            if self.calibrating and not measured:
+                raise KeyboardInterrupt
+
+        def advance(self, amount: int) -> None:
+            if self.calibrating:
+                raise KeyboardInterrupt
+
+    source = make_checkpoint(tmp_path / "model", num_attention_heads=4, num_key_value_heads=4, head_dim=72)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        export(source, out, kv_cache="int8", observer=Calibrating())
+    assert (tmp_path / ".out.partial" / "folder" / "model.onnx").is_file()
+    report = export(source, out, kv_cache="int8")
+    assert report.reused == len(open_checkpoint(source).owners)
+    assert_same(report.path, export(source, tmp_path / "reference", kv_cache="int8").path)
+
+
+def test_a_missing_library_does_no_harm(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to a checkpoint nor to what an interrupted export has finished."""
+    interrupt(source, tmp_path / "out", 5)
+    core._library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("FAIRY2I_LIBRARY", str(tmp_path / "nothing.so"))
+        with pytest.raises(LibraryError, match="which also quantizes, cannot be used"):
+            export(source, tmp_path / "out")
+    assert export(source, tmp_path / "out").reused == 5
 
 
 def test_other_options_start_anew(source: Path, tmp_path: Path) -> None:

@@ -33,16 +33,16 @@ typedef struct f2i_dot_plane {
   int32_t unused[14];
 } f2i_dot_plane; /* 128 bytes */
 
-/* Length of a grid step: the largest sum of the scales of an axis, over U, W and the stages, is 125 steps. Each of the
- * at most four terms of the sum is rounded by itself, so that the sum of what they are rounded to is at most 127. */
+/* Length of a grid step: the largest sum of the scales of U or W and an axis over the stages is 127 steps, or 126 where
+ * it is rounded in two byte planes, so that the sum of what they are rounded to is at most 127. */
 static inline float f2i_dot_grid(const float *scales, int stages) {
   float largest = 0.0f;
-  for (int axis = 0; axis < 2; ++axis) {
+  for (int i = 0; i < 4; ++i) {
     float sum = 0.0f;
-    for (int i = 0; i < 2 * stages; ++i) sum += fabsf(scales[2 * i + axis]);
+    for (int t = 0; t < stages; ++t) sum += fabsf(scales[4 * t + i]);
     largest = fmaxf(largest, sum);
   }
-  return largest >= 1e-30f && largest <= FLT_MAX ? largest / 125.0f : 0.0f;
+  return largest >= 1e-30f && largest <= FLT_MAX ? largest / (stages > 2 ? 126.0f : 127.0f) : 0.0f;
 }
 
 /* Fills [stages] f2i_dot_plane; kernel_dot_scalar.c. */

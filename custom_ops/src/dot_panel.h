@@ -1,9 +1,9 @@
 /* dot_panel.h - "dot" for many rows of x: what VNNI and AMX share. Include where -mavx512bw is on.
  *
- * With (w_re, w_im) of U and W added up, a column is a real 2x2 block: y_re += A x_re + B x_im, y_im += C x_re + D
- * x_im. The weights of a tile and K-block are unpacked to such blocks once for all rows of x. A step is the four
- * columns of one byte column group and parity, and one of x_re, x_im: four bytes for each row of the tile, and four of
- * each row of x.
+ * A column of U is the real 2x2 block y_re += u_re x_re - u_im x_im, y_im += u_im x_re + u_re x_im; one of W, which
+ * meets the conjugate of x, y_re += w_re x_re + w_im x_im, y_im += w_im x_re - w_re x_im. The weights of a tile and
+ * K-block are unpacked to such blocks once for all rows of x. A step is the four columns of one byte column group and
+ * parity, and one of x_re, x_im: four bytes for each row of the tile, and four of each row of x.
  */
 #ifndef F2I_DOT_PANEL_H
 #define F2I_DOT_PANEL_H
@@ -23,9 +23,9 @@ typedef struct panel_operands {
   int32_t bias[PANEL_ROWS];
 } panel_operands;
 
-/* Unpacked weights, plus 128: [half of the rows][real, imaginary output][step][row][column] */
+/* Unpacked weights, plus 128: [half of the rows][real, imaginary output][U, W][step][row][column] */
 typedef struct panel_weights {
-  uint8_t w[HALVES][2][STEPS][F2I_HALF_ROWS][4];
+  uint8_t w[HALVES][2][2][STEPS][F2I_HALF_ROWS][4];
 } panel_weights;
 
 /* Sums of a tile: [half][row of x][real, imaginary][row of the half] */
@@ -71,46 +71,43 @@ static inline void build_panel(const float *re, const float *im, const float *sc
     _mm512_storeu_si512(out->x[row], bytes);
     const __m512i plus128 = _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80));
     const int sum = (int)_mm512_reduce_add_epi64(_mm512_sad_epu8(plus128, _mm512_setzero_si512()));
-    out->bias[row] = -128 * (sum - 128 * 2 * F2I_BLOCK_COLS);
+    out->bias[row] = -128 * 2 * (sum - 128 * 2 * F2I_BLOCK_COLS);
   }
 }
 
-static inline __m512i table_of(const int8_t *values, int plus) {
-  const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)values);
-  return _mm512_broadcast_i32x4(_mm_add_epi8(v, _mm_set1_epi8((char)plus)));
+static inline __m512i look_up(const int8_t *values, __m512i index) {
+  const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)values);
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
+}
+
+/* Four columns of one matrix. values: [re, im], plus 128. */
+static inline void store_blocks(const __m512i values[2], int matrix, int step,
+                                uint8_t out[2][2][STEPS][F2I_HALF_ROWS][4]) {
+  const __m512i re = values[0], im = values[1], zero = _mm512_setzero_si512(); /* 0 - (v + 128) = -v + 128 */
+  _mm512_store_si512(out[0][matrix][step], re);
+  _mm512_store_si512(out[0][matrix][step + 1], matrix ? im : _mm512_sub_epi8(zero, im));
+  _mm512_store_si512(out[1][matrix][step], im);
+  _mm512_store_si512(out[1][matrix][step + 1], matrix ? _mm512_sub_epi8(zero, re) : re);
 }
 
 /* Unpacks the K-block of one tile. packed: [byte plane][F2I_PLANE_BYTES] */
 static inline void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes, int stages, panel_weights *out) {
   for (int half = 0; half < HALVES; ++half) {
     for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
-      __m512i u[2][2], w[2][2]; /* [parity][re, im], plus 128 in u_re and w_im */
-      for (int i = 0; i < 4; ++i) {
-        u[i / 2][i % 2] = _mm512_set1_epi8((char)(i % 2 ? 0 : 0x80));
-        w[i / 2][i % 2] = _mm512_set1_epi8((char)(i % 2 ? 0x80 : 0));
-      }
+      __m512i values[2][2][2]; /* [parity][U, W][re, im], plus 128 */
+      for (int i = 0; i < 8; ++i) values[i / 4][i / 2 % 2][i % 2] = _mm512_set1_epi8((char)0x80);
       for (int p = 0; p < stages; ++p) {
         __m512i index[2];
         indices(transpose(packed + p * F2I_PLANE_BYTES + group * 2 * F2I_CELL_BYTES, half), index);
-        for (int parity = 0; parity < 2; ++parity) {
-          __m512i(*first)[2] = !planes[p].both && planes[p].matrix ? w : u;
-          for (int axis = 0; axis < 2; ++axis) {
-            first[parity][axis] = _mm512_add_epi8(
-                first[parity][axis], _mm512_shuffle_epi8(table_of(planes[p].value[axis], 0), index[parity]));
-            if (!planes[p].both) continue;
-            w[parity][axis] = _mm512_add_epi8(
-                w[parity][axis], _mm512_shuffle_epi8(table_of(planes[p].value[2 + axis], 0), index[parity]));
+        for (int i = 0; i < (planes[p].both ? 4 : 2); ++i) {
+          const int matrix = planes[p].both ? i / 2 : planes[p].matrix;
+          for (int parity = 0; parity < 2; ++parity) {
+            __m512i *value = &values[parity][matrix][i % 2];
+            *value = _mm512_add_epi8(*value, look_up(planes[p].value[i], index[parity]));
           }
         }
       }
-      for (int parity = 0; parity < 2; ++parity) {
-        const __m512i ur = u[parity][0], ui = u[parity][1], wr = w[parity][0], wi = w[parity][1];
-        const int step = group * 4 + parity * 2;
-        _mm512_store_si512(out->w[half][0][step], _mm512_add_epi8(ur, wr));
-        _mm512_store_si512(out->w[half][0][step + 1], _mm512_sub_epi8(wi, ui));
-        _mm512_store_si512(out->w[half][1][step], _mm512_add_epi8(ui, wi));
-        _mm512_store_si512(out->w[half][1][step + 1], _mm512_sub_epi8(ur, wr));
-      }
+      for (int i = 0; i < 4; ++i) store_blocks(values[i / 2][i % 2], i % 2, group * 4 + i / 2 * 2, out->w[half]);
     }
   }
 }
@@ -132,7 +129,7 @@ static inline void read_panel(const void *state, float *out) {
 /* One tile at a time goes through all blocks, so that its sums stay in the first-level cache. */
 #define F2I_DOT_PANEL(block_fn)           \
   {.rows = PANEL_ROWS,                    \
-   .least = 8,                            \
+   .least = 5,                            \
    .strip_tiles = 1,                      \
    .operand_bytes = 0,                    \
    .extra_bytes = sizeof(panel_operands), \

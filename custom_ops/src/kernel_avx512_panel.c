@@ -171,7 +171,7 @@ static void read(const void *state, float *out) {
 }
 
 const f2i_panel_kernel f2i_panel_lut__avx512 = {.rows = ROWS,
-                                                .least = 20,
+                                                .least = 24,
                                                 .strip_tiles = 8,
                                                 .operand_bytes = PLANE_TABLES * TABLE_BYTES,
                                                 .extra_bytes = 0,

@@ -1,6 +1,7 @@
 /* kernel_dot_amx.c - "dot" with AMX tiles for many rows of x. Compiled with -mavx512bw -mamx-tile -mamx-int8.
  *
- * One tile instruction is a whole K-block: 64 bytes of 16 rows of x times the 16 steps of 16 rows of the matrix.
+ * One tile instruction is a whole K-block of U or W and one part of the output: 64 bytes of 16 rows of x times the 16
+ * steps of 16 rows of the matrix.
  */
 #include "dot_panel.h"
 
@@ -34,7 +35,7 @@ static void f2i_block_dot__amx_panel(const f2i_panel *p) {
   panel_state *state = p->state;
   _Alignas(64) panel_weights weights;
   _Alignas(64) int32_t sums[2][X_ROWS][F2I_HALF_ROWS];
-  if (p->rows < X_ROWS) { /* tiles would stay half empty */
+  if (p->rows <= X_ROWS) { /* hardly more than one tile of x */
     f2i_panel_dot__avx512.block(p);
     return;
   }
@@ -43,16 +44,20 @@ static void f2i_block_dot__amx_panel(const f2i_panel *p) {
     prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
     unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, &weights);
     for (int half = 0; half < HALVES; ++half) {
-      _tile_loadd(0, weights.w[half][0], 64);
-      _tile_loadd(1, weights.w[half][1], 64);
+      _tile_loadd(0, weights.w[half][0][0], 64);
+      _tile_loadd(1, weights.w[half][0][1], 64);
+      _tile_loadd(2, weights.w[half][1][0], 64);
+      _tile_loadd(3, weights.w[half][1][1], 64);
       for (size_t row = 0; row < p->rows; row += X_ROWS) {
-        _tile_loadd(2, x->x[row], 64);
-        _tile_zero(3);
-        _tile_zero(4);
-        _tile_dpbsud(3, 2, 0);
-        _tile_dpbsud(4, 2, 1);
-        _tile_stored(3, sums[0], 64);
-        _tile_stored(4, sums[1], 64);
+        _tile_loadd(4, x->x[row], 64);
+        _tile_zero(5);
+        _tile_zero(6);
+        _tile_dpbsud(5, 4, 0);
+        _tile_dpbsud(6, 4, 2);
+        _tile_dpbsud(5, 4, 1);
+        _tile_dpbsud(6, 4, 3);
+        _tile_stored(5, sums[0], 64);
+        _tile_stored(6, sums[1], 64);
         for (int part = 0; part < 2; ++part) {
           add_sums(sums[part], x->bias + row, p->units + row, state[tile].sum[half] + row, part);
         }

@@ -12,9 +12,9 @@
 #include "message.h"
 
 enum {
-  ROWS_AT_ONCE = 16,    /* rows of x that share one pass over a strip */
+  ROWS_AT_ONCE = 8,     /* rows of x that share one pass over a strip: their tables stay near */
   STRIP_TILES = 16,     /* row tiles of a strip for a single row of x: long runs of packed bytes */
-  STRIP_TILES_MANY = 4, /* for more rows: the accumulators of all of them stay in the first-level cache */
+  STRIP_TILES_MANY = 8, /* for more rows: the accumulators of all of them stay in the first-level cache */
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
   ALONE_BLOCKS = 48, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
   ALONE_BYTES = 48 << 10,

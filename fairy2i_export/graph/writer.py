@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+CONSTANT = "const/"  # begins the names of the graph's own numbers
+
 
 class GraphWriter:
     """Collects nodes in execution order and initializers in the order in which they shall lie in the file."""
@@ -51,9 +53,9 @@ class GraphWriter:
 
     def ints(self, *values: int, name: str = "") -> ir.Value:
         """A one-dimensional int64 constant."""
-        return self.initializer(ir.tensor(np.array(values, np.int64), name=name or "const/" + "_".join(map(str, values))))
+        return self.initializer(ir.tensor(np.array(values, np.int64), name=name or CONSTANT + "_".join(map(str, values))))
 
     def scalar(self, value: int | float) -> ir.Value:
         """A scalar constant, int64 or float32."""
         dtype = np.int64 if isinstance(value, int) else np.float32
-        return self.initializer(ir.tensor(np.array(value, dtype), name=f"const/scalar_{value}"))
+        return self.initializer(ir.tensor(np.array(value, dtype), name=f"{CONSTANT}scalar_{value}"))

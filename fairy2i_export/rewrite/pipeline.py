@@ -16,6 +16,7 @@ from fairy2i_export.data_file import ALIGNMENT, DATA, INLINE_BYTES
 from fairy2i_export.errors import ModelError
 from fairy2i_export.exporter import MODEL, Observer, thread_count
 from fairy2i_export.layout import LAYOUT_VERSION
+from fairy2i_export.native import check_library
 from fairy2i_export.options import check_quantizer
 from fairy2i_export.output import REWRITE_MARKERS, check_space, output_folder
 from fairy2i_export.quantizer import Profile, RowMultiplier
@@ -128,6 +129,8 @@ def rewrite_onnx(
 
     if dry_run:
         return report(None, None, expected_bytes)
+    if changed.rewritten:
+        check_library()
     with output_folder(target, force=force, source=path, markers=REWRITE_MARKERS) as workspace:
         folder = workspace.folder
         workspace.discard()
