@@ -94,6 +94,7 @@ def test_metadata(source: Path, tmp_path: Path) -> None:
     assert {item.key: item.value for item in model.metadata_props} == {
         "fairy2i.format_version": "1",
         "fairy2i.layout_version": "1",
+        "fairy2i.backend": "fairy2i",
         "fairy2i.stages": "1",
         "fairy2i.profile": "fp32",
         "fairy2i.source": "model",
