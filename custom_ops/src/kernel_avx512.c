@@ -6,26 +6,8 @@
  */
 #include <immintrin.h>
 
+#include "byte_sums_avx512.h"
 #include "kernels.h"
-
-/* Everything added so far: ones + 2 twos + 4 (the widened fours), bytes. `all` adds even + 256 * odd bytes of the fours
- * in 16-bit lanes, `odd` the odd bytes alone. */
-typedef struct byte_sums {
-  __m512i ones, twos, all, odd;
-} byte_sums;
-
-/* a + b + *sum = *sum' + 2 carry, in every bit position. */
-static inline __m512i add_carry(__m512i *sum, __m512i a, __m512i b) {
-  const __m512i carry = _mm512_ternarylogic_epi32(*sum, a, b, 0xE8);
-  *sum = _mm512_ternarylogic_epi32(*sum, a, b, 0x96);
-  return carry;
-}
-
-static inline void add_fours(byte_sums *s, __m512i first, __m512i second) {
-  const __m512i fours = add_carry(&s->twos, first, second);
-  s->all = _mm512_add_epi16(s->all, fours);
-  s->odd = _mm512_add_epi16(s->odd, _mm512_srli_epi16(fours, 8));
-}
 
 /* Where the driver finds the outputs among the accumulators of a tile, [re, im][row]: a float vector holds every fourth
  * row, that is what widening 16-bit lanes gives without moving them. */
@@ -35,20 +17,6 @@ static inline void add_fours(byte_sums *s, __m512i first, __m512i second) {
   PLACES_4(part, row), PLACES_4(part, (row) + 4), PLACES_4(part, (row) + 8), PLACES_4(part, (row) + 12)
 const uint8_t f2i_order_lut__avx512[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(8, 0),
                                                          PLACES_16(8, 16)};
-
-/* 16-bit sums of the even and of the odd bytes. */
-typedef struct word_sums {
-  __m512i even, odd;
-} word_sums;
-
-static inline word_sums widen(const byte_sums *s) {
-  const __m512i odd_twos = _mm512_add_epi16(_mm512_srli_epi16(s->twos, 8), _mm512_slli_epi16(s->odd, 1));
-  const __m512i odd = _mm512_add_epi16(_mm512_srli_epi16(s->ones, 8), _mm512_slli_epi16(odd_twos, 1));
-  const __m512i all_twos = _mm512_add_epi16(s->twos, _mm512_slli_epi16(s->all, 1));
-  const __m512i all = _mm512_add_epi16(s->ones, _mm512_slli_epi16(all_twos, 1)); /* even + 256 odd */
-  const word_sums words = {_mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8)), odd};
-  return words;
-}
 
 /* Adds the two byte columns. Lanes of re and im: rows 0-15 of the first and of the second one, then rows 16-31.
  * Returns re of rows 0-15, of rows 16-31, then im. */

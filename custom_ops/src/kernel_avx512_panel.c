@@ -6,6 +6,7 @@
  */
 #include <immintrin.h>
 
+#include "byte_sums_avx512.h"
 #include "kernels.h"
 
 enum {
@@ -21,7 +22,7 @@ enum {
  * the same, and so for rows 16-31. In a lane of bytes the rows are placed such that every fourth byte, widened to a
  * lane of four floats, belongs to four neighbouring rows: value[i] holds rows 4 i to 4 i + 3 of either half. */
 typedef struct row_sums {
-  __m512i ones, twos, all, odd; /* as byte_sums in kernel_avx512.c, while a block has byte planes left */
+  byte_sums bytes; /* while a block has byte planes left */
   __m512 value[4];
 } row_sums;
 
@@ -75,12 +76,6 @@ static inline void index_plane(const uint8_t *packed, uint16_t *out) {
   }
 }
 
-static inline __m512i add_carry(__m512i *sum, __m512i a, __m512i b) {
-  const __m512i carry = _mm512_ternarylogic_epi32(*sum, a, b, 0xE8);
-  *sum = _mm512_ternarylogic_epi32(*sum, a, b, 0x96);
-  return carry;
-}
-
 /* value[i] += unit * sum, for the rows of x of vector i; sums of bytes 4 j + i are `low` halves of 32-bit lanes or not.
  */
 static inline void add_to(__m512 *value, __m512 unit, __m512i sums, int low) {
@@ -91,15 +86,11 @@ static inline void add_to(__m512 *value, __m512 unit, __m512i sums, int low) {
 /* Scales the sums of a finished block, for the rows of a tile. */
 static inline void flush(row_sums *state, const __m512 unit[4]) {
   for (row_sums *s = state; s < state + F2I_TILE_ROWS; ++s) {
-    const __m512i odd_twos = _mm512_add_epi16(_mm512_srli_epi16(s->twos, 8), _mm512_slli_epi16(s->odd, 1));
-    const __m512i odds = _mm512_add_epi16(_mm512_srli_epi16(s->ones, 8), _mm512_slli_epi16(odd_twos, 1));
-    const __m512i all_twos = _mm512_add_epi16(s->twos, _mm512_slli_epi16(s->all, 1));
-    const __m512i both = _mm512_add_epi16(s->ones, _mm512_slli_epi16(all_twos, 1)); /* even + 256 s->odd */
-    const __m512i evens = _mm512_sub_epi16(both, _mm512_slli_epi16(odds, 8));
-    add_to(&s->value[0], unit[0], evens, 1);
-    add_to(&s->value[1], unit[1], odds, 1);
-    add_to(&s->value[2], unit[2], evens, 0);
-    add_to(&s->value[3], unit[3], odds, 0);
+    const word_sums words = widen(&s->bytes);
+    add_to(&s->value[0], unit[0], words.even, 1);
+    add_to(&s->value[1], unit[1], words.odd, 1);
+    add_to(&s->value[2], unit[2], words.even, 0);
+    add_to(&s->value[3], unit[3], words.odd, 0);
   }
 }
 
@@ -109,13 +100,12 @@ static inline void add_plane(const uint8_t *tables, const uint16_t *offsets, row
   /* every look-up adds 128: start with minus a quarter of all that, as it counts four times; in `all` for even bytes
    * and 256 times for odd ones */
   const int bias = -128 * PLANE_TABLES * stages / 4;
+  const __m512i zero = _mm512_setzero_si512();
+  const byte_sums start = {zero, zero, _mm512_set1_epi16((short)(bias * 257)), _mm512_set1_epi16((short)bias)};
   for (int row = 0; row < F2I_TILE_ROWS; ++row) {
     row_sums *s = state + row;
     const uint16_t *at = offsets + row / F2I_HALF_ROWS * F2I_CELL_BYTES + row % F2I_HALF_ROWS;
-    const __m512i zero = _mm512_setzero_si512();
-    __m512i ones = is_first ? zero : s->ones, twos = is_first ? zero : s->twos;
-    __m512i all = is_first ? _mm512_set1_epi16((short)(bias * 257)) : s->all;
-    __m512i odd = is_first ? _mm512_set1_epi16((short)bias) : s->odd;
+    byte_sums sums = is_first ? start : s->bytes;
 #pragma GCC unroll 8
     for (int cell = 0; cell < F2I_BLOCK_CELLS; ++cell) {
       const uint8_t *table = tables + cell * CELL_TABLES * TABLE_BYTES;
@@ -124,12 +114,10 @@ static inline void add_plane(const uint8_t *tables, const uint16_t *offsets, row
       const __m512i b = _mm512_load_si512(table + TABLE_BYTES + of_cell[32]);
       const __m512i c = _mm512_load_si512(table + 2 * TABLE_BYTES + of_cell[16]);
       const __m512i d = _mm512_load_si512(table + 3 * TABLE_BYTES + of_cell[48]);
-      const __m512i first = add_carry(&ones, a, b), second = add_carry(&ones, c, d);
-      const __m512i fours = add_carry(&twos, first, second);
-      all = _mm512_add_epi16(all, fours);
-      odd = _mm512_add_epi16(odd, _mm512_srli_epi16(fours, 8));
+      const __m512i first = add_carry(&sums.ones, a, b), second = add_carry(&sums.ones, c, d);
+      add_fours(&sums, first, second);
     }
-    s->ones = ones, s->twos = twos, s->all = all, s->odd = odd;
+    s->bytes = sums;
   }
 }
 
