@@ -9,51 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "cpu.h"
+#include "harness.h"
 #include "quantize.h"
-
-static int passed, failed;
-
-static void check(int ok, const char *what, const char *isa) {
-  if (ok) {
-    ++passed;
-  } else {
-    ++failed;
-    printf("FAILED: %s (%s)\n", what, isa);
-  }
-}
-
-typedef struct buffer {
-  void *data; /* ends where the inaccessible page begins */
-  void *map;
-  size_t mapped;
-} buffer;
-
-static buffer guarded(size_t bytes) {
-  const size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (bytes + page - 1) / page * page;
-  buffer b = {NULL, NULL, inside + page};
-  b.map = mmap(NULL, b.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (b.map == MAP_FAILED || mprotect((char *)b.map + inside, page, PROT_NONE) != 0) {
-    perror("mmap");
-    exit(2);
-  }
-  b.data = (char *)b.map + inside - bytes;
-  return b;
-}
-
-static void release(buffer b) { munmap(b.map, b.mapped); }
-
-static uint64_t state = 1;
-
-static uint32_t random_bits(void) { /* SplitMix64 */
-  uint64_t z = state += 0x9E3779B97F4A7C15u;
-  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-  return (uint32_t)(z >> 32);
-}
 
 /* a value of magnitude 2^-8 to 2^8, now and then zero, negative zero, or equal to its neighbour: borders and ties */
 static uint32_t random_float_bits(uint32_t before) {
@@ -98,11 +57,11 @@ static results run(const f2i_quantizer *quantizer, const f2i_latent *latent, con
 }
 
 static void release_results(results r) {
-  release(r.squares);
-  release(r.sums);
-  release(r.counts);
-  release(r.codes);
-  release(r.errors);
+  release(&r.squares);
+  release(&r.sums);
+  release(&r.counts);
+  release(&r.codes);
+  release(&r.errors);
 }
 
 static void compare(const f2i_quantizer *quantizer, const char *isa, const f2i_latent *latent, const float *scales) {
@@ -136,7 +95,7 @@ static void compare(const f2i_quantizer *quantizer, const char *isa, const f2i_l
   check(f2i_pack(b.codes.data, b.codes_bytes, latent->k, latent->n, latent->stages, 0, rows, packed.data, bytes,
                  &message) == F2I_INVALID_ARGUMENT,
         "a code of 4", isa);
-  release(packed);
+  release(&packed);
   release_results(a);
   release_results(b);
 }
@@ -163,8 +122,8 @@ static void test_isa(const f2i_quantizer *quantizer, const char *isa) {
         latent.row_divisor_count = (size_t)latent.n;
       }
       compare(quantizer, isa, &latent, scales);
-      release(data);
-      release(divisor);
+      release(&data);
+      release(&divisor);
     }
   }
 }
