@@ -100,7 +100,7 @@ def fit_scales(re: F32, im: F32, codes: U8, weights: F32 | None = None, start: F
         bins = 4 * bins + code
     ones = np.ones(re.size) if weights is None else np.asarray(weights, np.float64).reshape(-1)
     values = (ones, ones * np.asarray(re).reshape(-1), ones * np.asarray(im).reshape(-1))
-    sums = np.stack([np.bincount(bins, value, 4**stages) for value in values], axis=1)
+    sums: F64 = np.stack([np.bincount(bins, value, 4**stages).astype(np.float64) for value in values], axis=1)
     return _solve(sums, np.zeros((stages, 2)) if start is None else start).astype(np.float32)
 
 
