@@ -11,16 +11,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-import fairy2i_export
 from fairy2i_export.backends import BACKENDS, multiplier_bytes, stored_bytes
 from fairy2i_export.calibration import calibrate_cache
-from fairy2i_export.checkpoint import Checkpoint
-from fairy2i_export.config import Decoder
 from fairy2i_export.data_file import DATA, DataFile
 from fairy2i_export.errors import OptionError
 from fairy2i_export.genai_config import write_genai_config
 from fairy2i_export.journal import Journal, identity
-from fairy2i_export.layout import LAYOUT_VERSION
+from fairy2i_export.metadata import describe_model
 from fairy2i_export.model_card import model_card
 from fairy2i_export.native import check_library
 from fairy2i_export.options import ExportOptions, GivenOptions, says_trained
@@ -32,7 +29,6 @@ from fairy2i_export.tokenizer_files import copy_files, has_chat_template
 from fairy2i_export.tokenizer_graph import write_tokenizer_graphs
 from fairy2i_export.weights import Task, Workers
 
-FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
 MODEL = "model.onnx"
 
 
@@ -261,7 +257,7 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
             writer.write(str(tensor.name), tensor.numpy())
             writer.record()
         value.const_value = data.replacement(tensor)
-    _describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256)
+    describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256)
     ir.save(model, folder / MODEL)
 
 
@@ -273,33 +269,6 @@ def _bytes_taken(folder: Path) -> int:
     """Like :func:`_bytes_on_disk` without the holes of an unfinished data file."""
     blocks = [getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir()]
     return 512 * sum(blocks)
-
-
-def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:
-    model.producer_name = "fairy2i-export"
-    model.producer_version = fairy2i_export.__version__
-    model.metadata_props.update(
-        {
-            "fairy2i.format_version": str(FORMAT_VERSION),
-            "fairy2i.layout_version": str(LAYOUT_VERSION),
-            "fairy2i.stages": str(options.stages),
-            "fairy2i.backend": options.backend,
-            "fairy2i.profile": options.profile,
-            "fairy2i.source": checkpoint.name,
-            "fairy2i.source_sha256": sha256,
-            "fairy2i.tool_version": fairy2i_export.__version__,
-            "fairy2i.lm_head": options.lm_head,
-            "fairy2i.embedding": options.embedding,
-            "fairy2i.quantizer": options.quantizer,
-            "fairy2i.row_multiplier": options.row_multiplier,
-            "fairy2i.col_multiplier": options.col_multiplier,
-            "fairy2i.scales": options.scales,
-            "fairy2i.architecture": decoder.architecture,
-            "fairy2i.kv_cache": options.kv_cache,
-        }
-    )
-    if options.rope_scaling is not None:
-        model.metadata_props["fairy2i.rope_scaling"] = options.rope_scaling
 
 
 def _untrained_warning(errors: dict[str, float]) -> str:

@@ -24,7 +24,6 @@ from fairy2i_export.native import F32
 from fairy2i_export.quantizer import (
     MAX_STAGES,
     PROFILES,
-    QUANTIZERS,
     ROW_MULTIPLIERS,
     Profile,
     QuantizedLinear,
@@ -133,9 +132,10 @@ class Recogniser:
                 yield value, True
 
     def _settings(self) -> Iterator[Setting]:
-        # the quantizer changes slowest: joint takes ten times as long
-        everything = product(QUANTIZERS, range(1, MAX_STAGES + 1), PROFILES, ROW_MULTIPLIERS)
-        others = [Setting(*setting, quantizer) for quantizer, *setting in everything]
+        # joint takes ten times as long: only where somebody asks for it
+        quantizers: tuple[Quantizer, ...] = tuple(dict.fromkeys(("greedy", self.setting.quantizer)))
+        everything = list(product(range(1, MAX_STAGES + 1), PROFILES, ROW_MULTIPLIERS))
+        others = [Setting(*setting, quantizer) for quantizer in quantizers for setting in everything]
         yield from dict.fromkeys([*self._last, self.setting, *others])
 
 
