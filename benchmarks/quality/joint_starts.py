@@ -1,0 +1,45 @@
+"""Search the starting scales of the joint quantizer (STARTS in fairy2i_export/joint.py) from random starts.
+
+    python benchmarks/quality/joint_starts.py [--kind gauss|laplace] [--stages T] [--seconds S]
+
+Prints the best local optima for entries whose parts have the standard deviation 1: relative RMS error, then scales (re, im).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from fairy2i_export.joint import fit_points
+from fairy2i_export.native import Points
+
+
+def main(
+    kind: Annotated[str, typer.Option(help="gauss or laplace.")] = "gauss",
+    stages: Annotated[int, typer.Option(help="Residual stages.")] = 3,
+    seconds: Annotated[float, typer.Option(help="How long to search.")] = 20.0,
+    entries: Annotated[int, typer.Option(help="Complex entries to fit.")] = 1 << 14,
+) -> None:
+    """Search and print."""
+    rng = np.random.default_rng(1)
+    draw = rng.standard_normal((2, entries)) if kind == "gauss" else rng.laplace(size=(2, entries)) / np.sqrt(2)
+    re, im = draw.astype(np.float32)
+    norm = float(np.square(draw).sum())
+    until = time.monotonic() + seconds
+    tried = []
+    while time.monotonic() < until:
+        start = rng.uniform(0.2, 2.0, (stages, 2)).astype(np.float32)
+        tried.append(fit_points(lambda scales: Points(scales).sums(re, im), start, 25))
+    tried.sort(key=lambda found: found[1])
+    best = [fit_points(lambda scales: Points(scales).sums(re, im), scales, 400) for scales, _ in tried[:12]]
+    print(f"{len(tried)} random starts")
+    for scales, error in sorted(best, key=lambda found: found[1])[:6]:
+        order = np.argsort(-scales.sum(axis=1))
+        print(f"{np.sqrt(error / norm):.5f}", np.round(scales[order].astype(float), 2).tolist())
+
+
+if __name__ == "__main__":
+    typer.run(main)
