@@ -165,8 +165,8 @@ f2i_status f2i_quantize_parts(const f2i_latent *latent, int64_t begin, int64_t e
 
 /* --- Joint quantizing of arrays of complex entries --- */
 
-/* The points sum_t s_t i^k_t of given scales, as far as they lie in the first quadrant; the others are reflections. Filled
- * by f2i_points_init, for as many calls as one likes. */
+/* The points sum_t s_t i^k_t of given scales, as far as they lie in the first quadrant; the others are reflections.
+ * Filled by f2i_points_init, for as many calls as one likes. */
 typedef struct f2i_points {
   int64_t stages;
   int64_t count;           /* rounded up with copies of the last point */
@@ -184,8 +184,8 @@ f2i_status f2i_points_init(f2i_points *points, const float *scales, size_t scale
 f2i_status f2i_nearest(const f2i_points *points, const float *re, const float *im, size_t count, uint8_t *codes,
                        float *q_re, float *q_im, f2i_message *message);
 
-/* sums[4^stages][4]: of the entries whose magnitudes (|re|, |im|) are nearest to the point of a combination, the sums of
- * weight (NULL: ones), weight * |re|, weight * |im| and weight * (re^2 + im^2). */
+/* sums[4^stages][4]: of the entries whose magnitudes (|re|, |im|) are nearest to the point of a combination, the sums
+ * of weight (NULL: ones), weight * |re|, weight * |im| and weight * (re^2 + im^2). */
 f2i_status f2i_nearest_sums(const f2i_points *points, const float *re, const float *im, const float *weights,
                             size_t count, double *sums, size_t sums_count, f2i_message *message);
 

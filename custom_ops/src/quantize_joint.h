@@ -1,8 +1,8 @@
 /* quantize_joint.h - the joint quantizer: the codes of all stages of an entry at once, those of the nearest point.
  *
- * Part of quantize_rows.h. With T stages an entry becomes one of 4^T points. Every set of points is symmetric to both axes,
- * so an entry is reflected into the first quadrant (a part below zero changes its sign), compared with the points there
- * (2, 6, 20 or 72 of them), and the codes found are reflected back: 0 <-> 2 or 1 <-> 3. Distances are
+ * Part of quantize_rows.h. With T stages an entry becomes one of 4^T points. Every set of points is symmetric to both
+ * axes, so an entry is reflected into the first quadrant (a part below zero changes its sign), compared with the points
+ * there (2, 6, 20 or 72 of them), and the codes found are reflected back: 0 <-> 2 or 1 <-> 3. Distances are
  * (x - X)^2 + (y - Y)^2 in float32, each step rounded; among equal ones the lowest combination counts, stage 1 first.
  */
 
@@ -93,8 +93,8 @@ static void nearest(const f2i_points *points, const float *re, const float *im, 
   }
 }
 
-/* sums[combination in the first quadrant] = (weights, weighted x, y and x^2 + y^2) of the entries that go there, added one
- * after the other: reflected entries have reflected codes, so these are the sums a least-squares fit needs. */
+/* sums[combination in the first quadrant] = (weights, weighted x, y and x^2 + y^2) of the entries that go there, added
+ * one after the other: reflected entries have reflected codes, so these are the sums a least-squares fit needs. */
 static void nearest_sums(const f2i_points *points, const float *re, const float *im, const float *weights,
                          int64_t count, double *sums) {
   float x[F2I_CHUNK], y[F2I_CHUNK];
