@@ -298,7 +298,7 @@ def test_progress_and_estimate_add_up(source: Path, tmp_path: Path) -> None:
 def test_the_model_card_tells_what_was_done(source: Path, tmp_path: Path) -> None:
     export(source, tmp_path / "out", stages=3, lm_head="int8")
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("`model`", "3, bf16-reference, none", "14 of 15", "1 int8 (--lm-head int8)", "fairy2i generate out"):
+    for words in ("`model`", "3, bf16-reference, greedy", "14 of 15", "1 int8 (--lm-head int8)", "fairy2i generate out"):
         assert words in card
     (source / "chat_template.jinja").write_text("{{ messages }}")
     assert export(source, tmp_path / "chat").chat_template
