@@ -12,14 +12,10 @@ _LARGEST = 127
 
 class _RoundToInt8(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         unit = x.abs().amax(dim=-1, keepdim=True).to(torch.float32) / _LARGEST
         unit = torch.where(unit == 0, 1.0, unit)
         return ((x / unit).round() * unit).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

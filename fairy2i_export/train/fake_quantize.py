@@ -127,12 +127,9 @@ class _StraightThrough(torch.autograd.Function):
     """Gives ``dense`` in the forward pass, and its gradient to ``weight`` unchanged."""
 
     @staticmethod
-    def forward(weight: Tensor, dense: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, dense: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
         return dense.view_as(dense)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -149,14 +146,16 @@ class _LearnedThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, dense: Tensor, rows: Tensor | None, scales: Tensor | None, options: QuantizationOptions
+        ctx: Any,
+        weight: Tensor,
+        dense: Tensor,
+        rows: Tensor | None,
+        scales: Tensor | None,
+        options: QuantizationOptions,
     ) -> Tensor:
-        return dense.view_as(dense)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, dense, rows, scales, ctx.options = inputs
+        ctx.options = options
         ctx.save_for_backward(weight, dense, rows, scales)
+        return dense.view_as(dense)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairy2i_export.native import F32, LatentMatrix, Rows, each, fingerprint
-from fairy2i_export.quantizer import Rounding, _axis_scale, _row_rms, rounding_of
+from fairy2i_export.quantizer import Rounding, _row_rms, rounding_of
 from fairy2i_export.train.options import QuantizationOptions
 
 
@@ -23,11 +24,26 @@ def greedy_scales(matrix: LatentMatrix, stages: int, rnd: Rounding, blocks: list
     scales = np.empty((0, 2, 2), np.float32)
     for _ in range(stages):
         parts = each(lambda part: matrix.sums(part, scales), blocks, pool)  # noqa: B023 - called before scales changes
-        sums = np.concatenate([part[0] for part in parts])
+        sums = np.concatenate([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
         counts = sum(part[1].sum(axis=0) for part in parts)
-        found = [[_axis_scale(sums[:, u_w, axis], counts[u_w, axis], rnd) for axis in range(2)] for u_w in range(2)]
-        scales = np.concatenate([scales, np.array([found], np.float32)])
+        scales = np.concatenate([scales, floored(exact_means(sums, counts), rnd)[None]])
     return scales
+
+
+def exact_means(sums: Any, counts: Any) -> F32:
+    """Sums over rows [rows, ...] by counts, float32 as if added exactly; sums are not negative, and 0 / 0 is 0."""
+    total, count = sums.sum(axis=0), np.maximum(counts, 1)
+    reach = total * (len(sums) + 4) * 2.0**-52  # more than any order of additions can be wrong by
+    low, high = ((total - reach) / count).astype(np.float32), ((total + reach) / count).astype(np.float32)
+    if not np.array_equal(low, high):
+        flat = sums.reshape(len(sums), -1)
+        total = np.array([math.fsum(flat[:, i]) for i in range(flat.shape[1])]).reshape(total.shape)
+        low = (total / count).astype(np.float32)
+    return low
+
+
+def floored(scales, rnd):
+    return np.maximum(rnd(scales), rnd(np.full(1, 1e-6, np.float32)))
 
 
 def rms_of_rows(matrix: LatentMatrix, rnd: Rounding, blocks: list[Rows], pool: Executor | None) -> F32:
@@ -37,7 +53,7 @@ def rms_of_rows(matrix: LatentMatrix, rnd: Rounding, blocks: list[Rows], pool: E
 
 # how the scales of a matrix are found: (matrix, stages, rounding, blocks of rows, threads) -> float32 [stages, 2, 2]
 STRATEGIES: dict[str, Callable[[LatentMatrix, int, Any, list[Rows], Executor | None], F32]] = {"greedy": greedy_scales}
-_WORTH_A_THREAD = 1 << 14  # complex entries
+_WORTH_A_THREAD = 1 << 16  # complex entries
 
 
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:
