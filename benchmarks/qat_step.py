@@ -1,10 +1,12 @@
 """What a quantization-aware training step costs: a LLaMA with dense layers, with ours, and with the published formulas in torch.
 
-    python benchmarks/qat_step.py [--size 10M|28M] [--dtype float32|bfloat16] [--rounds 9] [--accumulate 1] [--memory]
+    python benchmarks/qat_step.py [--size 10M|28M] [--dtype float32|bfloat16] [--rounds 9] [--accumulate 1] [--cpu-time]
+    python benchmarks/qat_step.py --memory ...
 
 A step is forward, backward (--accumulate times) and AdamW on random tokens, 4 sequences of 256. Variants take turns, so that a
 machine that slows down slows all of them; printed are medians, the spread (quartiles), and ratios to the dense model within
-each round. --memory runs every variant in a process of its own instead and prints the peak of its resident memory.
+each round. --cpu-time counts the seconds of the process instead of the clock's, for machines that have other work; use it with
+--threads 1. --memory runs every variant in a process of its own instead and prints the peak of its resident memory.
 
 "formulas" is a straightforward implementation of the published method: angles, a mask per direction, whole matrices at
 every step, an autograd function with identity gradient.
@@ -127,12 +129,13 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = {variant: make_step(model, arguments.accumulate) for variant, model in models.items()}
     losses = {variant: step() for variant, step in steps.items()}  # warm-up
     seconds: dict[str, list[float]] = {variant: [] for variant in steps}
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     for round_ in range(arguments.rounds):
         order = list(steps) if round_ % 2 == 0 else list(reversed(steps))
         for variant in order:
-            start = time.perf_counter()
+            start = clock()
             losses[variant] = steps[variant]()
-            seconds[variant].append(time.perf_counter() - start)
+            seconds[variant].append(clock() - start)
     parameters = sum(p.numel() for p in next(iter(models.values())).parameters())
     result: dict[str, Any] = {"parameters": parameters, "threads": torch.get_num_threads(), "variants": {}}
     for variant, times in seconds.items():
@@ -177,6 +180,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches in a step")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch likes")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of the process, not of the clock")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--alone", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

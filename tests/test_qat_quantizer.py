@@ -17,9 +17,8 @@ from fairy2i_export.greedy import exact_means
 
 torch = pytest.importorskip("torch")
 
-if True:  # after the check for torch
-    from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize, native_quantizer, torch_quantizer
-    from fairy2i_export.train.activations import round_activations
+from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize, native_quantizer, torch_quantizer  # noqa: E402
+from fairy2i_export.train.activations import round_activations  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -158,6 +157,7 @@ def test_gradient_of_learned_scales(stages: int, rows: bool) -> None:
     given = {"rows": r if rows else None, "scales": scales}
     (fake_quantize(weight, options, **given) * direction).sum().backward()
     codes = native_quantizer.codes_of(weight, options, given["rows"], scales.detach()).numpy()
+
     def loss(s: np.ndarray) -> float:
         q = QuantizedLinear(codes, s.astype(np.float32), "fp32", r.numpy() if rows else None)
         return float((q.dequantize("none").astype(np.float64) * direction.numpy()).sum())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fairy2i_export.train.fake_quantize import fake_quantize
 from fairy2i_export.train.options import METHODS, QuantizationOptions, options_of
-from fairy2i_export.train.prepare import PrepareReport, config_entry, convert, prepare
+from fairy2i_export.train.prepare import PrepareReport, config_entry, convert, load_learned, prepare
 from fairy2i_export.train.qat_modules import QATLinear
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "config_entry",
     "convert",
     "fake_quantize",
+    "load_learned",
     "options_of",
     "prepare",
 ]

@@ -146,7 +146,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, dense: Tensor) -> Tensor:
         ctx.dtype = weight.dtype
-        return dense.view_as(dense)
+        return dense.detach()  # the same memory, and the same count of changes in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -172,7 +172,7 @@ class _LearnedThrough(torch.autograd.Function):
     ) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(weight, dense, rows, scales)
-        return dense.view_as(dense)
+        return dense.detach()  # the same memory, and the same count of changes in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -120,7 +121,7 @@ def _matrix(weight: Tensor, options: QuantizationOptions) -> tuple[LatentMatrix,
     matrix = LatentMatrix(as_array(weight), options.stages, options.profile)
     parts = max(1, min(torch.get_num_threads(), matrix.n, matrix.n * matrix.m // _WORTH_A_THREAD))
     borders = [matrix.n * i // parts for i in range(parts + 1)]
-    return matrix, list(zip(borders[:-1], borders[1:], strict=True)), None if parts == 1 else _pool()
+    return matrix, list(pairwise(borders)), None if parts == 1 else _pool()
 
 
 def _pool() -> Executor | None:

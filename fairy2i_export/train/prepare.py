@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
 
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.train.options import QuantizationOptions, options_of
 from fairy2i_export.train.qat_modules import QATLinear
 
@@ -106,6 +109,37 @@ def convert(model: nn.Module) -> nn.Module:
     if made and isinstance(getattr(config, "fairy2i", None), dict):
         config.fairy2i = {**config.fairy2i, "latent": False}  # type: ignore[union-attr]
     return model
+
+
+def load_learned(model: nn.Module, directory: str | Path) -> int:
+    """Read learned scales and row multipliers from a checkpoint directory into a prepared model, and return how many.
+
+    ``from_pretrained`` knows nothing of them and leaves them behind: call it, then :func:`prepare`, then this.
+
+    Raises:
+        CheckpointError: the model has such parameters that the checkpoint lacks, or of another shape.
+    """
+    wanted = {
+        f"{name}.{kind}": parameter
+        for name, module in model.named_modules()
+        if isinstance(module, QATLinear)
+        for kind, parameter in module.learned().items()
+    }
+    missing = set(wanted)
+    for path in sorted(Path(directory).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(missing & set(file.keys())):
+                values = file.get_tensor(name)
+                if values.shape != wanted[name].shape:
+                    raise CheckpointError(
+                        f"{path}: {name}: expected shape {tuple(wanted[name].shape)}, found {tuple(values.shape)}"
+                    )
+                with torch.no_grad():
+                    wanted[name].copy_(values)
+                missing.discard(name)
+    if missing:
+        raise CheckpointError(f"{directory}: {len(missing)} learned tensors are missing, the first is {min(missing)}")
+    return len(wanted)
 
 
 def config_entry(model: nn.Module | QuantizationOptions) -> dict[str, Any]:

@@ -106,6 +106,11 @@ class QATLinear(nn.Linear):
         new.weight, new.bias = nn.Parameter(self.dequantized_weight(), self.weight.requires_grad), self.bias
         return new.train(self.training)
 
+    def learned(self) -> dict[str, nn.Parameter]:
+        """The learned scales and row multipliers that there are, by name."""
+        found = {"row_multiplier": self.row_multiplier, "scales": self.scales}
+        return {name: parameter for name, parameter in found.items() if parameter is not None}
+
     def reset_learned(self) -> None:
         """Set learned scales and row multipliers to what the quantizer computes for the weights as they are now."""
         if self.weight.device.type == "meta" or (self.scales is None and self.row_multiplier is None):
