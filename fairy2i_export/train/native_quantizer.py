@@ -43,11 +43,29 @@ STRATEGIES: dict[str, Callable[[LatentMatrix, Rounding, Executor | None, list[Ro
 _WORTH_A_THREAD = 1 << 16  # complex entries
 
 
+_NUMPY_TYPES: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+}
+
+
+class _Memory:
+    """The bytes of a contiguous tensor for numpy, which keeps this object, and so the tensor, alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        place = {"shape": (tensor.nbytes,), "typestr": "|u1", "data": (tensor.data_ptr(), False), "version": 3}
+        self.__array_interface__ = place
+
+
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The memory of a contiguous tensor as a numpy array, bfloat16 included."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.detach().numpy()
+    """The memory of a contiguous tensor as a numpy array, bfloat16 included.
+
+    Not by ``tensor.numpy()``: that makes the memory impossible to resize, and FSDP frees gathered weights by resizing.
+    """
+    return np.asarray(_Memory(tensor)).view(_NUMPY_TYPES[tensor.dtype]).reshape(tensor.shape)
 
 
 def content(tensor: Tensor) -> tuple[int, ...]:
