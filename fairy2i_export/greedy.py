@@ -49,7 +49,8 @@ def exact_means(sums: F64, counts: I64) -> F32:
     total, count = sums.sum(axis=0), np.maximum(counts, 1)
     with np.errstate(invalid="ignore"):  # an infinite sum is not settled here
         reach = total * (len(sums) + 4) * 2.0**-52
-        low, high = ((total - reach) / count).astype(np.float32), ((total + reach) / count).astype(np.float32)
+        low: F32 = ((total - reach) / count).astype(np.float32)
+        high: F32 = ((total + reach) / count).astype(np.float32)
     if np.array_equal(low, high):
         return low
     exact = [math.fsum(column) for column in sums.reshape(len(sums), -1).T.tolist()]
