@@ -47,9 +47,9 @@ def fake_quantize(
     if torch.compiler.is_exporting():
         return dense  # graphs for inference: nothing to differentiate
     if rows is None and scales is None:
-        straight: Tensor = _StraightThrough.apply(weight, dense)
+        straight: Tensor = _StraightThrough.apply(weight, dense)  # type: ignore[no-untyped-call]
         return straight
-    learned: Tensor = _LearnedThrough.apply(weight, dense, rows, scales, options)
+    learned: Tensor = _LearnedThrough.apply(weight, dense, rows, scales, options)  # type: ignore[no-untyped-call]
     return learned
 
 
@@ -118,7 +118,7 @@ def in_reach(weight: Tensor) -> bool:
 
 
 def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
 
 
 def _in_torch(
@@ -207,7 +207,7 @@ def _gradient_of_scales(
         for stage in range(options.stages):
             code = codes[stage, matrix]
             found[stage, matrix, axis] = part[code == axis].sum() - part[code == axis + 2].sum()
-    return found / (n * m) ** 0.5
+    return found.div_(float(n * m) ** 0.5)
 
 
 @torch.library.custom_op("fairy2i::dequantize", mutates_args=())

@@ -65,7 +65,8 @@ def as_array(tensor: Tensor) -> npt.NDArray[Any]:
 
     Not by ``tensor.numpy()``: that makes the memory impossible to resize, and FSDP frees gathered weights by resizing.
     """
-    return np.asarray(_Memory(tensor)).view(_NUMPY_TYPES[tensor.dtype]).reshape(tensor.shape)
+    array: npt.NDArray[Any] = np.asarray(_Memory(tensor)).view(_NUMPY_TYPES[tensor.dtype]).reshape(tensor.shape)
+    return array
 
 
 def content(tensor: Tensor) -> tuple[int, ...]:

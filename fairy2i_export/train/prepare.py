@@ -89,7 +89,7 @@ def prepare(
         _note_untied(model, untied)
     report = PrepareReport(options, tuple(chosen), {name: reason for name, reason in left.items() if reason}, tuple(untied))
     if hasattr(model, "config"):
-        model.config.fairy2i = config_entry(model)
+        model.config.fairy2i = config_entry(model)  # type: ignore[union-attr]
     return report
 
 

@@ -125,7 +125,7 @@ class QATLinear(nn.Linear):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Checkpoints without learned scales and multipliers, such as the reference's, load: they start from the weights."""
         missing: list[str] = args[2]
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
         learned = {f"{prefix}scales", f"{prefix}row_multiplier"} & set(missing)
         if learned and f"{prefix}weight" not in missing:
             missing[:] = [key for key in missing if key not in learned]

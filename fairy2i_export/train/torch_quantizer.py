@@ -168,4 +168,4 @@ def codes_of(weight: Tensor, options: QuantizationOptions, rows: Tensor | None, 
             sign = 1.0 - 2.0 * minus
             re = how.rnd((re - torch.where(real, sign * s_re, 0.0)).to(how.dtype))
             im = how.rnd((im - torch.where(real, 0.0, sign * s_im)).to(how.dtype))
-    return torch.stack(planes).unflatten(0, (2, options.stages)).transpose(0, 1)
+    return torch.stack([torch.stack(planes[t :: options.stages]) for t in range(options.stages)])
