@@ -103,6 +103,11 @@ class LatentMatrix:
         self._call("f2i_quantize_codes", *self._in(scales), *arguments)
         return codes, errors
 
+    def dequantize(self, rows: Rows, scales: F32, out: npt.NDArray[Any]) -> None:
+        """Write the real rows i and n + i of the dequantized matrix [2n, 2m] into ``out``, float32 or bfloat16, contiguous."""
+        target = self._ffi.from_buffer("char[]", out.reshape(-1).view(np.uint8))
+        self._call("f2i_quantize_dequantized", *self._in(scales), *rows, _DTYPES[out.dtype], target, out.nbytes)
+
     def _in(self, scales: F32) -> tuple[Any, int]:
         return self._ffi.from_buffer("float[]", np.ascontiguousarray(scales)), scales.size
 
@@ -207,6 +212,16 @@ class Points:
     def _check(self, status: int) -> None:
         if status != 0:
             raise FormatError(self._ffi.string(self._message.text).decode())
+
+
+def fingerprint(data: npt.NDArray[Any]) -> int:
+    """A 64-bit number that changes with the bytes of a contiguous array."""
+    ffi, lib = _binding()
+    message, found = ffi.new("f2i_message *"), ffi.new("uint64_t *")
+    source = ffi.from_buffer("char[]", data.reshape(-1).view(np.uint8))
+    if lib.f2i_fingerprint(source, data.nbytes, found, message) != 0:
+        raise FormatError(ffi.string(message.text).decode())
+    return int(found[0])
 
 
 def row_blocks(n: int, m: int, tile: int) -> list[Rows]:

@@ -18,6 +18,7 @@ made and added in a fixed order, so results depend neither on threads nor on the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal
@@ -275,8 +276,20 @@ def _rows(matrix: LatentMatrix, wanted: RowMultiplier | F32, rnd: Rounding, name
         raise OptionError(f"unknown row_multiplier {wanted!r}: expected one of {', '.join(ROW_MULTIPLIERS)}")
     if wanted == "none":
         return None
-    squares: F64 = np.concatenate(each(matrix.squares, row_blocks(matrix.n, matrix.m, 1), pool))
-    check_finite(squares, matrix.array, name)
+    return rms_of_rows(matrix, rnd, pool, lambda squares: check_finite(squares, matrix.array, name))
+
+
+def rms_of_rows(
+    matrix: LatentMatrix,
+    rnd: Rounding,
+    pool: Executor | None,
+    check: Callable[[F64], None],
+    blocks: Sequence[Rows] | None = None,
+) -> F32:
+    """Root mean square of every real row, float32 [2n], rounded; arguments as those of :func:`greedy_scales`."""
+    blocks = row_blocks(matrix.n, matrix.m, 1) if blocks is None else blocks
+    squares: F64 = np.concatenate(each(matrix.squares, blocks, pool))
+    check(squares)
     rms: F32 = rnd(np.sqrt(squares.T.reshape(-1) / (2 * matrix.m)).astype(np.float32))
     rms[rms == 0] = 1  # a row of zeros: dividing by 1 changes nothing
     return rms

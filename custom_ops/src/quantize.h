@@ -16,6 +16,8 @@ typedef struct f2i_quantizer {
                   float *q_re, float *q_im);
   void (*nearest_sums)(const f2i_points *points, const float *re, const float *im, const float *weights, int64_t count,
                        double *sums);
+  void (*dequantized)(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, void *out,
+                      int64_t dtype);
 } f2i_quantizer;
 
 const f2i_quantizer *f2i_quantizer_of_cpu(void);
