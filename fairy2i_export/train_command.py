@@ -179,13 +179,18 @@ def train_command(
 
 def _summary(result: Any, recipe: Recipe) -> None:
     out = Console()
-    out.print(f"{result.path}: {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.0f} s", highlight=False)
+    out.print(
+        f"{result.path}: {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.0f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
     if result.eval_loss_final is not None:
         before, after = result.eval_loss_before, result.eval_loss_final
         first = "" if before is None else f"{before:.4f} nats/token before, "
         out.print(
             f"evaluation text: {first}{after:.4f} after (perplexity {math.exp(min(after, 700)):.2f}), weights as stored",
             highlight=False,
+            soft_wrap=True,
         )
     if result.entry is not None and result.entry["method"] == "fairy2i":
         out.print(f"next: fairy2i-export {result.path} -o {result.path}-onnx", highlight=False, soft_wrap=True)

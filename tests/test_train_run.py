@@ -15,7 +15,6 @@ pytest.importorskip("transformers")
 
 import torch
 from safetensors.numpy import load_file
-from training_helpers import SEPARATOR, arguments_of, curve, make_recipe, run_python
 
 import fairy2i_export
 import fairy2i_runtime
@@ -24,6 +23,7 @@ from fairy2i_export.train import TrainingResult, train
 from fairy2i_export.train.checkpoint_guard import good_checkpoints
 from fairy2i_export.training_recipe import Recipe
 from fairy2i_runtime.perplexity import measure, model_scorer, sliding_windows
+from training_helpers import SEPARATOR, arguments_of, curve, make_recipe, run_python
 
 
 @pytest.fixture(scope="module")

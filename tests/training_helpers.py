@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from export_helpers import make_checkpoint
 
+from export_helpers import make_checkpoint
 from fairy2i_export.training_recipe import Recipe
 
 SEPARATOR = "<|end|>"

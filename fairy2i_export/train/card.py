@@ -78,7 +78,8 @@ def model_card(recipe: Recipe, facts: dict[str, Any], entry: dict[str, Any] | No
         latent=", which the exporter quantizes exactly as training did" if fairy2i else "",
         method=method,
         layers=facts["layers"],
-        data=", ".join(map(_name, recipe.data)) or f"{recipe.teacher_text:,} tokens written by {recipe.teacher or recipe.source}",
+        data=", ".join(map(_name, recipe.data))
+        or f"{recipe.teacher_text:,} tokens written by {recipe.teacher or recipe.source}",
         tokens=facts["tokens"],
         steps=facts["steps"],
         batch=facts["batch"],

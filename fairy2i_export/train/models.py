@@ -13,13 +13,12 @@ from rich.console import Console
 
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError, OptionError
-from fairy2i_export.report import human_bytes
 from fairy2i_export.source import open_source
 from fairy2i_export.tokenizer_files import check_tokenizer
 from fairy2i_export.train import checkpoint_guard
 from fairy2i_export.train.options import QuantizationOptions
 from fairy2i_export.train.packing import Encoder
-from fairy2i_export.train.prepare import PrepareReport, config_entry, prepare
+from fairy2i_export.train.prepare import PrepareReport, prepare
 from fairy2i_export.training_recipe import Recipe
 
 _DAY = 86_400
@@ -38,8 +37,9 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logs: Any = transformers.utils.logging
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
@@ -72,7 +72,8 @@ def training_arguments(recipe: Recipe) -> Any:
     names = {field.name for field in fields(TrainingArguments)}
     on_cpu = not has_accelerator()
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    arguments = TrainingArguments(
+    kind: Any = TrainingArguments
+    arguments = kind(
         output_dir=str(recipe.output / "checkpoints"),
         per_device_train_batch_size=recipe.batch,
         gradient_accumulation_steps=recipe.accumulate,
@@ -149,10 +150,11 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> An
     Raises:
         CheckpointError: transformers cannot build it, or the checkpoint lacks weights.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    auto: Any = transformers.AutoModelForCausalLM
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = auto.from_pretrained(
             checkpoint.directory, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
@@ -167,7 +169,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> An
     return model
 
 
-def load_teacher(recipe: Recipe, source: Checkpoint, encoder: Encoder, vocab_size: int, console: Console) -> Any:
+def load_teacher(recipe: Recipe, source: Checkpoint, encoder: Encoder) -> Any:
     """The float model that the student learns from: evaluated only.
 
     Raises:
@@ -175,7 +177,7 @@ def load_teacher(recipe: Recipe, source: Checkpoint, encoder: Encoder, vocab_siz
     """
     checkpoint = source if recipe.teacher is None else open_source(recipe.teacher)
     if recipe.teacher is not None:
-        theirs = text_settings(checkpoint).vocab_size
+        theirs, vocab_size = text_settings(checkpoint).vocab_size, text_settings(source).vocab_size
         if theirs != vocab_size:
             raise OptionError(
                 f"--teacher {recipe.teacher}: has a vocabulary of {theirs:,}, the model {vocab_size:,}; expected the same one"
@@ -187,10 +189,7 @@ def load_teacher(recipe: Recipe, source: Checkpoint, encoder: Encoder, vocab_siz
                 f"--teacher {recipe.teacher}: its tokenizer is another one ({different:,} of {len(other):,} tokens differ); "
                 "expected a teacher with the same tokens"
             )
-    model = load_model(checkpoint, torch.bfloat16 if recipe.bf16 else torch.float32).eval().requires_grad_(False)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    console.print(f"teacher: {recipe.teacher or recipe.source}, {human_bytes(size)} of memory more", highlight=False)
-    return model
+    return load_model(checkpoint, torch.bfloat16 if recipe.bf16 else torch.float32).eval().requires_grad_(False)
 
 
 def make_trainer(
@@ -208,11 +207,12 @@ def make_trainer(
         callbacks.append(EarlyStop(recipe.patience))
     if arguments.process_index == 0:
         from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
+        from transformers import integrations
 
         step = None if resume is None else checkpoint_guard.step_of(resume) + 1
-        writer = SummaryWriter(str(recipe.output / "logs"), purge_step=step)  # type: ignore[no-untyped-call]
-        callbacks.append(TensorBoardCallback(writer))
+        writer = SummaryWriter(str(recipe.output / "logs"), purge_step=step)
+        board: Any = integrations.TensorBoardCallback  # type: ignore[attr-defined]
+        callbacks.append(board(writer))
     trainer = QATTrainer(model, recipe, arguments, callbacks=callbacks, **parts)
     trainer.remove_callback(PrinterCallback)
     return trainer, display
@@ -237,8 +237,3 @@ def round_weights(model: Any, recipe: Recipe) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith((".weight", ".bias")):
             parameter.copy_(parameter.to(dtype))
-
-
-def entry_of(model: Any) -> dict[str, Any]:
-    """config.json's ``fairy2i`` of a trained model."""
-    return config_entry(model)

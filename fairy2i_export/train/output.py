@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +23,59 @@ from torch import Tensor
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.tokenizer_files import copy_files
+from fairy2i_export.train.checkpoint_guard import good_checkpoints
 from fairy2i_export.training_recipe import Recipe
 
-RECIPE, LOG, CONFIG = "recipe.json", "training_log.json", "config.json"
-_KEPT = "data"  # of a replaced run: it is checked against the texts anyway
+RECIPE, LOG, CONFIG, CHECKPOINTS = "recipe.json", "training_log.json", "config.json", "checkpoints"
+_LOCK = ".lock"
+DATA = "data"  # of a replaced run: it is checked against the texts anyway
 _PARTIAL = ".result"
 _SHARD = "5GB"
 
 
-def claim(recipe: Recipe, global_batch: int, source: Path) -> None:
-    """Make the folder, or take over that of an unfinished run with the same recipe.
+@contextmanager
+def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[None]:
+    """Make the folder, or take over that of an unfinished run with the same recipe, and keep others out of it.
 
     Raises:
-        OutputError: the folder holds something else, or a finished run, and may not be replaced; or it cannot be made.
-        OptionError: it holds an unfinished run with another recipe.
+        OutputError: the folder holds something else, or a finished run, and may not be replaced; another process trains into
+            it; or it cannot be made.
+        OptionError: it holds checkpoints of a run with another recipe.
     """
+    _check_place(recipe, source)
+    try:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        lock = (recipe.output / _LOCK).open("wb")
+    except OSError as error:
+        raise OutputError(f"{recipe.output}: cannot be written: {error.strerror or error}") from error
+    with lock:
+        if os.name != "nt":
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(
+                    f"{recipe.output}: another process trains into this folder; wait, or choose another"
+                ) from error
+        _claim(recipe, global_batch)
+        yield
+
+
+def _check_place(recipe: Recipe, source: Path) -> None:
+    """Raise OutputError if the folder is the source's or holds what no run has left there."""
     out = recipe.output
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise OutputError(f"{out}: holds the source checkpoint; choose another folder")
+    if out.exists() and (not out.is_dir() or any(path.name != _LOCK for path in out.iterdir())):
+        _earlier(out)
+
+
+def _claim(recipe: Recipe, global_batch: int) -> None:
+    out = recipe.output
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            _check_owner(recipe, global_batch)
-        out.mkdir(parents=True, exist_ok=True)
+        if (out / RECIPE).is_file():
+            _take_over(recipe, global_batch)
         partial = out / f".{RECIPE}"
         partial.write_text(json.dumps({**recipe.as_json(), "global_batch": global_batch}, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, out / RECIPE)
@@ -50,19 +83,24 @@ def claim(recipe: Recipe, global_batch: int, source: Path) -> None:
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-def _check_owner(recipe: Recipe, global_batch: int) -> None:
-    out = recipe.output
+def _earlier(out: Path) -> dict[str, Any]:
+    """The recipe of the run that made the folder."""
     try:
-        earlier = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+        earlier: dict[str, Any] = json.loads((out / RECIPE).read_text(encoding="utf-8"))
         earlier["source"]
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputError(
             f"{out}: exists and is no training folder (no readable {RECIPE} in it), so it is neither continued nor replaced; "
             "choose another folder"
         ) from None
+    return earlier
+
+
+def _take_over(recipe: Recipe, global_batch: int) -> None:
+    out, earlier = recipe.output, _earlier(recipe.output)
     if recipe.force:
         for path in out.iterdir():
-            if path.name == _KEPT:
+            if path.name in (DATA, _LOCK):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -71,6 +109,8 @@ def _check_owner(recipe: Recipe, global_batch: int) -> None:
         return
     if (out / LOG).is_file() and (out / CONFIG).is_file():
         raise OutputError(f"{out}: holds a finished run; choose another folder, or --force to train anew in this one")
+    if not good_checkpoints(out / CHECKPOINTS):
+        return  # nothing that would be lost or mixed up
     different = recipe.differences(earlier)
     if earlier.get("global_batch") != global_batch:
         different.append(f"sequences per step, all processes: {earlier.get('global_batch')} there, {global_batch} here")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
 
 from fairy2i_export.train.trainer import best_evaluation
 
+_Callback: Any = transformers.TrainerCallback
 
-class Display(TrainerCallback):  # type: ignore[misc]
+
+class Display(_Callback):  # type: ignore[misc]
     """A progress bar on a terminal; elsewhere one line per evaluation and per tenth of the run."""
 
     def __init__(self, console: Console) -> None:
@@ -46,6 +48,7 @@ class Display(TrainerCallback):  # type: ignore[misc]
                 f"step {state.global_step}, {logs['tokens']:,} tokens: {logs['eval_loss']:.4f} nats/token, "
                 f"perplexity {math.exp(min(logs['eval_loss'], 700)):.2f} on the evaluation text",
                 highlight=False,
+                soft_wrap=True,
             )
         elif "loss" in logs:
             self.last = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}"
@@ -55,7 +58,9 @@ class Display(TrainerCallback):  # type: ignore[misc]
                 not self.console.is_terminal
                 and state.global_step // tenth > (state.global_step - args.logging_steps) // tenth
             ):
-                self.console.print(f"step {state.global_step} of {state.max_steps}  {self.last}", highlight=False)
+                self.console.print(
+                    f"step {state.global_step} of {state.max_steps}  {self.last}", highlight=False, soft_wrap=True
+                )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop()
@@ -65,7 +70,7 @@ class Display(TrainerCallback):  # type: ignore[misc]
         self.bar.stop()
 
 
-class EarlyStop(TrainerCallback):  # type: ignore[misc]
+class EarlyStop(_Callback):  # type: ignore[misc]
     """Stop after ``patience`` evaluations without a new best one. What it knows is in the log, which checkpoints keep."""
 
     def __init__(self, patience: int) -> None:
@@ -78,7 +83,7 @@ class EarlyStop(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-class LogAtCheckpoints(TrainerCallback):  # type: ignore[misc]
+class LogAtCheckpoints(_Callback):  # type: ignore[misc]
     """Close the running mean of the loss at every checkpoint, so that a continued run logs the same means."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

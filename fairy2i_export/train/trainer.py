@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainingArguments
 
 from fairy2i_export.errors import OutputError, TrainingError
 from fairy2i_export.report import human_bytes
@@ -26,8 +26,10 @@ from fairy2i_export.train.qat_modules import QATLinear
 from fairy2i_export.train.schedule import SCHEDULES, Shape
 from fairy2i_export.training_recipe import Recipe
 
+_Trainer: Any = transformers.Trainer  # some releases of transformers have types, others have not
 
-class QATTrainer(Trainer):  # type: ignore[misc]
+
+class QATTrainer(_Trainer):  # type: ignore[misc]
     """The Trainer of ``fairy2i train``.
 
     Args:
@@ -42,11 +44,15 @@ class QATTrainer(Trainer):  # type: ignore[misc]
         callbacks: besides the Trainer's own.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
+
     def __init__(
         self,
         model: nn.Module,
         recipe: Recipe,
-        arguments: TrainingArguments,
+        arguments: Any,
         *,
         train_dataset: Any,
         encoder: Encoder,
@@ -124,7 +130,7 @@ class QATTrainer(Trainer):  # type: ignore[misc]
 
     # -- optimizer
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with one learning rate for latent weights and one for everything else."""
         if self.optimizer is None:
             target = self.model if model is None else model
