@@ -1,0 +1,223 @@
+"""The quantizer in training: equal to the exporter's to the bit, and the gradients that are passed through it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fairy2i_export import quantize
+from fairy2i_export.errors import OptionError, WeightError
+from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize
+from fairy2i_export.train import native_quantizer, torch_quantizer
+from fairy2i_export.train.activations import round_activations
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def as_numpy(weight: Any) -> np.ndarray:
+    if weight.dtype == torch.bfloat16:
+        return weight.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return weight.detach().numpy()
+
+
+def difficult(rows: int, cols: int, dtype: Any, seed: int) -> Any:
+    """Random weights with zeros of both signs, a row of zeros, ties and an outlier."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=generator) * 0.02
+    pick = torch.rand(rows, cols, generator=generator)
+    weight[pick < 0.1] = 0.0
+    weight[(pick >= 0.1) & (pick < 0.2)] = -0.0
+    weight[(pick >= 0.2) & (pick < 0.3)] = 0.015625
+    weight[rows // 2] = 0
+    weight[0, 0] = 1.5
+    return weight.to(dtype)
+
+
+def in_torch(weight: Any, options: QuantizationOptions, **learned: Any) -> Any:
+    """What other devices compute: the C library switched off."""
+    rows = learned.get("rows")
+    if rows is None and options.row_multiplier == "rms":
+        rows = torch_quantizer.row_rms(weight, options.profile)
+    return torch_quantizer.quantize(weight, options, rows, learned.get("scales"))[0].to(weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("profile", ["bf16-reference", "fp32"])
+@pytest.mark.parametrize("row_multiplier", ["none", "rms"])
+def test_forward_is_the_exporters_quantizer_to_the_bit(dtype: str, profile: Any, row_multiplier: Any) -> None:
+    for seed, (stages, shape) in enumerate(product((1, 2, 3, 4), ((2, 2), (66, 34), (6, 1100), (300, 256)))):
+        options = QuantizationOptions(stages=stages, profile=profile, row_multiplier=row_multiplier)
+        weight = difficult(*shape, DTYPES[dtype], seed)
+        q = quantize(as_numpy(weight), stages, profile, row_multiplier=row_multiplier)
+        expected = torch.from_numpy(q.dequantize()).to(weight.dtype)
+        for found in (fake_quantize(weight, options), in_torch(weight, options)):
+            assert found.dtype == weight.dtype
+            bits = torch.int16 if weight.element_size() == 2 else torch.int32
+            assert torch.equal(found.view(bits), expected.view(bits)), (stages, shape)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_change_a_bit(threads: int) -> None:
+    weight = difficult(512, 300, torch.float32, 0)
+    expected = torch.from_numpy(quantize(weight.numpy(), 2).dequantize())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(fake_quantize(weight, QuantizationOptions()), expected)
+        assert torch.equal(fake_quantize(weight.T.contiguous().T, QuantizationOptions()), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["fairy2i", "binary", "ternary"])
+def test_the_gradient_passes_unchanged(dtype: Any, method: Any) -> None:
+    """dL/dweight is dL/dW_q, bit for bit: a dense layer that holds W_q gets the same gradients."""
+    torch.manual_seed(0)
+    layer = QATLinear(48, 32, options=QuantizationOptions(method=method), dtype=dtype)
+    dense = layer.to_linear()
+    x = torch.randn(5, 48, dtype=dtype)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [module(i) for module, i in zip((layer, dense), inputs, strict=True)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    assert torch.equal(layer.weight.grad, dense.weight.grad)
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    assert torch.equal(layer.bias.grad, dense.bias.grad)
+
+
+def test_the_baselines() -> None:
+    """The published formulas: binary around the mean with the mean magnitude, ternary over the mean magnitude."""
+    weight = torch.randn(64, 30, generator=torch.Generator().manual_seed(0)) + 0.1
+    w = weight.to(torch.bfloat16)
+    binary = fake_quantize(w, QuantizationOptions(method="binary"))
+    scale, mean = w.abs().mean(), w.mean()
+    assert torch.equal(binary, torch.where(w - mean > 0, 1.0, -1.0).to(torch.bfloat16) * scale)
+    assert not torch.equal(binary > 0, w > 0)  # the mean counts
+    ternary = fake_quantize(weight, QuantizationOptions(method="ternary", profile="fp32"))
+    gamma = weight.abs().mean()
+    assert torch.equal(ternary, (weight / (gamma + 1e-5)).round().clamp(-1, 1) * gamma)
+    assert len(ternary.unique()) == 3
+
+
+def small_problem(learned: dict[str, Any], stages: int = 2) -> tuple[Any, Any, QuantizationOptions]:
+    torch.manual_seed(1)
+    options = QuantizationOptions(stages=stages, profile="fp32", **learned)
+    return torch.randn(8, 12) * 0.3, torch.randn(8, 12), options
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_gradient_of_learned_scales(stages: int, rows: bool) -> None:
+    """Against finite differences of sum_t s_t code_t with the codes held fixed; the gradient is divided by sqrt(n m)."""
+    row_multiplier = "learned" if rows else "none"
+    weight, direction, options = small_problem({"learned_scales": True, "row_multiplier": row_multiplier}, stages)
+    r, scales = native_quantizer.find_parameters(weight, options)
+    scales = (scales * 1.1).requires_grad_()
+    given = {"rows": r if rows else None, "scales": scales}
+    (fake_quantize(weight, options, **given) * direction).sum().backward()
+    codes = native_quantizer.codes_of(weight, options, given["rows"], scales.detach()).numpy()
+    from fairy2i_export import QuantizedLinear
+
+    def loss(s: np.ndarray) -> float:
+        q = QuantizedLinear(codes, s.astype(np.float32), "fp32", r.numpy() if rows else None)
+        return float((q.dequantize("none").astype(np.float64) * direction.numpy()).sum())
+
+    s = scales.detach().numpy()
+    for place in np.ndindex(s.shape):
+        step = np.zeros_like(s)
+        step[place] = 0.25  # the function is linear: steps may be large
+        numeric = (loss(s + step) - loss(s - step)) / 0.5
+        assert float(scales.grad[place]) * (4 * 6) ** 0.5 == pytest.approx(numeric, rel=1e-3, abs=1e-4)
+
+
+def test_gradient_of_learned_row_multipliers() -> None:
+    """Against finite differences of A + diag(r) E with the relative rounding error E held fixed."""
+    weight, direction, options = small_problem({"row_multiplier": "learned"})
+    r, _ = native_quantizer.find_parameters(weight, options)
+    rows = r.clone().requires_grad_()
+    dense = fake_quantize(weight.requires_grad_(), options, rows=rows)
+    (dense * direction).sum().backward()
+    error = (dense.detach() - weight.detach()) / r[:, None]
+    for row in range(8):
+        step = torch.zeros(8)
+        step[row] = 0.25
+        values = [(weight.detach() + (r + sign * step)[:, None] * error).mul(direction).sum() for sign in (1, -1)]
+        assert float(rows.grad[row]) == pytest.approx(float(values[0] - values[1]) / 0.5, rel=1e-3, abs=1e-4)
+    assert torch.equal(weight.grad, direction)
+
+
+@pytest.mark.parametrize("profile", ["bf16-reference", "fp32"])
+def test_learned_parameters_start_where_the_quantizer_is(profile: Any) -> None:
+    weight = difficult(64, 96, torch.float32, 3)
+    layer = torch.nn.Linear(96, 64, bias=False)
+    layer.weight.data = weight
+    options = QuantizationOptions(profile=profile, learned_scales=True, row_multiplier="learned")
+    learned = QATLinear.from_linear(layer, options)
+    q = quantize(weight.numpy(), 2, profile, row_multiplier="rms")
+    assert {name: tuple(p.shape) for name, p in learned.named_parameters()} == {
+        "weight": (64, 96), "row_multiplier": (64,), "scales": (2, 2, 2),
+    }  # fmt: skip
+    np.testing.assert_array_equal(learned.scales.detach().numpy(), q.scales)
+    np.testing.assert_array_equal(learned.row_multiplier.detach().numpy(), q.row_multiplier)
+    assert torch.equal(learned.quantized_weight(), torch.from_numpy(q.dequantize()))
+    x = torch.randn(3, 96)
+    learned(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned.parameters())
+    with torch.no_grad():  # codes follow the scales as they are
+        learned.scales.mul_(0.7)
+        learned.row_multiplier.mul_(1.3)
+    given = {"rows": learned.row_multiplier, "scales": learned.scales}
+    assert torch.equal(learned.quantized_weight(), in_torch(weight, options, **given))
+    codes = [f(weight, options, *given.values()) for f in (native_quantizer.codes_of, torch_quantizer.codes_of)]
+    assert torch.equal(*codes)
+
+
+def test_activations_of_8_bits() -> None:
+    x = torch.randn(4, 7, 33) * torch.logspace(-3, 3, 7)[:, None]
+    x[0, 0] = 0
+    x.requires_grad_()
+    y = round_activations(x)
+    unit = x.detach().abs().amax(-1, keepdim=True) / 127
+    assert ((y - x).abs() <= unit * 0.5001).all()
+    steps = y.detach() / torch.where(unit == 0, 1, unit)
+    torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    assert torch.equal(x.grad, gradient)
+    layer = QATLinear(33, 8, options=QuantizationOptions(method="binary", activation_bits=8))
+    assert torch.equal(layer(x), torch.nn.functional.linear(y, layer.quantized_weight(), layer.bias))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite(value: float) -> None:
+    layer = QATLinear(8, 6, name="model.layers.3.mlp.up_proj")
+    with torch.no_grad():
+        layer.weight[1, 2] = value
+    for _ in range(2):  # nothing half-made is kept
+        with pytest.raises(WeightError, match=r"model\.layers\.3\.mlp\.up_proj: .*training diverged"):
+            layer(torch.ones(1, 8))
+    with torch.no_grad():
+        layer.weight[1, 2] = 0
+    assert layer(torch.ones(1, 8)).isfinite().all()
+    assert not in_torch(torch.full((2, 2), value), QuantizationOptions()).isfinite().all()  # elsewhere: not silent either
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stages": 5}, "stages"), ({"stages": True}, "stages"), ({"profile": "fp8"}, "profile"), ({"method": "w2"}, "method"),
+        ({"quantizer": "best"}, "quantizer"), ({"row_multiplier": "max"}, "row multiplier"),
+        ({"activation_bits": 4}, "activation bits"), ({"method": "binary", "learned_scales": True}, "binary"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        QuantizationOptions(**options)
