@@ -13,8 +13,7 @@ torch = pytest.importorskip("torch")
 
 from fairy2i_export import quantize
 from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize
-from fairy2i_export.train import native_quantizer, torch_quantizer
+from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize, native_quantizer, torch_quantizer
 from fairy2i_export.train.activations import round_activations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

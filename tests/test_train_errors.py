@@ -219,6 +219,8 @@ def test_output_folders(refuse: Refuse, tmp_path: Path) -> None:
     message = refuse(replace(ready, learning_rate=1e-3))
     assert "--lr: 0.01 there, 0.001 here" in message
     assert "sequences per step, all processes: 4 there, 8 here" in refuse(replace(ready, accumulate=2))
+    Path(ready.data[0]).write_text("w3 " * 500)
+    assert "a text has changed since" in refuse(ready)
 
 
 def test_without_the_extra(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

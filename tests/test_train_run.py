@@ -23,7 +23,8 @@ from fairy2i_export.train import TrainingResult, train
 from fairy2i_export.train.checkpoint_guard import good_checkpoints
 from fairy2i_export.training_recipe import Recipe
 from fairy2i_runtime.perplexity import measure, model_scorer, sliding_windows
-from training_helpers import SEPARATOR, arguments_of, curve, make_recipe, run_python
+from training_helpers import SEPARATOR, arguments_of, curve, make_recipe
+from training_worker import launch
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +79,10 @@ def test_it_exports_and_onnxruntime_agrees_with_torch(trained: tuple[Recipe, Tra
     assert worse > 1.2 * found
 
 
-_KILLED = """
-import os, signal, sys
-from fairy2i_export import tools_cli
-from fairy2i_export.train import trainer
-
-step = trainer.QATTrainer.training_step
-def dying(self, *args, **kwargs):
-    if self.state.global_step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args, **kwargs)
-trainer.QATTrainer.training_step = dying
-sys.exit(tools_cli.main(sys.argv[1:]))
-"""
-
-
 def test_a_killed_run_continues_with_the_same_curve(trained: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:
     recipe, whole = trained
     again = replace(recipe, output=tmp_path / "killed")
-    (tmp_path / "killed.py").write_text(_KILLED)
-    killed = run_python([str(tmp_path / "killed.py"), *arguments_of(again)])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert launch(again, tmp_path / "reports", world=1, die_at=5) == [-signal.SIGKILL]
     assert [path.name for path in good_checkpoints(again.output / "checkpoints")] == ["checkpoint-3"]
     assert not (again.output / "config.json").exists()
     result = train(again)

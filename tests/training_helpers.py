@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ from export_helpers import make_checkpoint
 from fairy2i_export.training_recipe import Recipe
 
 SEPARATOR = "<|end|>"
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_text(path: Path, documents: int, seed: int) -> Path:
@@ -89,12 +85,3 @@ def curve(folder: Path) -> list[tuple[int, str, float]]:
 
 
 _KEYS = ("loss", "grad_norm", "learning_rate", "eval_loss")
-
-
-def run_python(arguments: list[str], timeout: float = 100) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own that finds the package and the tests' helpers as this one does."""
-    paths = [entry for entry in sys.path if entry] + [str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )

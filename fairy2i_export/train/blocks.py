@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ def stored_blocks(
     key = {
         "texts": fingerprint(names),
         "options": [recipe.field, recipe.separator, encoder.eos, encoder.bos, encoder.bos_place, length, limit],
-        "tokenizer": encoder.tokenizer.get_vocab_size(),
+        "tokenizer": hashlib.sha256(encoder.tokenizer.to_str().encode()).hexdigest(),
     }
     data, header = directory / f"{kind}.bin", directory / f"{kind}.json"
     if header.is_file() and data.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -57,10 +58,17 @@ _WORTH_A_THREAD = 1 << 16  # complex entries
 
 
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The memory of a contiguous tensor as a numpy array, bfloat16 included."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.detach().numpy()
+    """The memory of a contiguous tensor as a numpy array, bfloat16 included.
+
+    Not by ``tensor.numpy()``: that forbids to resize the tensor's storage, and FSDP frees gathered weights by resizing it.
+    """
+    tensor = tensor.detach()
+    dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch."))
+    if tensor.numel() == 0:
+        return np.empty(tensor.shape, dtype)
+    memory: Any = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.owner = tensor  # lives as long as the array does
+    return np.frombuffer(memory, np.uint8).view(dtype).reshape(tensor.shape)
 
 
 def content(tensor: Tensor) -> tuple[int, ...]:

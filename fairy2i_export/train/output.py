@@ -24,6 +24,7 @@ from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.tokenizer_files import copy_files
 from fairy2i_export.train.checkpoint_guard import good_checkpoints
+from fairy2i_export.train.documents import fingerprint
 from fairy2i_export.training_recipe import Recipe
 
 RECIPE, LOG, CONFIG, CHECKPOINTS = "recipe.json", "training_log.json", "config.json", "checkpoints"
@@ -77,7 +78,8 @@ def _claim(recipe: Recipe, global_batch: int) -> None:
         if (out / RECIPE).is_file():
             _take_over(recipe, global_batch)
         partial = out / f".{RECIPE}"
-        partial.write_text(json.dumps({**recipe.as_json(), "global_batch": global_batch}, indent=2) + "\n", encoding="utf-8")
+        facts = {"global_batch": global_batch, "texts": fingerprint((*recipe.data, *recipe.eval_data))}
+        partial.write_text(json.dumps({**recipe.as_json(), **facts}, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, out / RECIPE)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -114,6 +116,8 @@ def _take_over(recipe: Recipe, global_batch: int) -> None:
     different = recipe.differences(earlier)
     if earlier.get("global_batch") != global_batch:
         different.append(f"sequences per step, all processes: {earlier.get('global_batch')} there, {global_batch} here")
+    if not different and earlier.get("texts") != fingerprint((*recipe.data, *recipe.eval_data)):
+        different.append("a text has changed since (its size or its time of change)")
     if different:
         raise OptionError(
             f"{out}: holds an unfinished run with other options: {'; '.join(different)}. Continue with the same options, "
