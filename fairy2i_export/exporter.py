@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 import fairy2i_export
-from fairy2i_export.backends import BACKENDS, stored_bytes
+from fairy2i_export.backends import BACKENDS, multiplier_bytes, stored_bytes
 from fairy2i_export.calibration import calibrate_cache
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
@@ -58,6 +58,7 @@ def export(
     *,
     stages: int | None = None,
     profile: str | None = None,
+    quantizer: str | None = None,
     row_multiplier: str | None = None,
     lm_head: str | None = None,
     embedding: str | None = None,
@@ -85,7 +86,9 @@ def export(
         out: folder to write; ``./NAME-fairy2i`` by default.
         stages: residual stages 1 to 4, bits per weight; default from config.json, else 2.
         profile: ``bf16-reference`` or ``fp32``; default from config.json, else bf16-reference.
-        row_multiplier: ``none`` or ``rms``, as the model was trained; default from config.json, else none.
+        quantizer: ``greedy``, the published one, or ``joint``, which leaves a smaller error; default from config.json, else
+            greedy.
+        row_multiplier: ``none``, ``rms`` or ``learned``, as the model was trained; default from config.json, else none.
         lm_head: ``fairy2i``, ``int8``, ``int4`` or ``float``; default from config.json, else fairy2i.
         embedding: ``float32``, ``float16`` or ``int8``; default float16 where the checkpoint has 16 bits, else float32.
         include: globs on module names; only matching linear layers are rewritten.
@@ -126,6 +129,7 @@ def export(
         backend,
         dense_type,
         accuracy_level,
+        quantizer,
     )
     count = thread_count(jobs)
     prepared = prepare(source, out, given, calibration)
@@ -165,7 +169,6 @@ def export(
         )
         if not (trained or says_trained(checkpoint.config)):
             warnings.append(_untrained_warning(errors))
-        multiplier_bytes = 4 * sum(x.out_features for x in plan.rewritten) if options.row_multiplier != "none" else 0
         report = ExportReport(
             path=prepared.target,
             source=checkpoint.name,
@@ -174,7 +177,7 @@ def export(
             linears=tuple(plan.linears.values()),
             errors=errors,
             warnings=tuple(warnings),
-            weight_bytes=sum(stored_bytes(x, options) for x in plan.rewritten) + multiplier_bytes,
+            weight_bytes=sum(stored_bytes(x, options) + multiplier_bytes(x, options) for x in plan.rewritten),
             output_bytes=_bytes_on_disk(folder),
             source_bytes=checkpoint.weight_bytes(),
             parameters=prepared.parameters,
@@ -287,7 +290,10 @@ def _describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, o
             "fairy2i.tool_version": fairy2i_export.__version__,
             "fairy2i.lm_head": options.lm_head,
             "fairy2i.embedding": options.embedding,
+            "fairy2i.quantizer": options.quantizer,
             "fairy2i.row_multiplier": options.row_multiplier,
+            "fairy2i.col_multiplier": options.col_multiplier,
+            "fairy2i.scales": options.scales,
             "fairy2i.architecture": decoder.architecture,
             "fairy2i.kv_cache": options.kv_cache,
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -9,12 +11,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from fairy2i_export import QuantizedLinear, quantize
+from fairy2i_export.errors import OptionError, WeightError
+from fairy2i_export.greedy import exact_means
+
 torch = pytest.importorskip("torch")
 
-from fairy2i_export import quantize
-from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize, native_quantizer, torch_quantizer
-from fairy2i_export.train.activations import round_activations
+if True:  # after the check for torch
+    from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize, native_quantizer, torch_quantizer
+    from fairy2i_export.train.activations import round_activations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,6 +64,36 @@ def test_forward_is_the_exporters_quantizer_to_the_bit(dtype: str, profile: Any,
             assert found.dtype == weight.dtype
             bits = torch.int16 if weight.element_size() == 2 else torch.int32
             assert torch.equal(found.view(bits), expected.view(bits)), (stages, shape)
+
+
+@pytest.mark.parametrize("profile", ["bf16-reference", "fp32"])
+@pytest.mark.parametrize("row_multiplier", ["none", "rms"])
+def test_the_joint_quantizer(profile: Any, row_multiplier: Any) -> None:
+    for stages in (1, 2, 3, 4):
+        weight = difficult(66, 80, torch.float32, stages)
+        options = QuantizationOptions(stages=stages, profile=profile, quantizer="joint", row_multiplier=row_multiplier)
+        q = quantize(weight.numpy(), stages, profile, quantizer="joint", row_multiplier=row_multiplier)
+        assert torch.equal(fake_quantize(weight, options), torch.from_numpy(q.dequantize()))
+        assert stages == 1 or not torch.equal(
+            fake_quantize(weight, options), fake_quantize(weight, replace(options, quantizer="greedy"))
+        )
+    scales = torch.from_numpy(q.scales) * 1.1
+    rows = None if q.row_multiplier is None else torch.from_numpy(q.row_multiplier)
+    given = quantize(weight.numpy(), 4, profile, quantizer="joint", row_multiplier=row_multiplier, scales=scales.numpy())
+    assert torch.equal(fake_quantize(weight, options, rows=rows, scales=scales), torch.from_numpy(given.dequantize()))
+    assert np.array_equal(native_quantizer.codes_of(weight, options, rows, scales).numpy(), given.codes)
+
+
+def test_means_that_need_exact_addition() -> None:
+    """Row sums whose mean lies so close to the middle between two float32 numbers that plain additions cannot tell."""
+    sums = np.array([[2.0**52], [1.0], [2.0**-40], [2.0**-60]]).repeat(2, axis=1)
+    sums[3, 1] = 0
+    for count in (np.array([1, 1]), np.array([3, 7])):
+        exact = [np.float32(math.fsum(sums[:, i]) / count[i]) for i in range(2)]
+        np.testing.assert_array_equal(exact_means(sums, count), np.array(exact, np.float32))
+    tie = np.array([[1.0], [2.0**-24], [2.0**-53], [2.0**-53]])  # 1 + 2^-24 is a tie, a little more is not
+    assert exact_means(tie, np.array([1]))[0] == np.float32(1 + 2.0**-23)
+    assert exact_means(np.zeros((3, 2)), np.array([0, 5])).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -123,8 +158,6 @@ def test_gradient_of_learned_scales(stages: int, rows: bool) -> None:
     given = {"rows": r if rows else None, "scales": scales}
     (fake_quantize(weight, options, **given) * direction).sum().backward()
     codes = native_quantizer.codes_of(weight, options, given["rows"], scales.detach()).numpy()
-    from fairy2i_export import QuantizedLinear
-
     def loss(s: np.ndarray) -> float:
         q = QuantizedLinear(codes, s.astype(np.float32), "fp32", r.numpy() if rows else None)
         return float((q.dequantize("none").astype(np.float64) * direction.numpy()).sum())

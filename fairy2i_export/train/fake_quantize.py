@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairy2i_export.errors import WeightError
+from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.train import baselines, native_quantizer, torch_quantizer
 from fairy2i_export.train.options import QuantizationOptions
 
@@ -91,6 +91,8 @@ def dequantize(
             return baselines.binary(weight, options.profile).to(dtype)
         if options.method == "ternary":
             return baselines.ternary(weight, options.profile).to(dtype)
+        if options.quantizer == "joint" and not in_reach(weight):
+            return _in_main_memory(weight, options, rows, scales, name).to(dtype)
         if not in_reach(weight):
             return _in_torch(weight, options, rows, scales, dtype)
         kind = dtype if dtype in _WRITTEN else torch.float32
@@ -112,7 +114,11 @@ def diverged(name: str) -> WeightError:
 def in_reach(weight: Tensor) -> bool:
     """Whether the C library can read the tensor: plain, in main memory, and not one that a graph is traced with."""
     plain = weight.device.type == "cpu" and type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype in _READ
-    return plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
+    return plain and not _traced()
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def _in_torch(
@@ -121,6 +127,17 @@ def _in_torch(
     if rows is None and options.row_multiplier == "rms":
         rows = torch_quantizer.row_rms(weight, options.profile)
     return torch_quantizer.quantize(weight, options, rows, scales)[0].to(dtype)
+
+
+def _in_main_memory(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, name: str
+) -> Tensor:
+    """The joint quantizer searches; there is one implementation of that, and it works in main memory."""
+    if _traced() or weight.dtype == torch.float64:
+        raise OptionError(f"{name}: the joint quantizer cannot be traced, nor run on float64; convert the model first")
+    moved = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
+    assert moved[0] is not None
+    return dequantize(moved[0], options, rows=moved[1], scales=moved[2], name=name).to(weight.device)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -174,7 +191,10 @@ def _gradient_of_scales(
     weight: Tensor, rows: Tensor | None, scales: Tensor, grad: Tensor, options: QuantizationOptions
 ) -> Tensor:
     """float32 [stages, 2 (U, W), 2 (re, im)]."""
-    if in_reach(weight):
+    if options.quantizer == "joint":
+        given = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
+        codes = native_quantizer.codes_of(given[0], options, given[1], given[2]).to(weight.device)  # type: ignore[arg-type]
+    elif in_reach(weight):
         codes = native_quantizer.codes_of(weight, options, rows, scales)
     else:
         codes = torch_quantizer.codes_of(weight, options, rows, scales)
@@ -207,7 +227,7 @@ def _operator(
         method=method,  # type: ignore[arg-type]
         stages=stages,
         profile=profile,  # type: ignore[arg-type]
-        quantizer=quantizer,
+        quantizer=quantizer,  # type: ignore[arg-type]
         row_multiplier=row_multiplier,  # type: ignore[arg-type]
     )
     return dequantize(weight, options, rows=rows, scales=scales, name=name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import ctypes
 import math
+=======
+>>>>>>> fb9d274a821c447b6b8709b4a614af92a96a54cf
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,44 +19,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fairy2i_export.greedy import greedy_scales
+from fairy2i_export.joint import joint_scales
 from fairy2i_export.native import F32, LatentMatrix, Rows, each, fingerprint
-from fairy2i_export.quantizer import Rounding, _row_rms, rounding_of
+from fairy2i_export.profiles import Rounding, rounding_of
+from fairy2i_export.quantizer import rms_of_rows
 from fairy2i_export.train.options import QuantizationOptions
 
 
-def greedy_scales(matrix: LatentMatrix, stages: int, rnd: Rounding, blocks: list[Rows], pool: Executor | None) -> F32:
-    scales = np.empty((0, 2, 2), np.float32)
-    for _ in range(stages):
-        parts = each(lambda part: matrix.sums(part, scales), blocks, pool)  # noqa: B023 - called before scales changes
-        sums = np.concatenate([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
-        counts = sum(part[1].sum(axis=0) for part in parts)
-        scales = np.concatenate([scales, floored(exact_means(sums, counts), rnd)[None]])
-    return scales
+def _greedy(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, blocks: list[Rows]) -> F32:
+    return greedy_scales(matrix, rnd, pool, _unchecked, blocks)
 
 
-def exact_means(sums: Any, counts: Any) -> F32:
-    """Sums over rows [rows, ...] by counts, float32 as if added exactly; sums are not negative, and 0 / 0 is 0."""
-    total, count = sums.sum(axis=0), np.maximum(counts, 1)
-    reach = total * (len(sums) + 4) * 2.0**-52  # more than any order of additions can be wrong by
-    low, high = ((total - reach) / count).astype(np.float32), ((total + reach) / count).astype(np.float32)
-    if not np.array_equal(low, high):
-        flat = sums.reshape(len(sums), -1)
-        total = np.array([math.fsum(flat[:, i]) for i in range(flat.shape[1])]).reshape(total.shape)
-        low = (total / count).astype(np.float32)
-    return low
+def _joint(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, blocks: list[Rows]) -> F32:
+    return joint_scales(matrix, rnd, pool, _greedy(matrix, rnd, pool, blocks))
 
 
-def floored(scales, rnd):
-    return np.maximum(rnd(scales), rnd(np.full(1, 1e-6, np.float32)))
+def _unchecked(sums: Any) -> None:
+    """Values that are not finite show in the scales."""
 
 
-def rms_of_rows(matrix: LatentMatrix, rnd: Rounding, blocks: list[Rows], pool: Executor | None) -> F32:
-    squares = np.concatenate(each(matrix.squares, blocks, pool))
-    return _row_rms(squares.T.reshape(-1) / (2 * matrix.m), rnd)
-
-
-# how the scales of a matrix are found: (matrix, stages, rounding, blocks of rows, threads) -> float32 [stages, 2, 2]
-STRATEGIES: dict[str, Callable[[LatentMatrix, int, Any, list[Rows], Executor | None], F32]] = {"greedy": greedy_scales}
+# how the scales of a matrix are found, float32 [stages, 2, 2]
+STRATEGIES: dict[str, Callable[[LatentMatrix, Rounding, Executor | None, list[Rows]], F32]] = {
+    "greedy": _greedy,
+    "joint": _joint,
+}
 _WORTH_A_THREAD = 1 << 16  # complex entries
 
 
@@ -100,11 +90,12 @@ def dequantize_into(
     if rows is not None:
         matrix.divide_rows(as_array(rows.float().contiguous()))
     elif options.row_multiplier == "rms":
-        matrix.divide_rows(rms_of_rows(matrix, rnd, blocks, pool))
+        matrix.divide_rows(rms_of_rows(matrix, rnd, pool, _unchecked, blocks))
     if scales is not None:
         found = as_array(scales.float().contiguous())
+        _choose(matrix, options)
     else:
-        found = STRATEGIES[options.quantizer](matrix, options.stages, rnd, blocks, pool)
+        found = STRATEGIES[options.quantizer](matrix, rnd, pool, blocks)
     target = as_array(out)
     each(lambda part: matrix.dequantize(part, found, target), blocks, pool)
     return found
@@ -116,9 +107,9 @@ def find_parameters(weight: Tensor, options: QuantizationOptions) -> tuple[Tenso
     rnd = rounding_of(options.profile)
     rows = np.ones(weight.shape[0], np.float32)
     if options.row_multiplier != "none":
-        rows = rms_of_rows(matrix, rnd, blocks, pool)
+        rows = rms_of_rows(matrix, rnd, pool, _unchecked, blocks)
         matrix.divide_rows(rows)
-    scales = STRATEGIES[options.quantizer](matrix, options.stages, rnd, blocks, pool)
+    scales = STRATEGIES[options.quantizer](matrix, rnd, pool, blocks)
     return torch.from_numpy(rows), torch.from_numpy(scales)
 
 
@@ -127,7 +118,14 @@ def codes_of(weight: Tensor, options: QuantizationOptions, rows: Tensor | None, 
     matrix, _, _ = _matrix(weight.detach().contiguous(), options)
     if rows is not None:
         matrix.divide_rows(as_array(rows.float().contiguous()))
+    _choose(matrix, options)
     return torch.from_numpy(matrix.codes((0, matrix.n), as_array(scales.float().contiguous()))[0])
+
+
+def _choose(matrix: LatentMatrix, options: QuantizationOptions) -> None:
+    """How codes are chosen for scales that are given."""
+    if options.quantizer == "joint":
+        matrix.choose_jointly()
 
 
 def _matrix(weight: Tensor, options: QuantizationOptions) -> tuple[LatentMatrix, list[Rows], Executor | None]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.quantizer import MAX_STAGES, PROFILES, Profile
+from fairy2i_export.quantizer import MAX_STAGES, PROFILES, QUANTIZERS, Profile, Quantizer
 
 Method = Literal["fairy2i", "binary", "ternary"]
 METHODS: tuple[Method, ...] = ("fairy2i", "binary", "ternary")
-QUANTIZERS = ("greedy",)
 ROW_MULTIPLIERS = ("none", "rms", "learned")
 
 
@@ -23,7 +22,8 @@ class QuantizationOptions:
         method: ``fairy2i``, or a baseline to compare with: ``binary`` (sign times mean magnitude) or ``ternary`` (b1.58 absmean).
         stages: residual stages of ``fairy2i``, 1 to 4 (W1 to W4); the baselines have none.
         profile: ``bf16-reference`` rounds after every step as the published code does, ``fp32`` does not round.
-        quantizer: ``greedy``, the published one.
+        quantizer: ``greedy``, the published one, or ``joint``: codes of all stages chosen together, scales fitted to them. Found in
+            main memory wherever the weight is, and in every step unless the scales are learned.
         row_multiplier: one factor per output row: ``none``, ``rms`` (computed from the weights) or ``learned`` (a parameter
             ``row_multiplier`` [2n] that starts as the root mean square of its row).
         learned_scales: the scales are a parameter ``scales`` [stages, 2 (U, W), 2 (re, im)] that starts with what the quantizer
@@ -36,7 +36,7 @@ class QuantizationOptions:
     method: Method = "fairy2i"
     stages: int = 2
     profile: Profile = "bf16-reference"
-    quantizer: str = "greedy"
+    quantizer: Quantizer = "greedy"
     row_multiplier: Literal["none", "rms", "learned"] = "none"
     learned_scales: bool = False
     activation_bits: Literal[8] | None = None

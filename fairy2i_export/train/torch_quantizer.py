@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairy2i_export.quantizer import SCALE_FLOOR
+from fairy2i_export.profiles import SCALE_FLOOR
 from fairy2i_export.train.options import QuantizationOptions
 
 Rounding = Callable[[Tensor], Tensor]
