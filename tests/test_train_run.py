@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 pytest.importorskip("torch")
@@ -15,6 +17,7 @@ pytest.importorskip("transformers")
 
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 import fairy2i_export
 import fairy2i_runtime
@@ -53,30 +56,50 @@ def test_it_learns_and_leaves_a_complete_folder(trained: tuple[Recipe, TrainingR
     assert {array.dtype.name for array in load_file(recipe.output / "model.safetensors").values()} == {"bfloat16"}
 
 
-def test_it_exports_and_onnxruntime_agrees_with_torch(trained: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:
-    recipe, _ = trained
-    report = fairy2i_export.export(recipe.output, tmp_path / "onnx")
+def perplexities(recipe: Recipe, folder: Path, source: Path) -> tuple[float, float]:
+    """Of the evaluation text, by ONNX Runtime from the export of ``source`` and by torch with the quantizing layers."""
+    report = fairy2i_export.export(source, folder, trained=source != recipe.output)
     assert not [text for text in report.warnings if "trained" in text]
-    model = fairy2i_runtime.load(tmp_path / "onnx", kernel="exact", threads=1)
+    model = fairy2i_runtime.load(folder, kernel="exact", threads=1)
     text = Path(recipe.eval_data[0]).read_text().replace(SEPARATOR, " ")
     windows = sliding_windows(model.tokenizer, text, 64)
-    found = measure(windows, model_scorer(model)).perplexity
-
-    from transformers import AutoModelForCausalLM
-
-    twin = AutoModelForCausalLM.from_pretrained(recipe.output, dtype=torch.float32)
+    twin = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     fairy2i_export.train.prepare(twin)  # as config.json says
+    learned = {name: array for name, array in load_file(source / "model.safetensors").items() if array.dtype == np.float32}
+    twin.load_state_dict({name: torch.from_numpy(array) for name, array in learned.items()}, strict=False)
 
-    def score(ids: list[int]) -> np.ndarray:
+    def score(ids: Sequence[int]) -> npt.NDArray[np.float64]:
         with torch.no_grad():
-            logits = twin(torch.tensor([ids])).logits[0].double()
-        return torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+            logits = twin(torch.tensor([list(ids)])).logits[0].double()
+        found: npt.NDArray[np.float64] = torch.log_softmax(logits, -1)[
+            torch.arange(len(ids) - 1), torch.tensor(ids[1:])
+        ].numpy()
+        return found
 
-    expected = measure(windows, score).perplexity
+    return measure(windows, model_scorer(model)).perplexity, measure(windows, score).perplexity
+
+
+def test_it_exports_and_onnxruntime_agrees_with_torch(trained: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:
+    recipe, _ = trained
+    found, expected = perplexities(recipe, tmp_path / "onnx", recipe.output)
     assert abs(found / expected - 1) < 0.005
-    untrained = fairy2i_export.export(recipe.source, tmp_path / "untrained", trained=True)
-    worse = measure(windows, model_scorer(fairy2i_runtime.load(untrained.path, kernel="exact", threads=1))).perplexity
-    assert worse > 1.2 * found
+    untrained, _ = perplexities(recipe, tmp_path / "untrained", Path(recipe.source))
+    assert untrained > 1.2 * found
+
+
+def test_learned_multipliers_and_scales_export_too(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        tmp_path,
+        row_multiplier="learned",
+        learned_scales=True,
+        quantizer="joint",
+        stages=3,
+        steps=4,
+        float_learning_rate=3e-3,
+    )
+    train(recipe)
+    found, expected = perplexities(recipe, tmp_path / "onnx", recipe.output)
+    assert abs(found / expected - 1) < 0.005
 
 
 def test_a_killed_run_continues_with_the_same_curve(trained: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import ctypes
-import math
-=======
->>>>>>> fb9d274a821c447b6b8709b4a614af92a96a54cf
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
