@@ -180,7 +180,7 @@ def train_command(
 def _summary(result: Any, recipe: Recipe) -> None:
     out = Console()
     out.print(
-        f"{result.path}: {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.0f} s",
+        f"{result.path}: {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.0f} s, {result.speed:,.0f} tokens/s",
         highlight=False,
         soft_wrap=True,
     )

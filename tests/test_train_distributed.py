@@ -19,6 +19,8 @@ from fairy2i_export.training_recipe import Recipe
 from training_helpers import curve, make_recipe
 from training_worker import launch
 
+CONFIGURATIONS = Path(__file__).parent.parent / "examples" / "training"
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
@@ -66,3 +68,15 @@ def test_another_number_of_processes_continues(alone: Recipe, tmp_path: Path) ->
     assert launch(recipe, tmp_path / "reports") == [0, 0]
     assert json.loads((tmp_path / "reports" / "0.json").read_text())["resumed"] == 6
     same_curve(recipe.output, alone.output)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_are_what_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 2
+    given = getattr(config, "deepspeed_config", None) or {}
+    if given:
+        settings = json.loads((CONFIGURATIONS.parent.parent / given["deepspeed_config_file"]).read_text())
+        assert settings["zero_optimization"]["stage"] == 1

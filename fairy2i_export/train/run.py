@@ -46,6 +46,7 @@ class TrainingResult:
         eval_loss_final: with the weights as they are stored.
         history: the Trainer's log.
         seconds: wall time of this call.
+        speed: tokens per second of this call's training, evaluations and checkpoints included.
         is_main: whether this process is the one that writes and prints.
     """
 
@@ -58,6 +59,7 @@ class TrainingResult:
     eval_loss_final: float | None
     history: list[dict[str, Any]]
     seconds: float
+    speed: float
     is_main: bool
 
 
@@ -140,11 +142,14 @@ class _Run:
             teacher=teacher if recipe.distill > 0 else None,
             tokens_per_step=per_step,
         )
+        started = time.perf_counter()
         try:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:
             display.stop()
-        return self._finish(trainer, report, 0 if resume is None else checkpoint_guard.step_of(resume))
+        first = 0 if resume is None else checkpoint_guard.step_of(resume)
+        speed = (trainer.state.global_step - first) * per_step / (time.perf_counter() - started)
+        return self._finish(trainer, report, first, speed)
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -179,7 +184,7 @@ class _Run:
         with self.console.status("tokenizing the evaluation text"):
             return stored_blocks(recipe.output / DATA, "eval", recipe.eval_data, recipe, self.encoder, self.length, limit)
 
-    def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int) -> TrainingResult:
+    def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int, speed: float) -> TrainingResult:
         """Round the weights to what is stored, measure them once more, and write the result."""
         recipe, history = self.recipe, trainer.state.log_history
         steps = models.best_or_last(trainer, recipe)
@@ -195,6 +200,7 @@ class _Run:
             eval_loss_final=None if trainer.eval_blocks is None else trainer.evaluation_loss(),
             history=[entry for entry in history if "loss" in entry or "eval_loss" in entry],
             seconds=time.perf_counter() - self.began,
+            speed=speed,
             is_main=is_main,
         )
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -215,6 +221,7 @@ class _Run:
             "versions": f"fairy2i-export {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
             "eval_loss_before": result.eval_loss_before,
             "eval_loss_final": result.eval_loss_final,
+            "tokens_per_second": round(result.speed, 1),
         }
         layers = "all float" if report is None else f"{len(report.replaced)} quantized, {len(report.left)} left float"
         log = {
