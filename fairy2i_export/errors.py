@@ -43,5 +43,9 @@ class TokenizerError(Fairy2iError):
     """A tokenizer cannot be read, or cannot be expressed as an ONNX graph."""
 
 
+class TrainingError(Fairy2iError):
+    """Training cannot go on: the loss or a gradient is not finite."""
+
+
 class OutputError(Fairy2iError):
     """The output folder cannot be written."""

@@ -1,0 +1,293 @@
+"""Run a recipe: from a checkpoint and texts to a folder that ``fairy2i-export`` compiles."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fairy2i_export import __version__
+from fairy2i_export.checkpoint import Checkpoint
+from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.report import human_bytes
+from fairy2i_export.source import open_source
+from fairy2i_export.train import checkpoint_guard, models
+from fairy2i_export.train.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks, too_short
+from fairy2i_export.train.card import model_card
+from fairy2i_export.train.curves import draw_curves
+from fairy2i_export.train.documents import check_files
+from fairy2i_export.train.output import CHECKPOINTS, DATA, LOG, claimed, save_result
+from fairy2i_export.train.packing import Encoder, open_encoder
+from fairy2i_export.train.prepare import PrepareReport, config_entry
+from fairy2i_export.train.teacher_text import teacher_blocks
+from fairy2i_export.training_recipe import MAX_BLOCK, Recipe
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run made.
+
+    Attributes:
+        path: the folder.
+        entry: config.json's ``fairy2i``; None for a float model.
+        steps: optimizer steps of the result (fewer than asked for after an early stop).
+        tokens: seen in those steps by all processes.
+        resumed_from: step that this call went on from; 0: none.
+        eval_loss_before: nats per token before training; None without evaluation text.
+        eval_loss_final: with the weights as they are stored.
+        history: the Trainer's log.
+        seconds: wall time of this call.
+        speed: tokens per second of this call's training, evaluations and checkpoints included.
+        is_main: whether this process is the one that writes and prints.
+    """
+
+    path: Path
+    entry: dict[str, Any] | None
+    steps: int
+    tokens: int
+    resumed_from: int
+    eval_loss_before: float | None
+    eval_loss_final: float | None
+    history: list[dict[str, Any]]
+    seconds: float
+    speed: float
+    is_main: bool
+
+
+def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
+    """Train, or continue an interrupted run with the same recipe.
+
+    Under ``torchrun`` or ``accelerate launch`` every process calls this; only the first writes and prints.
+
+    Args:
+        recipe: what to do.
+        console: where progress goes.
+
+    Raises:
+        Fairy2iError: anything that a user can repair: wrong options, texts, checkpoints, folders; a full disk; a loss that is
+            not finite. The last good checkpoint is whole then.
+    """
+    recipe.check()
+    check_files((*recipe.data, *recipe.eval_data))
+    models.quiet_libraries()
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    checkpoint = open_source(recipe.source)
+    settings = models.text_settings(checkpoint)
+    encoder = open_encoder(checkpoint, settings.vocab_size, recipe.bos, recipe.eos)
+    length = _block_length(recipe, settings.max_positions)
+    arguments = models.training_arguments(recipe)
+    main = arguments.process_index == 0
+    console = Console(quiet=True) if recipe.quiet or not main else console or Console()
+    run = _Run(recipe, checkpoint, encoder, length, arguments, console)
+    with ExitStack() as stack:
+        with arguments.main_process_first(local=False, desc="claiming the output folder"):
+            if main:
+                stack.enter_context(claimed(recipe, run.global_batch, checkpoint.directory))
+                checkpoint_guard.discard(Path(arguments.output_dir))
+        return run()
+
+
+class _Run:
+    """One call of :func:`train`, once all is open and the folder is ours."""
+
+    def __init__(
+        self, recipe: Recipe, checkpoint: Checkpoint, encoder: Encoder, length: int, arguments: Any, console: Console
+    ) -> None:
+        self.recipe, self.checkpoint, self.encoder, self.length = recipe, checkpoint, encoder, length
+        self.arguments, self.console = arguments, console
+        self.global_batch = recipe.batch * recipe.accumulate * arguments.world_size
+        self.began = time.perf_counter()
+
+    def __call__(self) -> TrainingResult:
+        recipe, encoder, length, arguments = self.recipe, self.encoder, self.length, self.arguments
+        resume = _last_good(Path(arguments.output_dir), self._say)
+        model, report = models.load_student(self.checkpoint, recipe)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._say(f"{parameters:,} parameters, {report or 'nothing is quantized (method float)'}")
+        teacher = self._teacher()
+        with arguments.main_process_first(local=False, desc="tokenizing"):
+            blocks, eval_blocks = self._train_blocks(teacher), self._eval_blocks()
+        steps = _steps(recipe, self.global_batch, length, blocks)
+        recipe = self.recipe = models.complete(recipe, steps)
+        models.set_lengths(arguments, recipe, steps, eval_blocks is not None, resume is not None)
+        if arguments.process_index == 0:
+            _check_room(parameters, recipe)
+        per_step = self.global_batch * length
+        available = "" if blocks is None else f"; the data has {blocks.size:,}"
+        self._say(
+            f"{steps:,} steps of {self.global_batch} x {length:,} = {per_step:,} tokens: {steps * per_step:,} in all{available}"
+        )
+        dataset: Any = StreamedBlocks(recipe, encoder, length)
+        if blocks is not None:
+            dataset = ShuffledBlocks(blocks, encoder, steps * self.global_batch, recipe.seed)
+        trainer, display = models.make_trainer(
+            model,
+            recipe,
+            arguments,
+            self.console,
+            resume,
+            train_dataset=dataset,
+            encoder=encoder,
+            eval_blocks=eval_blocks,
+            teacher=teacher if recipe.distill > 0 else None,
+            tokens_per_step=per_step,
+        )
+        started = time.perf_counter()
+        try:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        finally:
+            display.stop()
+        first = 0 if resume is None else checkpoint_guard.step_of(resume)
+        speed = (trainer.state.global_step - first) * per_step / (time.perf_counter() - started)
+        return self._finish(trainer, report, first, speed)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _teacher(self) -> Any:
+        recipe = self.recipe
+        if not recipe.needs_teacher:
+            return None
+        teacher = models.load_teacher(recipe, self.checkpoint, self.encoder)
+        size = sum(parameter.numel() * parameter.element_size() for parameter in teacher.parameters())
+        self._say(f"teacher: {recipe.teacher or recipe.source}, {human_bytes(size)} of memory more")
+        return teacher.to(self.arguments.device)
+
+    def _train_blocks(self, teacher: Any) -> Blocks | None:
+        """All training blocks; None when they are made while training."""
+        recipe, encoder, length = self.recipe, self.encoder, self.length
+        directory = recipe.output / DATA
+        if not recipe.data:
+            tokens, name = recipe.teacher_text or 0, recipe.teacher or recipe.source
+            with self.console.status(f"the teacher writes {tokens:,} tokens"):
+                return teacher_blocks(teacher, encoder, tokens, length, recipe.seed, directory, name)
+        if recipe.streams:
+            return None
+        with self.console.status("tokenizing the training text"):
+            return stored_blocks(directory, "train", recipe.data, recipe, encoder, length)
+
+    def _eval_blocks(self) -> Blocks | None:
+        recipe = self.recipe
+        if not recipe.eval_data:
+            return None
+        limit = None if recipe.eval_tokens is None else max(1, recipe.eval_tokens // self.length)
+        with self.console.status("tokenizing the evaluation text"):
+            return stored_blocks(recipe.output / DATA, "eval", recipe.eval_data, recipe, self.encoder, self.length, limit)
+
+    def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int, speed: float) -> TrainingResult:
+        """Round the weights to what is stored, measure them once more, and write the result."""
+        recipe, history = self.recipe, trainer.state.log_history
+        steps = models.best_or_last(trainer, recipe)
+        models.round_weights(trainer.model, recipe)
+        is_main = trainer.accelerator.is_main_process
+        result = TrainingResult(
+            path=recipe.output,
+            entry=None if report is None else config_entry(trainer.accelerator.unwrap_model(trainer.model)),
+            steps=steps,
+            tokens=steps * trainer.tokens_per_step,
+            resumed_from=resumed_from,
+            eval_loss_before=next((entry["eval_loss"] for entry in history if "eval_loss" in entry), None),
+            eval_loss_final=None if trainer.eval_blocks is None else trainer.evaluation_loss(),
+            history=[entry for entry in history if "loss" in entry or "eval_loss" in entry],
+            seconds=time.perf_counter() - self.began,
+            speed=speed,
+            is_main=is_main,
+        )
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if is_main:
+            self._save(result, state, report)
+        trainer.accelerator.wait_for_everyone()
+        return result
+
+    def _save(self, result: TrainingResult, state: dict[str, torch.Tensor], report: PrepareReport | None) -> None:
+        import transformers
+
+        recipe = self.recipe
+        facts = {
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "batch": self.global_batch,
+            "length": self.length,
+            "versions": f"fairy2i-export {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
+            "eval_loss_before": result.eval_loss_before,
+            "eval_loss_final": result.eval_loss_final,
+            "tokens_per_second": round(result.speed, 1),
+        }
+        layers = "all float" if report is None else f"{len(report.replaced)} quantized, {len(report.left)} left float"
+        log = {
+            "recipe": replace(recipe, output=Path(recipe.output.name)).as_json(),
+            "source_sha256": self.checkpoint.sha256(),
+            **facts,
+            "left_float": {} if report is None else report.left,
+            "history": result.history,
+        }
+        picture = recipe.output / ".curves.png"
+        draw_curves(result.history, picture, recipe.output.resolve().name)
+        save_result(
+            recipe.output,
+            self.checkpoint,
+            state,
+            result.entry,
+            report is not None and any(name.endswith("lm_head") for name in report.untied),
+            getattr(torch, recipe.save_dtype),
+            {
+                "README.md": model_card(recipe, {**facts, "layers": layers}, result.entry),
+                LOG: json.dumps(log, indent=1) + "\n",
+            },
+            {"curves.png": picture},
+        )
+
+
+def _block_length(recipe: Recipe, max_positions: int) -> int:
+    length = min(max_positions, MAX_BLOCK) if recipe.block_length is None else recipe.block_length
+    if not 2 <= length <= max_positions:
+        raise OptionError(
+            f"--block-length: expected 2 to {max_positions} (max_position_embeddings of the source), got {length}"
+        )
+    return length
+
+
+def _last_good(directory: Path, say: Callable[[str], None]) -> Path | None:
+    for damaged in checkpoint_guard.damaged_checkpoints(directory):
+        say(f"warning: {damaged} is incomplete and is not used")
+    good = checkpoint_guard.good_checkpoints(directory)
+    if not good:
+        return None
+    say(f"continuing after step {checkpoint_guard.step_of(good[-1])}, from {good[-1]}")
+    return good[-1]
+
+
+def _steps(recipe: Recipe, global_batch: int, length: int, blocks: Blocks | None) -> int:
+    if recipe.steps is not None:
+        return recipe.steps
+    per_step = global_batch * length
+    if recipe.max_tokens is not None:
+        if recipe.max_tokens < per_step:
+            raise OptionError(f"--max-tokens: one step has {per_step:,} tokens, got {recipe.max_tokens:,}")
+        return recipe.max_tokens // per_step
+    if blocks is None:
+        raise too_short(recipe.data, 0, length)
+    return max(1, math.floor((recipe.epochs or 1) * len(blocks) / global_batch))
+
+
+def _check_room(parameters: int, recipe: Recipe) -> None:
+    """Raise OutputError if the disk cannot hold the checkpoints: better now than after hours."""
+    one = parameters * 12  # float32 weights and two moments of AdamW
+    present = len(checkpoint_guard.good_checkpoints(recipe.output / CHECKPOINTS))
+    needed = one * max(1, recipe.keep_checkpoints + 1 - present) + parameters * 4
+    free = shutil.disk_usage(recipe.output).free
+    if free < needed:
+        raise OutputError(
+            f"{recipe.output}: {recipe.keep_checkpoints + 1} checkpoints of {human_bytes(one)} and the result need "
+            f"{human_bytes(needed)}, the disk has {human_bytes(free)} free; make room or choose another folder"
+        )

@@ -1,0 +1,236 @@
+"""Wrong inputs of ``fairy2i train``: one clear message, exit code 2, and the last good checkpoint stays."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from export_helpers import edit_json, tensors_of, write_safetensors
+from fairy2i_export import train_command
+from fairy2i_export.tools_cli import main
+from fairy2i_export.train import checkpoint_guard, train
+from fairy2i_export.train.trainer import QATTrainer
+from fairy2i_export.training_recipe import Recipe
+from training_helpers import arguments_of, curve, make_recipe, make_source
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Run the command, expect exit code 2 and one message; returns it."""
+
+    def run(recipe: Recipe, *more: str) -> str:
+        assert main([*arguments_of(recipe), *more]) == 2
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        assert message.startswith("fairy2i")
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--method", "octal"], "--method: expected one of fairy2i, binary, ternary, float, got 'octal'"),
+        (["--schedule", "sawtooth"], "--schedule: expected one of"),
+        (["--batch", "0"], "--batch: expected a positive number"),
+        (["--distill", "1.5"], "--distill: expected a number from 0 to 1"),
+        (["--max-tokens", "1000"], "--steps and --max-tokens contradict each other"),
+        (["--teacher-text", "1000"], "--teacher-text is for runs without --data"),
+        (["--stages", "5"], "stages: expected a number from 1 to 4"),
+        (["--row-multiplier", "max"], "row multiplier: expected one of"),
+        (["--block-length", "200"], "--block-length: expected 2 to 96"),
+        (["--eos", "nothing"], "--eos nothing: expected a token or a token id"),
+        (["--exclude", "*.z_proj"], "no linear layer has a name like that"),
+        (["--teacher", "x"], "--teacher needs --distill or --teacher-text"),
+        (["--optimizer", "adam"], "No such option"),
+    ],
+)
+def test_options(refuse: Refuse, tmp_path: Path, more: list[str], expected: str) -> None:
+    assert expected in refuse(make_recipe(tmp_path), *more)
+
+
+def test_texts(refuse: Refuse, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, eval_data=())
+    text = tmp_path / "text.txt"
+    given = replace(recipe, data=(str(text),))
+    assert "no such file" in refuse(given)
+    text.write_text("")
+    assert "text.txt: is empty" in refuse(given)
+    text.write_text("  \n ")
+    assert "no text" in refuse(given)
+    text.write_text("w3 w4 w5")
+    assert "only 4 tokens found, and a block has 32" in refuse(given)
+    text.write_bytes(b"w3 \xff\xfe w4")
+    assert "text.txt: expected UTF-8 text" in refuse(given)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"body": "w3 w4"}\n')
+    given = replace(recipe, data=(str(lines),))
+    assert "expected a column 'text' of text, found body (str); choose it with --field" in refuse(given)
+    lines.write_text('{"text": "w3 w4"\n')
+    assert "lines.jsonl: cannot be" in refuse(given)
+    assert "is a folder" in refuse(replace(recipe, data=(str(tmp_path),)))
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding(refuse: Refuse, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "small", vocab_size=150)
+    message = refuse(make_recipe(tmp_path, source=str(source)))
+    assert "token ids up to 199" in message
+    assert "has 150" in message
+
+
+def test_a_teacher_with_other_tokens(refuse: Refuse, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    larger = make_source(tmp_path / "larger", vocab_size=240)
+    message = refuse(recipe, "--distill", "0.5", "--teacher", str(larger))
+    assert "vocabulary of 240, the model 210" in message
+    other = make_source(tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"w7":7', '"x7":7').replace('"w7": 7', '"x7": 7'))
+    assert "its tokenizer is another one" in refuse(recipe, "--distill", "0.5", "--teacher", str(other))
+
+
+def test_odd_dimensions(refuse: Refuse, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_source(tmp_path / "odd", intermediate_size=49, vocab_size=211)
+    recipe = make_recipe(tmp_path, source=str(source), steps=1, eval_data=())
+    arguments = [argument for argument in arguments_of(recipe) if argument != "--quiet"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "left model.layers.0.mlp.down_proj: odd dimension (32 x 49)" in printed
+    log = json.loads((recipe.output / "training_log.json").read_text())
+    assert set(log["left_float"]) == {"lm_head", *(f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down"))}
+    again = replace(recipe, output=tmp_path / "again")
+    assert "no linear layer would be quantized" in refuse(again, "--include", "*.mlp.*")
+
+
+def test_incomplete_and_dequantized_sources(refuse: Refuse, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    source = Path(recipe.source)
+    edit_json(source / "config.json", fairy2i={"latent": False})
+    assert "dequantized already" in refuse(recipe)
+    edit_json(source / "config.json", fairy2i=None, num_hidden_layers=2)
+    assert "weights are missing" in refuse(recipe)
+    assert "no such file or directory" in refuse(replace(recipe, source=str(tmp_path / "nowhere")))
+
+
+def test_a_loss_that_is_not_finite(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(tmp_path)
+    compute = QATTrainer.compute_loss
+
+    def broken(self: QATTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = compute(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 4 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QATTrainer, "compute_loss", broken)
+        message = refuse(recipe)
+    assert "step 5: the loss is nan" in message
+    assert "checkpoint-3" in message
+    good = checkpoint_guard.good_checkpoints(recipe.output / "checkpoints")
+    assert [path.name for path in good] == ["checkpoint-3"]
+    assert not (recipe.output / "config.json").exists()
+
+
+def test_infinite_weights_of_the_source(refuse: Refuse, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, method="float")
+    source = Path(recipe.source)
+    config = json.loads((source / "config.json").read_text())
+    tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors_of(config)}
+    tensors["model.embed_tokens.weight"][:] = np.inf
+    write_safetensors(source / "model.safetensors", tensors)
+    assert "step 1: the loss is nan" in refuse(recipe, "--method", "float")
+
+
+def test_a_full_disk(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_recipe(tmp_path, output=tmp_path / "whole")
+    train(whole)
+    recipe = replace(whole, output=tmp_path / "out")
+    save = torch.save
+
+    def full(value: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-6" in str(path) and "optimizer" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(value, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        message = refuse(recipe)
+    assert "the checkpoint of step 6 cannot be written: No space left on device" in message
+    assert "the last good checkpoint is" in message
+    folder = recipe.output / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-3"]  # nothing half-written is left, under any name
+    assert main(arguments_of(recipe)) == 0
+    assert curve(recipe.output) == curve(whole.output)
+
+
+def test_no_room_is_said_before_training(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10_000))
+    assert "the disk has 10 kB free" in refuse(make_recipe(tmp_path)).replace("10.0 kB", "10 kB")
+
+
+def test_damaged_checkpoints_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe(tmp_path, eval_data=())
+    train(recipe)
+    expected = curve(recipe.output)
+    for name in ("config.json", "training_log.json"):
+        (recipe.output / name).unlink()
+    damaged = recipe.output / "checkpoints" / "checkpoint-8" / "optimizer.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert main([argument for argument in arguments_of(recipe) if argument != "--quiet"]) == 0
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "checkpoint-8 is incomplete and is not used" in printed
+    assert "continuing after step 6" in printed
+    assert curve(recipe.output) == expected
+
+
+def test_output_folders(refuse: Refuse, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, eval_data=(), steps=1)
+    recipe.output.mkdir()
+    (recipe.output / "thesis.tex").write_text("years of work")
+    assert "is no training folder" in refuse(recipe)
+    assert "is no training folder" in refuse(recipe, "--force")
+    assert (recipe.output / "thesis.tex").exists()
+    assert "holds the source checkpoint" in refuse(replace(recipe, output=Path(recipe.source)), "--force")
+    ready = replace(recipe, output=tmp_path / "ready")
+    train(ready)
+    assert "holds a finished run" in refuse(ready)
+    assert main([*arguments_of(ready), "--force"]) == 0
+    (ready.output / "training_log.json").unlink()
+    message = refuse(replace(ready, learning_rate=1e-3))
+    assert "--lr: 0.01 there, 0.001 here" in message
+    assert "sequences per step, all processes: 4 there, 8 here" in refuse(replace(ready, accumulate=2))
+    Path(ready.data[0]).write_text("w3 " * 500)
+    assert "a text has changed since" in refuse(ready)
+
+
+def test_without_the_extra(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_command, "_NEEDED", ("torch", "no_such_package"))
+    assert "train needs no_such_package: pip install 'fairy2i-export[train]'" in refuse(make_recipe(tmp_path))
+
+
+def test_two_runs_in_one_folder(refuse: Refuse, tmp_path: Path) -> None:
+    from fairy2i_export.train.output import claimed
+
+    recipe = make_recipe(tmp_path)
+    with claimed(recipe, 4, Path(recipe.source)):
+        assert "another process trains into this folder" in refuse(recipe)
