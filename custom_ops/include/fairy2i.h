@@ -120,6 +120,11 @@ enum {
   F2I_PROFILE_FP32 = 1,
 };
 
+enum {
+  F2I_GREEDY = 0, /* the published method: stage after stage, the direction nearest to what earlier stages left */
+  F2I_JOINT = 1,  /* the codes of all stages at once: the nearest of the 4^stages points */
+};
+
 /* The latent weight of one linear layer, a real matrix [n][k], and how to quantize it. Only read. A complex row is a
  * pair of real rows i and n/2 + i, hence there are n/2 of them; functions below work on complex rows [begin, end), and
  * different parts may be worked on at the same time. */
@@ -133,6 +138,9 @@ typedef struct f2i_latent {
   int64_t profile;          /* F2I_PROFILE_BF16 or F2I_PROFILE_FP32 */
   const float *row_divisor; /* [n]: real rows are divided by it first; or NULL for none */
   size_t row_divisor_count;
+  const float *col_divisor; /* [k]: then real columns by this; or NULL for none */
+  size_t col_divisor_count;
+  int64_t quantizer; /* F2I_GREEDY or F2I_JOINT: how f2i_quantize_codes chooses */
 } f2i_latent;
 
 /* squares[end - begin][2 (row i, row n/2 + i)]: sum of the squares of a real row, before any division. */
@@ -150,6 +158,36 @@ f2i_status f2i_quantize_sums(const f2i_latent *latent, const float *scales, size
 f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
                               int64_t end, uint8_t *codes, size_t codes_count, double *errors, size_t errors_count,
                               f2i_message *message);
+
+/* parts[2 (U, W)][2 (re, im)][end - begin][k / 2]: the complex entries that are to be quantized. */
+f2i_status f2i_quantize_parts(const f2i_latent *latent, int64_t begin, int64_t end, float *parts, size_t count,
+                              f2i_message *message);
+
+/* --- Joint quantizing of arrays of complex entries --- */
+
+/* The points sum_t s_t i^k_t of given scales, as far as they lie in the first quadrant; the others are reflections. Filled
+ * by f2i_points_init, for as many calls as one likes. */
+typedef struct f2i_points {
+  int64_t stages;
+  int64_t count;           /* rounded up with copies of the last point */
+  float scales[4][2];      /* [stage][re, im] */
+  float re[72], im[72];    /* F2I_MAX_POINTS */
+  int32_t combination[72]; /* codes of all stages, 2 bits each, stage 1 in the highest; ascending */
+} f2i_points;
+
+enum { F2I_MAX_POINTS = 72 };
+
+/* scales [stages][2 (re, im)], stages 1 to 4. */
+f2i_status f2i_points_init(f2i_points *points, const float *scales, size_t scales_count, f2i_message *message);
+
+/* codes [stages][count] of the points nearest to re + i im, and what they stand for; either may be NULL. */
+f2i_status f2i_nearest(const f2i_points *points, const float *re, const float *im, size_t count, uint8_t *codes,
+                       float *q_re, float *q_im, f2i_message *message);
+
+/* sums[4^stages][4]: of the entries whose magnitudes (|re|, |im|) are nearest to the point of a combination, the sums of
+ * weight (NULL: ones), weight * |re|, weight * |im| and weight * (re^2 + im^2). */
+f2i_status f2i_nearest_sums(const f2i_points *points, const float *re, const float *im, const float *weights,
+                            size_t count, double *sums, size_t sums_count, f2i_message *message);
 
 /* Writes the row tiles of complex rows [begin, end) into the packed bytes of a whole layer. Rows begin and end at
  * multiples of 32, or end with the matrix. codes [stages][2 (U, W)][end - begin][k / 2], 0 to 3. */

@@ -7,7 +7,7 @@
 #include "f2i_layout.h"
 #include "message.h"
 
-static const f2i_quantizer *quantizer(void) {
+const f2i_quantizer *f2i_quantizer_of_cpu(void) {
 #if defined(F2I_HAVE_AVX512)
   if (f2i_cpu_bits() & F2I_CPU_AVX512) return &f2i_quantizer_avx512;
 #endif
@@ -41,6 +41,14 @@ static f2i_status check(const f2i_latent *latent, int64_t begin, int64_t end, f2
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "row_divisor: expected %lld values, got %zu", (long long)latent->n,
                     latent->row_divisor_count);
   }
+  if (latent->col_divisor != NULL && latent->col_divisor_count != (size_t)latent->k) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "col_divisor: expected %lld values, got %zu", (long long)latent->k,
+                    latent->col_divisor_count);
+  }
+  if (latent->quantizer != F2I_GREEDY && latent->quantizer != F2I_JOINT) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "quantizer: expected 0 (greedy) or 1 (joint), got %lld",
+                    (long long)latent->quantizer);
+  }
   if (begin < 0 || end < begin || end > latent->n / 2) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "rows: expected a part of 0 to %lld, got %lld to %lld",
                     (long long)(latent->n / 2), (long long)begin, (long long)end);
@@ -60,7 +68,7 @@ f2i_status f2i_quantize_squares(const f2i_latent *latent, int64_t begin, int64_t
   f2i_status status = check(latent, begin, end, message);
   if (status == F2I_OK) status = check_count("squares", squares, count, 2 * (uint64_t)(end - begin), message);
   if (status != F2I_OK) return status;
-  quantizer()->squares(latent, begin, end, squares);
+  f2i_quantizer_of_cpu()->squares(latent, begin, end, squares);
   return f2i_ok(message);
 }
 
@@ -75,7 +83,7 @@ f2i_status f2i_quantize_sums(const f2i_latent *latent, const float *scales, size
   status = check_count("sums", sums, count, 4 * (uint64_t)(end - begin), message);
   if (status == F2I_OK) status = check_count("counts", counts, count, 4 * (uint64_t)(end - begin), message);
   if (status != F2I_OK) return status;
-  quantizer()->sums(latent, scales, (int64_t)(scales_count / 4), begin, end, sums, counts);
+  f2i_quantizer_of_cpu()->sums(latent, scales, (int64_t)(scales_count / 4), begin, end, sums, counts);
   return f2i_ok(message);
 }
 
@@ -91,6 +99,17 @@ f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, siz
   }
   if (status == F2I_OK && errors != NULL) status = check_count("errors", errors, errors_count, 2 * rows, message);
   if (status != F2I_OK) return status;
-  quantizer()->codes(latent, scales, begin, end, codes, errors);
+  f2i_quantizer_of_cpu()->codes(latent, scales, begin, end, codes, errors);
+  return f2i_ok(message);
+}
+
+f2i_status f2i_quantize_parts(const f2i_latent *latent, int64_t begin, int64_t end, float *parts, size_t count,
+                              f2i_message *message) {
+  f2i_status status = check(latent, begin, end, message);
+  if (status == F2I_OK) {
+    status = check_count("parts", parts, count, 2 * (uint64_t)(end - begin) * (uint64_t)latent->k, message);
+  }
+  if (status != F2I_OK) return status;
+  f2i_quantizer_of_cpu()->parts(latent, begin, end, parts);
   return f2i_ok(message);
 }

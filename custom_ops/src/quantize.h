@@ -11,7 +11,14 @@ typedef struct f2i_quantizer {
                int64_t *counts);
   void (*codes)(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, uint8_t *codes,
                 double *errors);
+  void (*parts)(const f2i_latent *latent, int64_t begin, int64_t end, float *parts);
+  void (*nearest)(const f2i_points *points, const float *re, const float *im, int64_t count, uint8_t *codes,
+                  float *q_re, float *q_im);
+  void (*nearest_sums)(const f2i_points *points, const float *re, const float *im, const float *weights, int64_t count,
+                       double *sums);
 } f2i_quantizer;
+
+const f2i_quantizer *f2i_quantizer_of_cpu(void);
 
 extern const f2i_quantizer f2i_quantizer_baseline, f2i_quantizer_avx2, f2i_quantizer_avx512;
 

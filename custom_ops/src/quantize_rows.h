@@ -7,10 +7,12 @@
  * Nothing of a stage is stored between calls: the residual of stage t is computed again from the latent weights and the
  * scales of the stages before it. That costs little arithmetic and no memory.
  */
+#include <stdint.h>
 #include <string.h>
 
 #include "f2i_layout.h"
 #include "half.h"
+#include "points.h"
 #include "quantize.h"
 
 #if defined(__GNUC__)
@@ -68,7 +70,7 @@ F2I_INLINE void load_raw(const f2i_latent *latent, int64_t row, int64_t column, 
   }
 }
 
-/* The same as the quantizer sees them: rounded, divided by the row's divisor, rounded. */
+/* The same as the quantizer sees them: rounded, divided by the row's divisor and by the columns', each rounded. */
 F2I_INLINE void load(const f2i_latent *latent, int64_t row, int64_t column, int count, float *out, int bf16) {
   load_raw(latent, row, column, count, out);
   if (bf16 && latent->dtype != F2I_BFLOAT16) {
@@ -77,6 +79,10 @@ F2I_INLINE void load(const f2i_latent *latent, int64_t row, int64_t column, int 
   if (latent->row_divisor != NULL) {
     const float divisor = latent->row_divisor[row];
     for (int i = 0; i < count; ++i) out[i] = rounded(out[i] / divisor, bf16);
+  }
+  if (latent->col_divisor != NULL) {
+    const float *divisors = latent->col_divisor + column;
+    for (int i = 0; i < count; ++i) out[i] = rounded(out[i] / divisors[i], bf16);
   }
 }
 
@@ -222,15 +228,23 @@ F2I_INLINE void add_errors(const f2i_latent *latent, int64_t row, int64_t column
   float a[F2I_CHUNK], rest[F2I_CHUNK];
   for (int half = 0; half < 2; ++half) {
     const float *q = half == 0 ? left : right;
-    load_raw(latent, row, column + half * latent->k / 2, count, a);
-    for (int i = 0; i < count; ++i) rest[i] = a[i] - q[i] * factor;
+    const int64_t first = column + half * latent->k / 2;
+    load_raw(latent, row, first, count, a);
+    if (latent->col_divisor == NULL) {
+      for (int i = 0; i < count; ++i) rest[i] = a[i] - q[i] * factor;
+    } else {
+      for (int i = 0; i < count; ++i) rest[i] = a[i] - q[i] * factor * latent->col_divisor[first + i];
+    }
     add_squares_to_lanes(lanes[0], rest, count);
     add_squares_to_lanes(lanes[1], a, count);
   }
 }
 
-F2I_INLINE void row_codes_of(const f2i_latent *latent, const float *scales, int64_t row, int64_t plane, uint8_t *codes,
-                             double *errors, int bf16) {
+#include "quantize_joint.h"
+
+/* points: of U and W, or NULL for the greedy quantizer */
+F2I_INLINE void row_codes_of(const f2i_latent *latent, const f2i_points *points, const float *scales, int64_t row,
+                             int64_t plane, uint8_t *codes, double *errors, int bf16) {
   const int64_t n = latent->n / 2, m = latent->k / 2;
   double lanes[2][2][F2I_LANES] = {{{0}}}; /* [upper, lower real row][error, norm] */
   f2i_parts parts, q;
@@ -241,6 +255,10 @@ F2I_INLINE void row_codes_of(const f2i_latent *latent, const float *scales, int6
     split(latent, row, column, count, &parts, bf16);
     for (int matrix = 0; matrix < 2; ++matrix) {
       float *re = parts.re[matrix], *im = parts.im[matrix], *q_re = q.re[matrix], *q_im = q.im[matrix];
+      if (points != NULL) {
+        nearest_chunk(points + matrix, re, im, count, codes + matrix * plane + column, 2 * plane, q_re, q_im);
+        continue;
+      }
       for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
       for (int64_t t = 0; t < latent->stages; ++t) {
         const float *scale = scales + 4 * t + 2 * matrix;
@@ -275,14 +293,35 @@ F2I_INLINE void row_codes_of(const f2i_latent *latent, const float *scales, int6
 static void row_codes(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, uint8_t *codes,
                       double *errors) {
   const int64_t m = latent->k / 2, plane = (end - begin) * m;
+  f2i_points tables[2];
+  const f2i_points *points = NULL;
+  if (latent->quantizer == F2I_JOINT) {
+    for (int matrix = 0; matrix < 2; ++matrix) f2i_points_fill(tables + matrix, scales + 2 * matrix, 4, latent->stages);
+    points = tables;
+  }
   for (int64_t row = begin; row < end; ++row, codes += m) {
     if (latent->profile == F2I_PROFILE_BF16) {
-      row_codes_of(latent, scales, row, plane, codes, errors, 1);
+      row_codes_of(latent, points, scales, row, plane, codes, errors, 1);
     } else {
-      row_codes_of(latent, scales, row, plane, codes, errors, 0);
+      row_codes_of(latent, points, scales, row, plane, codes, errors, 0);
     }
     if (errors != NULL) errors += 2;
   }
 }
 
-const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums, row_codes};
+static void row_parts(const f2i_latent *latent, int64_t begin, int64_t end, float *out) {
+  const int64_t m = latent->k / 2, plane = (end - begin) * m;
+  f2i_parts parts;
+  for (int64_t row = begin; row < end; ++row, out += m) {
+    for (int64_t column = 0; column < m; column += F2I_CHUNK) {
+      const int count = (int)(m - column < F2I_CHUNK ? m - column : F2I_CHUNK);
+      split(latent, row, column, count, &parts, latent->profile == F2I_PROFILE_BF16);
+      for (int matrix = 0; matrix < 2; ++matrix) {
+        memcpy(out + 2 * matrix * plane + column, parts.re[matrix], (size_t)count * sizeof(float));
+        memcpy(out + (2 * matrix + 1) * plane + column, parts.im[matrix], (size_t)count * sizeof(float));
+      }
+    }
+  }
+}
+
+const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums, row_codes, row_parts, nearest, nearest_sums};

@@ -1,0 +1,85 @@
+/* points.c - the points of a joint quantizer: a table per set of scales, and the public functions on plain arrays. */
+#include "points.h"
+
+#include <string.h>
+
+#include "message.h"
+#include "quantize.h"
+
+void f2i_points_fill(f2i_points *points, const float *scales, int64_t stride, int64_t stages) {
+  memset(points, 0, sizeof *points);
+  points->stages = stages;
+  for (int64_t t = 0; t < stages; ++t) {
+    points->scales[t][0] = scales[stride * t];
+    points->scales[t][1] = scales[stride * t + 1];
+  }
+  int64_t count = 0;
+  for (int combination = 0; combination < 1 << (2 * stages); ++combination) {
+    float re = 0, im = 0;
+    for (int64_t t = 0; t < stages; ++t) {
+      const int code = combination >> (2 * (stages - 1 - t)) & 3;
+      const float scale = points->scales[t][code & 1], value = code & 2 ? -scale : scale;
+      re += code & 1 ? 0.0f : value;
+      im += code & 1 ? value : 0.0f;
+    }
+    if (re < 0 || im < 0) continue;
+    int known = 0; /* the same point from a lower combination */
+    for (int64_t i = 0; i < count; ++i) known |= points->re[i] == re && points->im[i] == im;
+    if (known) continue;
+    points->re[count] = re;
+    points->im[count] = im;
+    points->combination[count++] = combination;
+  }
+  /* whole groups for the search: copies are never strictly nearer */
+  for (; count % F2I_POINT_GROUP != 0; ++count) {
+    points->re[count] = points->re[count - 1];
+    points->im[count] = points->im[count - 1];
+    points->combination[count] = points->combination[count - 1];
+  }
+  points->count = count;
+}
+
+f2i_status f2i_points_init(f2i_points *points, const float *scales, size_t scales_count, f2i_message *message) {
+  if (points == NULL || scales == NULL || scales_count % 2 != 0 || scales_count < 2 || scales_count > 8) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "scales: expected 2 per stage of 1 to 4, got %zu",
+                    points == NULL || scales == NULL ? (size_t)0 : scales_count);
+  }
+  f2i_points_fill(points, scales, 2, (int64_t)(scales_count / 2));
+  return f2i_ok(message);
+}
+
+static f2i_status check(const f2i_points *points, const float *re, const float *im, size_t count,
+                        f2i_message *message) {
+  if (points == NULL || points->stages < 1 || points->stages > 4 || points->count < 1 ||
+      points->count > F2I_MAX_POINTS || points->count % F2I_POINT_GROUP != 0) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "points: expected a struct that f2i_points_init has filled");
+  }
+  if (count != 0 && (re == NULL || im == NULL)) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "re, im: expected pointers to %zu values, got NULL", count);
+  }
+  return F2I_OK;
+}
+
+f2i_status f2i_nearest(const f2i_points *points, const float *re, const float *im, size_t count, uint8_t *codes,
+                       float *q_re, float *q_im, f2i_message *message) {
+  const f2i_status status = check(points, re, im, count, message);
+  if (status != F2I_OK) return status;
+  if ((q_re == NULL) != (q_im == NULL)) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "q_re, q_im: expected both or neither");
+  }
+  f2i_quantizer_of_cpu()->nearest(points, re, im, (int64_t)count, codes, q_re, q_im);
+  return f2i_ok(message);
+}
+
+f2i_status f2i_nearest_sums(const f2i_points *points, const float *re, const float *im, const float *weights,
+                            size_t count, double *sums, size_t sums_count, f2i_message *message) {
+  const f2i_status status = check(points, re, im, count, message);
+  if (status != F2I_OK) return status;
+  const size_t expected = (size_t)4 << (2 * points->stages);
+  if (sums == NULL || sums_count != expected) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "sums: expected %zu values, got %zu", expected,
+                    sums == NULL ? (size_t)0 : sums_count);
+  }
+  f2i_quantizer_of_cpu()->nearest_sums(points, re, im, weights, (int64_t)count, sums);
+  return f2i_ok(message);
+}

@@ -1,0 +1,12 @@
+/* points.h - how the table of a joint quantizer is made inside the library. */
+#ifndef F2I_POINTS_H
+#define F2I_POINTS_H
+
+#include "fairy2i.h"
+
+enum { F2I_POINT_GROUP = 4 }; /* points that are compared per sweep over the entries */
+
+/* Scales (re, im) of stage t lie at scales[stride * t]; stages is 1 to 4. */
+void f2i_points_fill(f2i_points *points, const float *scales, int64_t stride, int64_t stages);
+
+#endif
