@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from fairy2i_export.errors import CheckpointError, OptionError
@@ -18,6 +18,7 @@ KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)
 DENSE_TYPES: tuple[DenseType, ...] = get_args(DenseType)
 ACCURACY_LEVELS = (0, 4)  # of MatMulNBits: float32 activations, int8 ones
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
+CALIBRATED_STAGES = 4  # fewer lose too much without training (docs/quality.md)
 _DEFAULTS = {"stages": 2, "profile": "bf16-reference", "row_multiplier": "none", "lm_head": "fairy2i"}
 
 
@@ -27,7 +28,7 @@ class ExportOptions:
 
     stages: int
     profile: Profile
-    row_multiplier: RowMultiplier
+    row_multiplier: RowMultiplier | Literal["learned"]
     lm_head: LmHead
     embedding: Embedding
     context_length: int
@@ -38,6 +39,7 @@ class ExportOptions:
     backend: str = "fairy2i"
     dense_type: DenseType = "float32"  # of the backend dense
     accuracy_level: int = 4  # of the backend matmulnbits
+    calibration: str | None = None  # hash of text and method, for codes found by calibration instead of rounding
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class GivenOptions:
     backend: str | None = None
     dense_type: str | None = None
     accuracy_level: int | None = None
+    calibration: str | None = None
 
 
 def resolve_options(
@@ -77,6 +80,8 @@ def resolve_options(
         OptionError: an unknown or impossible value was given.
         CheckpointError: config.json's entry holds one, or says that the weights are already dequantized.
     """
+    if given.calibration is not None:
+        given = _calibrated(given, config)
     trained = _training_entry(config)
     asked = {key: getattr(given, key) for key in _DEFAULTS}
     warnings = [
@@ -109,8 +114,30 @@ def resolve_options(
         accuracy_level=_one_of(
             "accuracy level", 4 if given.accuracy_level is None else given.accuracy_level, ACCURACY_LEVELS
         ),
+        calibration=given.calibration,
     )
+    if given.calibration is not None:
+        options = replace(options, row_multiplier="learned")
     return options, warnings
+
+
+def _calibrated(given: GivenOptions, config: dict[str, Any]) -> GivenOptions:
+    """The defaults of a conversion without training; options that it decides itself must not be given."""
+    if says_trained(config):
+        raise OptionError(
+            "calibrate: config.json says that this model was trained with Fairy2i; calibration is for models that were not. "
+            "Leave --calibrate out, or remove the fairy2i entry"
+        )
+    for name, value, fixed in (("profile", given.profile, "fp32"), ("row multiplier", given.row_multiplier, "learned")):
+        if value not in (None, fixed):
+            raise OptionError(f"{name}: calibration uses {fixed}, got {value!r}; leave the option out")
+    return replace(
+        given,
+        stages=CALIBRATED_STAGES if given.stages is None else given.stages,
+        profile="fp32",
+        row_multiplier=None,
+        lm_head="int8" if given.lm_head is None else given.lm_head,
+    )
 
 
 def check_quantizer(

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from fairy2i_export.backends.base import Backend
 from fairy2i_export.graph.function import DOMAIN, OP_NAME
+from fairy2i_export.calibrated import ScaledCalibrated
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX, packed_size
 from fairy2i_export.options import ExportOptions
@@ -23,7 +24,7 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
     if weights.options.row_multiplier != "none":
         outputs["row_multiplier"] = (ir.DataType.FLOAT, (2 * n,))
 
-    def write(scaled: Scaled, put: Put, workers: Workers) -> float:
+    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
         packed, error = pack_scaled(scaled, workers.pool)
         put("packed", packed)
         put("scales", scaled.scales)

@@ -11,11 +11,10 @@ import numpy as np
 
 from fairy2i_export.calibrate.feedback import Candidate, round_pair
 from fairy2i_export.calibrate.metric import Metric
-from fairy2i_export.native import F32
+from fairy2i_export.joint import STARTS
+from fairy2i_export.native import F32, Points
 from fairy2i_export.quantizer import CODE_IM, CODE_RE
 
-# stage scales that round Gaussian entries of unit variance best when all stages are chosen together
-GAUSSIAN_SCALES = {1: (1.131,), 2: (1.392, 0.748), 3: (1.398, 1.060, 0.643), 4: (1.444, 1.058, 0.746, 0.532)}
 # signs of Re and Im of U and of W in the upper half of a matrix (column j for Re, j + m for Im), and in the lower (the other)
 _SIGNS = (((1, 1), (-1, 1)), ((1, -1), (1, 1)))
 _SHRINKING = (0.75, 0.85, 0.92, 1.0, 1.1, 1.25)  # of a row's multiplier: clip outliers, or be finer in the middle
@@ -24,7 +23,10 @@ _SAMPLED_ROWS = 128  # complex rows that scales are fitted to
 
 
 def start(target: Any, metric: Metric, stages: int) -> Candidate:
-    """A candidate without codes: scales for Gaussian entries, rows of unit variance, each shrunk as plain rounding likes best.
+    """A candidate without codes: the scales and row multipliers with which plain rounding does best on a sample of columns.
+
+    Scales are those of :data:`fairy2i_export.joint.STARTS`. A row's multiplier is its root mean square times one of a few
+    factors, the same for both rows of a complex one. Errors of a column count by its weight in the metric.
 
     Args:
         target: torch float32 [2m, 2n].
@@ -35,24 +37,28 @@ def start(target: Any, metric: Metric, stages: int) -> Candidate:
     count, n = len(values), values.shape[1] // 2
     rows = np.sqrt(np.mean(values.astype(np.float64) ** 2, axis=0)).astype(np.float32)
     rows[rows == 0] = 1
-    # U and W are half the sum of two entries of unit variance
-    scales = np.tile(np.array(GAUSSIAN_SCALES[stages], np.float32)[:, None, None] * np.float32(0.5**0.5), (1, 2, 2))
-    columns = np.ones(count, np.float32)
-    candidate = Candidate(scales, rows, columns, np.zeros((stages, 2, count // 2, n), np.uint8), np.zeros_like(values))
     step = -(-count // 2 // _SAMPLED_PAIRS)
     sample = values.reshape(-1, 2, 2 * n)[::step] / rows
     weight = metric.diagonal.reshape(-1, 2, 1)[::step]
-    points, codes, found = candidate.points(), np.empty((stages, 2, len(sample), n), np.uint8), np.empty_like(sample)
-    losses = []
-    for factor in _SHRINKING:
-        round_pair(sample / np.float32(factor), points, codes, found)
-        found *= np.float32(factor)
-        # in parts of the row's own variance, so that a pair of rows shares one factor
-        loss = (weight * (sample - found) ** 2).sum(axis=(0, 1), dtype=np.float64) * rows.astype(np.float64) ** 2
-        losses.append(loss[:n] + loss[n:])
-    best = np.array(_SHRINKING, np.float32)[np.argmin(losses, axis=0)]
-    candidate.rows = rows * np.tile(best, 2)
-    return candidate
+    codes, found = np.empty((stages, 2, len(sample), n), np.uint8), np.empty_like(sample)
+    best: tuple[float, F32, F32] | None = None
+    for parts in STARTS[stages]:
+        # parts of U and W are half the sum of two entries of unit variance
+        scales = np.repeat(np.array(parts, np.float32)[:, None] * np.float32(0.5**0.5), 2, axis=1)
+        points = Points(scales[:, 0]), Points(scales[:, 1])
+        losses = np.empty((len(_SHRINKING), n))
+        for index, factor in enumerate(_SHRINKING):
+            round_pair(sample / np.float32(factor), points, codes, found)
+            found *= np.float32(factor)
+            loss = (weight * (sample - found) ** 2).sum(axis=(0, 1), dtype=np.float64) * rows.astype(np.float64) ** 2
+            losses[index] = loss[:n] + loss[n:]
+        least = float(losses.min(axis=0).sum())
+        if best is None or least < best[0]:
+            factors = np.array(_SHRINKING, np.float32)[losses.argmin(axis=0)]
+            best = least, scales, rows * np.tile(factors, 2)
+    assert best is not None  # there are starts for every number of stages
+    no_codes = np.zeros((stages, 2, count // 2, n), np.uint8)
+    return Candidate(best[1], best[2], np.ones(count, np.float32), no_codes, np.zeros_like(values))
 
 
 def refit_rows(target: Any, metric: Metric, candidate: Candidate) -> None:

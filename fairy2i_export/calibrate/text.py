@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import OptionError
 
+METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
 DEFAULT_TOKENS = 24_576
 _FEWEST_WINDOWS = 2
@@ -30,6 +33,20 @@ class CalibrationText:
 
     ids: npt.NDArray[np.int64]
     sha256: str
+
+    @property
+    def description(self) -> str:
+        """For the metadata of a model: method, hash and size of the text, as JSON."""
+        return json.dumps({"method": METHOD, "text_sha256": self.sha256, "tokens": self.ids.size})
+
+
+def check_torch() -> None:
+    """Raise OptionError unless torch and transformers can be imported."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionError(
+            f"calibrate: needs {' and '.join(missing)}, which cannot be imported; pip install 'fairy2i-export[train]'"
+        )
 
 
 def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int | None, longest: int) -> CalibrationText:

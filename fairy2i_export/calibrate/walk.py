@@ -24,7 +24,6 @@ from fairy2i_export.plan import Linear
 
 BATCH = 4  # windows that go through a layer together
 COMPENSATION = 0.5  # share of what earlier layers changed that a layer makes up for
-METHOD = "error-feedback-1"  # a name for all of the above: other codes, other name
 
 
 class _Reached(Exception):
