@@ -31,6 +31,11 @@ def torch_is_installed() -> bool:
 class SourceWeights:
     """Weights of a checkpoint, quantized as a model's metadata says it was exported.
 
+    A calibrated model cannot be made again from the source alone: its quantized layers are taken from the model itself.
+
+    Attributes:
+        calibrated: the model's codes come from calibration.
+
     Args:
         checkpoint: the opened source.
         metadata: the model's metadata.
@@ -41,8 +46,9 @@ class SourceWeights:
 
     def __init__(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
         self.checkpoint = checkpoint
+        self.calibrated = "fairy2i.calibration" in metadata
         profile, rows = metadata.get("fairy2i.profile", ""), metadata.get("fairy2i.row_multiplier", "none")
-        if profile not in PROFILES or rows not in get_args(RowMultiplier):
+        if profile not in PROFILES or not (self.calibrated or rows in get_args(RowMultiplier)):
             raise FormatError(
                 "the model's metadata does not say how it was quantized (fairy2i.profile, fairy2i.row_multiplier); "
                 "it was not written by fairy2i-export or has been edited"
@@ -65,6 +71,8 @@ class SourceWeights:
         raise CheckpointError(f"{self.checkpoint.directory}: expected a tensor {name} for the node of that name, found none")
 
     def quantized(self, node: Node) -> QuantizedLinear:
+        if self.calibrated:
+            return unpack(node.operands)
         tensor = self.tensor_of(node.name)
         weight = self.checkpoint.read(tensor)
         return quantize(weight, node.operands.stages, self.profile, row_multiplier=self.row_multiplier, name=tensor)
