@@ -53,7 +53,7 @@ demo-chat: $(VENV)/.installed-train
 	test -f $(WORK)/smollm2.txt || $(BIN)/python examples/self_text.py $(WORK)/smollm2 $(WORK)/smollm2.txt
 	test -d $(CHAT) || $(BIN)/fairy2i-export $(WORK)/smollm2 -o $(CHAT) --calibrate $(WORK)/smollm2.txt
 	if [ -t 0 ]; then $(BIN)/fairy2i chat $(CHAT); \
-	  else $(BIN)/fairy2i generate $(CHAT) "What is the capital of France?" --chat --greedy --max-new-tokens 60 --stats; fi
+	  else echo "What is the capital of France?" | $(BIN)/fairy2i chat $(CHAT); fi
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest

@@ -61,7 +61,17 @@ Exclude = Annotated[
 ]
 RowMultiplier = Annotated[
     str | None,
-    typer.Option(metavar="M", help="none, or rms if the model was trained with it.", show_default="as trained, else none"),
+    typer.Option(
+        metavar="M", help="none, or rms or learned if the model was trained so.", show_default="as trained, else none"
+    ),
+]
+Quantizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="Q",
+        help="greedy, the published one, or joint: codes of all stages chosen together, a smaller error.",
+        show_default="as trained, else greedy",
+    ),
 ]
 ContextLength = Annotated[
     int | None,
@@ -148,6 +158,7 @@ def export_command(
     embedding: Embedding = None,
     include: Include = None,
     exclude: Exclude = None,
+    quantizer: Quantizer = None,
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
     kv_cache: KVCacheType = None,
@@ -195,6 +206,7 @@ def export_command(
             output,
             stages=stages,
             profile=profile,
+            quantizer=quantizer,
             row_multiplier=row_multiplier,
             include=include,
             exclude=exclude,
@@ -226,6 +238,7 @@ def export_command(
             backend,
             dense_type,
             accuracy_level,
+            quantizer,
         )
         Display(quiet).dry_run(
             planner.dry_run(
@@ -245,6 +258,7 @@ def export_command(
             output,
             stages=stages,
             profile=profile,
+            quantizer=quantizer,
             row_multiplier=row_multiplier,
             lm_head=lm_head,
             embedding=embedding,

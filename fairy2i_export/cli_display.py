@@ -47,7 +47,7 @@ class Display(Observer):
     def planned(self, estimate: Estimate, options: ExportOptions) -> None:
         if not self.quiet:
             self.err.print(
-                f"W{options.stages}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "
+                f"W{options.stages}, {options.quantizer}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "
                 f"{human_bytes(estimate.peak_ram_bytes)} of memory at most",
                 highlight=False,
             )

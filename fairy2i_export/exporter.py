@@ -11,17 +11,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-import fairy2i_export
-from fairy2i_export.backends import BACKENDS, stored_bytes
-from fairy2i_export.calibrate.text import CalibrationText
+from fairy2i_export.backends import BACKENDS, multiplier_bytes, stored_bytes
 from fairy2i_export.calibration import calibrate_cache
-from fairy2i_export.checkpoint import Checkpoint
-from fairy2i_export.config import Decoder
 from fairy2i_export.data_file import DATA, DataFile
 from fairy2i_export.errors import OptionError
 from fairy2i_export.genai_config import write_genai_config
 from fairy2i_export.journal import Journal, identity
-from fairy2i_export.layout import LAYOUT_VERSION
+from fairy2i_export.metadata import describe_model
 from fairy2i_export.model_card import model_card
 from fairy2i_export.native import check_library
 from fairy2i_export.options import ExportOptions, GivenOptions, says_trained
@@ -33,7 +29,6 @@ from fairy2i_export.tokenizer_files import copy_files, has_chat_template
 from fairy2i_export.tokenizer_graph import write_tokenizer_graphs
 from fairy2i_export.weights import Task, Workers
 
-FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
 MODEL = "model.onnx"
 
 
@@ -59,6 +54,7 @@ def export(
     *,
     stages: int | None = None,
     profile: str | None = None,
+    quantizer: str | None = None,
     row_multiplier: str | None = None,
     lm_head: str | None = None,
     embedding: str | None = None,
@@ -88,7 +84,9 @@ def export(
         out: folder to write; ``./NAME-fairy2i`` by default.
         stages: residual stages 1 to 4, bits per weight; default from config.json, else 2.
         profile: ``bf16-reference`` or ``fp32``; default from config.json, else bf16-reference.
-        row_multiplier: ``none`` or ``rms``, as the model was trained; default from config.json, else none.
+        quantizer: ``greedy``, the published one, or ``joint``, which leaves a smaller error; default from config.json, else
+            greedy.
+        row_multiplier: ``none``, ``rms`` or ``learned``, as the model was trained; default from config.json, else none.
         lm_head: ``fairy2i``, ``int8``, ``int4`` or ``float``; default from config.json, else fairy2i.
         embedding: ``float32``, ``float16`` or ``int8``; default float16 where the checkpoint has 16 bits, else float32.
         include: globs on module names; only matching linear layers are rewritten.
@@ -132,6 +130,7 @@ def export(
         backend,
         dense_type,
         accuracy_level,
+        quantizer,
     )
     count = thread_count(jobs)
     prepared = prepare(source, out, given, calibration, tuple(calibrate), calibrate_tokens)
@@ -175,7 +174,6 @@ def export(
         )
         if not (trained or says_trained(checkpoint.config) or prepared.text is not None):
             warnings.append(_untrained_warning(errors))
-        multiplier_bytes = 4 * sum(x.out_features for x in plan.rewritten) if options.row_multiplier != "none" else 0
         report = ExportReport(
             path=prepared.target,
             source=checkpoint.name,
@@ -184,7 +182,7 @@ def export(
             linears=tuple(plan.linears.values()),
             errors=errors,
             warnings=tuple(warnings),
-            weight_bytes=sum(stored_bytes(x, options) for x in plan.rewritten) + multiplier_bytes,
+            weight_bytes=sum(stored_bytes(x, options) + multiplier_bytes(x, options) for x in plan.rewritten),
             output_bytes=_bytes_on_disk(folder),
             source_bytes=checkpoint.weight_bytes(),
             parameters=prepared.parameters,
@@ -268,7 +266,7 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
             writer.write(str(tensor.name), tensor.numpy())
             writer.record()
         value.const_value = data.replacement(tensor)
-    _describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256, prepared.text)
+    describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256, prepared.text)
     ir.save(model, folder / MODEL)
 
 
@@ -280,39 +278,6 @@ def _bytes_taken(folder: Path) -> int:
     """Like :func:`_bytes_on_disk` without the holes of an unfinished data file."""
     blocks = [getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir()]
     return 512 * sum(blocks)
-
-
-def _describe_model(
-    model: ir.Model,
-    decoder: Decoder,
-    checkpoint: Checkpoint,
-    options: ExportOptions,
-    sha256: str,
-    text: CalibrationText | None,
-) -> None:
-    model.producer_name = "fairy2i-export"
-    model.producer_version = fairy2i_export.__version__
-    model.metadata_props.update(
-        {
-            "fairy2i.format_version": str(FORMAT_VERSION),
-            "fairy2i.layout_version": str(LAYOUT_VERSION),
-            "fairy2i.stages": str(options.stages),
-            "fairy2i.backend": options.backend,
-            "fairy2i.profile": options.profile,
-            "fairy2i.source": checkpoint.name,
-            "fairy2i.source_sha256": sha256,
-            "fairy2i.tool_version": fairy2i_export.__version__,
-            "fairy2i.lm_head": options.lm_head,
-            "fairy2i.embedding": options.embedding,
-            "fairy2i.row_multiplier": options.row_multiplier,
-            "fairy2i.architecture": decoder.architecture,
-            "fairy2i.kv_cache": options.kv_cache,
-        }
-    )
-    if options.rope_scaling is not None:
-        model.metadata_props["fairy2i.rope_scaling"] = options.rope_scaling
-    if text is not None:
-        model.metadata_props["fairy2i.calibration"] = text.description
 
 
 def _untrained_warning(errors: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -30,10 +31,12 @@ from fairy2i_export.errors import FormatError
 from fairy2i_export.native import F32, F64, U8, LatentMatrix, Points, each, row_blocks
 from fairy2i_export.profiles import CODE_IM, CODE_RE, MAX_STAGES, Rounding, floored
 
-_SAMPLE = 1 << 16  # complex entries to fit scales on before the whole matrix is looked at
+_SAMPLE = 1 << 17  # complex entries to fit scales on before the whole matrix is looked at
+_SAMPLE_ROWS = 256  # spread over as many rows, which differ more than columns of a row do
 _CONVERGED = 1e-5  # relative change of the sum of squares that ends a fit
+_FIRST_STEPS = 15  # from every start; then the best of them goes on
 _MOST_STEPS = 100
-_WHOLE_STEPS = 4  # passes over a matrix that is larger than its sample
+_WHOLE_STEPS = 2  # over a matrix that is larger than its sample
 Sums = Callable[[F32], F64]  # scales [stages, 2] -> sums of the entries as Points.sums gives them
 
 # Good scales for entries whose parts have the standard deviation 1, [stage][re, im]: the best local optima from some thousand
@@ -97,7 +100,7 @@ def fit_scales(re: F32, im: F32, codes: U8, weights: F32 | None = None, start: F
         bins = 4 * bins + code
     ones = np.ones(re.size) if weights is None else np.asarray(weights, np.float64).reshape(-1)
     values = (ones, ones * np.asarray(re).reshape(-1), ones * np.asarray(im).reshape(-1))
-    sums = np.stack([np.bincount(bins, value, 4**stages) for value in values], axis=1)
+    sums: F64 = np.stack([np.bincount(bins, value, 4**stages).astype(np.float64) for value in values], axis=1)
     return _solve(sums, np.zeros((stages, 2)) if start is None else start).astype(np.float32)
 
 
@@ -147,8 +150,9 @@ def joint_scales(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, gre
     def fit(u_w: int) -> F32:
         re, im = sample[u_w]
         starts = [greedy[:, u_w], *(np.float32(_deviation(re, im)) * np.array(s, np.float32) for s in STARTS[matrix.stages])]
-        fitted = [fit_points(lambda scales: Points(scales).sums(re, im), start) for start in starts]
-        return min(fitted, key=lambda found: found[1])[0]
+        sums_of: Sums = lambda scales: Points(scales).sums(re, im)  # noqa: E731
+        tried = [fit_points(sums_of, start, _FIRST_STEPS) for start in starts]
+        return fit_points(sums_of, min(tried, key=lambda found: found[1])[0])[0]
 
     fitted = list(map(fit, range(2)) if pool is None else pool.map(fit, range(2)))
     matrix.choose_jointly()
@@ -192,10 +196,13 @@ class _Whole:
 
 
 def _sample(matrix: LatentMatrix) -> tuple[F32, bool]:
-    """Entries [2 (U, W), 2 (re, im), count] of rows at equal distances, and whether these are all rows."""
-    count = min(matrix.n, -(-_SAMPLE // matrix.m))
-    rows = [(i * matrix.n // count, i * matrix.n // count + 1) for i in range(count)]
-    return np.concatenate([matrix.parts(row) for row in rows], axis=2).reshape(2, 2, -1), count == matrix.n
+    """Entries [2 (U, W), 2 (re, im), count] of rows at equal distances, and whether these are all entries."""
+    if matrix.n * matrix.m <= _SAMPLE:
+        return matrix.parts((0, matrix.n)).reshape(2, 2, -1), True
+    count = min(matrix.n, _SAMPLE_ROWS)
+    step = -(-count * matrix.m // _SAMPLE) | 1  # odd: heads and blocks have even sizes
+    rows = [matrix.parts((i * matrix.n // count, i * matrix.n // count + 1))[..., ::step] for i in range(count)]
+    return np.concatenate(rows, axis=2).reshape(2, 2, -1), False
 
 
 def _deviation(re: F32, im: F32) -> float:
@@ -204,6 +211,7 @@ def _deviation(re: F32, im: F32) -> float:
     return float(np.sqrt(np.add.reduce(Points(one).sums(re, im)[:, 3]) / (2 * re.size)))
 
 
+@cache
 def _units(stages: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Real and imaginary parts of i^k for every combination of codes: [4^stages, stages] each."""
     codes = np.array(list(product(range(4), repeat=stages)))

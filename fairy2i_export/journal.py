@@ -18,6 +18,7 @@ from fairy2i_export import __version__
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.data_file import Place
 from fairy2i_export.errors import OutputError
+from fairy2i_export.learned import learned_digest
 from fairy2i_export.options import ExportOptions
 
 try:
@@ -31,8 +32,9 @@ _FORMAT = "fairy2i-export journal 1"
 def identity(checkpoint: Checkpoint, options: ExportOptions, places: Mapping[str, Place]) -> dict[str, str]:
     """Hashes of everything the bytes of an export depend on, without reading a weight.
 
-    ``source`` covers config.json and of every safetensors file the name, size, time of change and tensors; that the weights
-    themselves are the same is checked when they are read (see :class:`fairy2i_export.tensor_stream.ReadTensor.digest`).
+    ``source`` covers config.json, learned multipliers and scales, and of every safetensors file the name, size, time of change
+    and tensors; that the weights themselves are the same is checked when they are read (see
+    :class:`fairy2i_export.tensor_stream.ReadTensor.digest`).
     """
     files = []
     for file in checkpoint.files:
@@ -41,7 +43,7 @@ def identity(checkpoint: Checkpoint, options: ExportOptions, places: Mapping[str
         files.append([file.path.name, status.st_size, status.st_mtime_ns, tensors])
     return {
         "tool": __version__,
-        "source": _hash([checkpoint.name, checkpoint.config, files]),
+        "source": _hash([checkpoint.name, checkpoint.config, files, learned_digest(checkpoint, options)]),
         "options": _hash([asdict(options), {name: asdict(place) for name, place in places.items()}]),
     }
 

@@ -23,7 +23,8 @@ Every weight of its rewritten layers is a sum of {stages} complex numbers out of
 | {operator} layers | {rewritten} of {linears}, {weight_bytes} ({bits:.3f} bits per weight) |
 | other linear layers | {kept} |
 | embedding, lm_head | {embedding}, {lm_head} |
-| stages, profile, row multiplier | {stages}, {profile}, {row_multiplier} |
+| stages, profile, quantizer | {stages}, {profile}, {quantizer} |
+| multipliers per row, per column; scales | {row_multiplier}, {col_multiplier}; {scales} |
 | context length, key-value cache | {context} tokens, {kv_cache} |
 | change of weights by quantization | {mean:.1%} on average, at most {worst:.1%} ({worst_name}) |
 | source SHA-256 | `{sha256}` |
@@ -87,7 +88,10 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
         embedding=report.options.embedding,
         lm_head=report.options.lm_head,
         profile=report.options.profile,
+        quantizer=report.options.quantizer,
         row_multiplier=report.options.row_multiplier,
+        col_multiplier=report.options.col_multiplier,
+        scales=report.options.scales,
         context=report.options.context_length,
         kv_cache=report.options.kv_cache,
         mean=report.mean_error,

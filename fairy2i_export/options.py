@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from fairy2i_export.errors import CheckpointError, OptionError
-from fairy2i_export.quantizer import MAX_STAGES, PROFILES, ROW_MULTIPLIERS, Profile, RowMultiplier
+from fairy2i_export.learned import LEARNED, ColumnChoice, RowChoice, ScaleChoice
+from fairy2i_export.quantizer import (
+    MAX_STAGES,
+    PROFILES,
+    QUANTIZERS,
+    ROW_MULTIPLIERS,
+    Profile,
+    Quantizer,
+    RowMultiplier,
+)
 
 LmHead = Literal["fairy2i", "int8", "int4", "float"]
 Embedding = Literal["float32", "float16", "int8"]
@@ -19,7 +28,20 @@ DENSE_TYPES: tuple[DenseType, ...] = get_args(DenseType)
 ACCURACY_LEVELS = (0, 4)  # of MatMulNBits: float32 activations, int8 ones
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
 CALIBRATED_STAGES = 4  # fewer lose too much without training (docs/quality.md)
-_DEFAULTS = {"stages": 2, "profile": "bf16-reference", "row_multiplier": "none", "lm_head": "fairy2i"}
+# what config.json's entry may say, and what holds where it does not
+_DEFAULTS = {
+    "stages": 2,
+    "profile": "bf16-reference",
+    "quantizer": "greedy",
+    "row_multiplier": "none",
+    "lm_head": "fairy2i",
+    "col_multiplier": "none",
+    "scales": "computed",
+}
+_ROWS: tuple[RowChoice, ...] = ("none", "rms", LEARNED)
+_COLUMNS: tuple[ColumnChoice, ...] = get_args(ColumnChoice)
+_SCALES: tuple[ScaleChoice, ...] = get_args(ScaleChoice)
+_BASELINES = ("binary", "ternary")  # methods of the training code that have other weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +50,7 @@ class ExportOptions:
 
     stages: int
     profile: Profile
-    row_multiplier: RowMultiplier | Literal["learned"]
+    row_multiplier: RowChoice
     lm_head: LmHead
     embedding: Embedding
     context_length: int
@@ -39,6 +61,9 @@ class ExportOptions:
     backend: str = "fairy2i"
     dense_type: DenseType = "float32"  # of the backend dense
     accuracy_level: int = 4  # of the backend matmulnbits
+    quantizer: Quantizer = "greedy"
+    col_multiplier: ColumnChoice = "none"
+    scales: ScaleChoice = "computed"
     calibration: str | None = None  # hash of text and method, for codes found by calibration instead of rounding
 
 
@@ -59,6 +84,7 @@ class GivenOptions:
     backend: str | None = None
     dense_type: str | None = None
     accuracy_level: int | None = None
+    quantizer: str | None = None
     calibration: str | None = None
 
 
@@ -83,7 +109,7 @@ def resolve_options(
     if given.calibration is not None:
         given = _calibrated(given, config)
     trained = _training_entry(config)
-    asked = {key: getattr(given, key) for key in _DEFAULTS}
+    asked = {key: getattr(given, key, None) for key in _DEFAULTS}
     warnings = [
         f"config.json says that the model was trained with {key} {trained[key]}; exporting with {value} as asked"
         for key, value in asked.items()
@@ -101,12 +127,15 @@ def resolve_options(
     options = ExportOptions(
         stages=_stages(chosen["stages"]),
         profile=_one_of("profile", chosen["profile"], PROFILES),
-        row_multiplier=_one_of("row multiplier", chosen["row_multiplier"], ROW_MULTIPLIERS),
+        quantizer=_one_of("quantizer", chosen["quantizer"], QUANTIZERS),
+        row_multiplier=_one_of("row multiplier", chosen["row_multiplier"], _ROWS),
+        col_multiplier=chosen["col_multiplier"],
+        scales=chosen["scales"],
         lm_head=_one_of("lm_head", chosen["lm_head"], LM_HEADS),
         embedding=_one_of("embedding", embedding, EMBEDDINGS),
         context_length=context_length,
         include=given.include,
-        exclude=given.exclude,
+        exclude=(*given.exclude, *_excluded(config)),
         kv_cache=_one_of("kv cache", "float32" if given.kv_cache is None else given.kv_cache, KV_CACHES),
         rope_scaling=given.rope_scaling,
         backend=_backend(given),
@@ -117,7 +146,7 @@ def resolve_options(
         calibration=given.calibration,
     )
     if given.calibration is not None:
-        options = replace(options, row_multiplier="learned")
+        options = replace(options, row_multiplier="calibrated", quantizer="joint")
     return options, warnings
 
 
@@ -128,21 +157,22 @@ def _calibrated(given: GivenOptions, config: dict[str, Any]) -> GivenOptions:
             "calibrate: config.json says that this model was trained with Fairy2i; calibration is for models that were not. "
             "Leave --calibrate out, or remove the fairy2i entry"
         )
-    for name, value, fixed in (("profile", given.profile, "fp32"), ("row multiplier", given.row_multiplier, "learned")):
+    for name, value, fixed in (("profile", given.profile, "fp32"), ("quantizer", given.quantizer, "joint")):
         if value not in (None, fixed):
             raise OptionError(f"{name}: calibration uses {fixed}, got {value!r}; leave the option out")
+    if given.row_multiplier is not None:
+        raise OptionError(f"row multiplier: calibration finds its own, got {given.row_multiplier!r}; leave the option out")
     return replace(
         given,
         stages=CALIBRATED_STAGES if given.stages is None else given.stages,
         profile="fp32",
-        row_multiplier=None,
         lm_head="int8" if given.lm_head is None else given.lm_head,
     )
 
 
 def check_quantizer(
-    stages: int | None, profile: str | None, row_multiplier: str | None
-) -> tuple[int, Profile, RowMultiplier]:
+    stages: int | None, profile: str | None, row_multiplier: str | None, quantizer: str | None
+) -> tuple[int, Profile, RowMultiplier, Quantizer]:
     """The quantizer's options where no config.json completes them: None becomes the default.
 
     Raises:
@@ -154,6 +184,7 @@ def check_quantizer(
         _one_of(
             "row multiplier", _DEFAULTS["row_multiplier"] if row_multiplier is None else row_multiplier, ROW_MULTIPLIERS
         ),
+        _one_of("quantizer", _DEFAULTS["quantizer"] if quantizer is None else quantizer, QUANTIZERS),
     )
 
 
@@ -185,16 +216,38 @@ def _training_entry(config: dict[str, Any]) -> dict[str, Any]:
             'config.json: fairy2i: "latent" is not true: these weights are already dequantized, and quantizing them again '
             "would change them; export the latent weights the model was trained with"
         )
+    if entry.get("method", "fairy2i") in _BASELINES:
+        raise CheckpointError(
+            f'config.json: fairy2i: "method" is {entry["method"]}: this model was trained as a baseline for comparison, whose '
+            "weights are not sums of {1, i, -1, -i}; export a model trained with the method fairy2i"
+        )
     known = {key: entry[key] for key in _DEFAULTS if key in entry}
     try:
         if "stages" in known:
             _stages(known["stages"])
-        for key, allowed in (("profile", PROFILES), ("row_multiplier", ROW_MULTIPLIERS), ("lm_head", LM_HEADS)):
+        _one_of("method", entry.get("method", "fairy2i"), ("fairy2i", *_BASELINES))
+        choices: tuple[tuple[str, tuple[Any, ...]], ...] = (
+            ("profile", PROFILES),
+            ("quantizer", QUANTIZERS),
+            ("row_multiplier", _ROWS),
+            ("col_multiplier", _COLUMNS),
+            ("scales", _SCALES),
+            ("lm_head", LM_HEADS),
+        )
+        for key, allowed in choices:
             if key in known:
                 _one_of(key, known[key], allowed)
     except OptionError as error:
         raise CheckpointError(f"config.json: fairy2i: {error}") from error
     return known
+
+
+def _excluded(config: dict[str, Any]) -> tuple[str, ...]:
+    """Globs on the names of modules that training left alone."""
+    patterns = (config.get("fairy2i") or {}).get("exclude", ())
+    if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise CheckpointError(f"config.json: fairy2i: exclude: expected a list of globs, got {patterns!r}")
+    return tuple(patterns)
 
 
 def _stages(value: Any) -> int:

@@ -12,6 +12,7 @@ from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.layout import MAX_FEATURES, packed_size
+from fairy2i_export.learned import learned_shapes
 from fairy2i_export.options import ExportOptions
 
 Treatment = Literal["fairy2i", "dense", "int8", "int4"]
@@ -83,6 +84,12 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
     _check_patterns(linears, options)
     used = {tensor for tensor, _ in _plain_tensors(decoder)}
     used |= {tensor for linear in linears.values() for tensor in (linear.weight, linear.bias) if tensor is not None}
+    for linear in linears.values():
+        learned = learned_shapes(linear.name, linear.out_features, linear.in_features, options)
+        used |= learned.keys()  # a layer that stays dense has no use for them: its weight is the product already
+        if linear.treatment == "fairy2i":
+            for tensor, shape in learned.items():
+                _check_shape(checkpoint, tensor, shape)
     unused = tuple(sorted(tensor for tensor in checkpoint.owners if tensor not in used and not _HARMLESS.fullmatch(tensor)))
     plan = Plan(linears, unused)
     if not plan.rewritten:

@@ -23,6 +23,7 @@ from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.data_file import TensorWriter
 from fairy2i_export.errors import WeightError
 from fairy2i_export.layout import TILE_ROWS, packed_size
+from fairy2i_export.learned import quantizer_arguments
 from fairy2i_export.native import F32, U8, Rows, each, pack_rows, row_blocks
 from fairy2i_export.options import ExportOptions
 from fairy2i_export.plan import NBITS_BLOCK, Linear
@@ -104,14 +105,9 @@ class WeightSource:
             if self.calibrated is not None:
                 found = self.calibrated(linear.name).scaled(array, linear.weight)
                 return write(found, lambda key, piece: writer.write(f"{linear.name}.{key}", piece), workers)
-            scaled = find_scales(
-                array,
-                options.stages,
-                options.profile,
-                row_multiplier=options.row_multiplier,
-                name=linear.weight,
-                pool=workers.pool,
-            )
+            sizes = linear.out_features, linear.in_features
+            how = quantizer_arguments(self.checkpoint, linear.name, *sizes, options)
+            scaled = find_scales(array, options.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
             return write(scaled, lambda key, piece: writer.write(f"{linear.name}.{key}", piece), workers)
 
         self._add(linear.weight, list(planned.values()), make, linear.name)

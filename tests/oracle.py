@@ -121,3 +121,22 @@ def quantize(
             q = UNIT[k].real * scales[t, matrix, 0] + 1j * UNIT[k].imag * scales[t, matrix, 1]
             r = rnd((r - q).real) + 1j * rnd((r - q).imag)
     return codes, scales
+
+
+def nearest(
+    re: npt.NDArray[np.floating], im: npt.NDArray[np.floating], scales: npt.NDArray[np.floating]
+) -> npt.NDArray[np.uint8]:
+    """Joint codes [stages, ...] by comparing every entry with every point of the first quadrant, in float32."""
+    stages = len(scales)
+    numbers = np.arange(4**stages)
+    codes = np.stack([numbers // 4 ** (stages - 1 - t) % 4 for t in range(stages)])  # [stages, combination]
+    point = np.zeros((2, numbers.size), np.float32)
+    for t in range(stages):
+        for axis, part in enumerate((UNIT[codes[t]].real, UNIT[codes[t]].imag)):
+            point[axis] = point[axis] + np.float32(scales[t, axis]) * part.astype(np.float32)
+    x, y = np.abs(np.float32(re))[..., None], np.abs(np.float32(im))[..., None]
+    distance = (x - point[0]) ** 2 + (y - point[1]) ** 2
+    distance[..., (point < 0).any(axis=0)] = np.inf
+    found = codes[:, distance.argmin(axis=-1)]
+    turn = np.where(found % 2 == 0, re < 0, im < 0)
+    return ((found + 2 * turn) % 4).astype(np.uint8)

@@ -37,6 +37,7 @@ MODELS = [
     pytest.param(({"attention_bias": True, "mlp_bias": True}, {"row_multiplier": "rms"}), id="W2, biases, row multipliers"),
     pytest.param(({"tie_word_embeddings": True}, {"stages": 1}), id="W1, tied"),
     pytest.param(({}, {"stages": 3}), id="W3"),
+    pytest.param(({}, {"stages": 4, "quantizer": "joint", "row_multiplier": "rms"}), id="W4, joint, row multipliers"),
 ]
 FOREIGN = [way for way in WAYS if way.id != "fairy2i"]
 

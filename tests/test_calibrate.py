@@ -104,7 +104,9 @@ def test_outputs_are_kept_better_than_by_rounding(stages: int) -> None:
     found = calibrate_matrix(weight, metric_of(inputs[:1500]), stages)
     rounded = quantize(weight.numpy(), stages, "fp32", quantizer="joint", row_multiplier="rms").dequantize("none")
     dense = found.linear.dequantize("none")
-    assert output_error(inputs[1500:], weight, dense) < {1: 0.97}.get(stages, 0.8) * output_error(inputs[1500:], weight, rounded)
+    assert output_error(inputs[1500:], weight, dense) < {1: 0.97}.get(stages, 0.8) * output_error(
+        inputs[1500:], weight, rounded
+    )
     assert found.error == pytest.approx(output_error(inputs[:1500], weight, dense), rel=0.2)  # damping is part of it
 
 
@@ -148,7 +150,9 @@ def test_every_layer_of_a_model_beats_rounding(source: Path, text: Path, folder:
     for node in nodes:
         module = model.get_submodule(node.name)
         module.weight.data = torch.from_numpy(unpack(node.operands).dequantize("none"))
-        module.register_forward_pre_hook(lambda _, x, name=node.name: caught.update({name: x[0].reshape(-1, x[0].shape[-1])}))
+        module.register_forward_pre_hook(
+            lambda _, x, name=node.name: caught.update({name: x[0].reshape(-1, x[0].shape[-1])})
+        )
     ids = read_texts(open_checkpoint(source), [text], TOKENS, 96).ids
     with torch.no_grad():
         model(torch.from_numpy(ids))
@@ -165,7 +169,7 @@ def test_the_model_says_how_it_was_made(folder: Path) -> None:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     said = json.loads(metadata["fairy2i.calibration"])
     assert said["tokens"] == 576  # 6 windows of 96
-    assert (metadata["fairy2i.stages"], metadata["fairy2i.row_multiplier"]) == ("4", "learned")
+    assert (metadata["fairy2i.stages"], metadata["fairy2i.row_multiplier"]) == ("4", "calibrated")
 
 
 def dequantized(source: Path, folder: Path) -> Any:
@@ -198,7 +202,21 @@ def test_verify_and_ppl_take_the_layers_of_the_model(
     assert "found by calibration" in printed
     assert "exact : torch" in printed
     assert "differ from" not in printed  # neither codes from the source, nor logits from torch
-    command = ["ppl", str(folder), "--text", str(text), "--against", str(source), "--tokens", "90", "--json", "--kernel", "exact", "--protocol", "sliding"]
+    command = [
+        "ppl",
+        str(folder),
+        "--text",
+        str(text),
+        "--against",
+        str(source),
+        "--tokens",
+        "90",
+        "--json",
+        "--kernel",
+        "exact",
+        "--protocol",
+        "sliding",
+    ]
     assert tools_cli.main(command) == 0
     printed = capsys.readouterr()
     assert "own dequantized layers" in printed.err
@@ -315,7 +333,8 @@ Spoil = Callable[[Path, Path], dict[str, Any]]
         (trained, "config.json says that this model was trained"),
         (lambda source, text: {"calibrate_tokens": 100}, "expected at least 192"),
         (lambda source, text: {"profile": "bf16-reference"}, "profile: calibration uses fp32"),
-        (lambda source, text: {"row_multiplier": "rms"}, "row multiplier: calibration uses learned"),
+        (lambda source, text: {"row_multiplier": "rms"}, "row multiplier: calibration finds its own"),
+        (lambda source, text: {"quantizer": "greedy"}, "quantizer: calibration uses joint"),
         (lambda source, text: {"calibrate": (), "calibrate_tokens": 500}, "there is no text; add --calibrate"),
     ],
 )

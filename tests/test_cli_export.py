@@ -166,6 +166,6 @@ def test_the_training_entry_of_a_real_checkpoint_is_used(run: Run, tmp_path: Pat
     edit_json(source / "config.json", fairy2i={"stages": 1, "row_multiplier": "rms", "latent": True})
     code, _, err = run(source, "-o", tmp_path / "out")
     assert code == 0
-    assert err.startswith("W1, bf16-reference: about")
+    assert err.startswith("W1, greedy, bf16-reference: about")
     assert "warning" not in err
     assert json.loads((tmp_path / "out" / "config.json").read_text())["fairy2i"]["stages"] == 1

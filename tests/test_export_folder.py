@@ -102,7 +102,10 @@ def test_metadata(source: Path, tmp_path: Path) -> None:
         "fairy2i.tool_version": fairy2i_export.__version__,
         "fairy2i.lm_head": "int8",
         "fairy2i.embedding": "int8",
+        "fairy2i.quantizer": "greedy",
         "fairy2i.row_multiplier": "rms",
+        "fairy2i.col_multiplier": "none",
+        "fairy2i.scales": "computed",
         "fairy2i.architecture": "LlamaForCausalLM",
         "fairy2i.kv_cache": "float32",
     }

@@ -12,6 +12,7 @@
 
 #include "cpu.h"
 #include "harness.h"
+#include "points.h"
 #include "quantize.h"
 
 /* a value of magnitude 2^-8 to 2^8, now and then zero, negative zero, or equal to its neighbour: borders and ties */
@@ -100,6 +101,49 @@ static void compare(const f2i_quantizer *quantizer, const char *isa, const f2i_l
   release_results(b);
 }
 
+/* The joint quantizer's functions on the entries of a matrix, of every length up to some, against the baseline's. */
+static void compare_nearest(const f2i_quantizer *quantizer, const char *isa, const f2i_latent *latent,
+                            const float *scales) {
+  const f2i_quantizer *both[2] = {&f2i_quantizer_baseline, quantizer};
+  const int64_t entries = latent->n / 2 * latent->k / 2;
+  const size_t parts_bytes = (size_t)(4 * entries) * sizeof(float);
+  const buffer a = guarded(parts_bytes), b = guarded(parts_bytes);
+  f2i_quantizer_baseline.parts(latent, 0, latent->n / 2, a.data);
+  quantizer->parts(latent, 0, latent->n / 2, b.data);
+  check(memcmp(a.data, b.data, parts_bytes) == 0, "parts", isa);
+  f2i_points points;
+  f2i_points_fill(&points, scales, 4, latent->stages);
+  check(points.count <= F2I_MAX_POINTS && points.count % F2I_POINT_GROUP == 0, "points", isa);
+  const int64_t count = entries < 600 ? entries : 600;
+  const float *re = (const float *)a.data + entries - count, *im = re + entries;
+  const size_t sums_bytes = ((size_t)4 << (2 * latent->stages)) * sizeof(double);
+  buffer codes[2], q_re[2], q_im[2], sums[2], weighted[2];
+  for (int i = 0; i < 2; ++i) {
+    codes[i] = guarded((size_t)(latent->stages * count));
+    q_re[i] = guarded((size_t)count * sizeof(float));
+    q_im[i] = guarded((size_t)count * sizeof(float));
+    sums[i] = guarded(sums_bytes);
+    weighted[i] = guarded(sums_bytes);
+    both[i]->nearest(&points, re, im, count, codes[i].data, q_re[i].data, q_im[i].data);
+    both[i]->nearest_sums(&points, re, im, NULL, count, sums[i].data);
+    both[i]->nearest_sums(&points, re, im, (const float *)q_re[0].data, count, weighted[i].data);
+  }
+  check(memcmp(codes[0].data, codes[1].data, (size_t)(latent->stages * count)) == 0, "nearest", isa);
+  check(memcmp(q_re[0].data, q_re[1].data, (size_t)count * sizeof(float)) == 0, "nearest re", isa);
+  check(memcmp(q_im[0].data, q_im[1].data, (size_t)count * sizeof(float)) == 0, "nearest im", isa);
+  check(memcmp(sums[0].data, sums[1].data, sums_bytes) == 0, "nearest sums", isa);
+  check(memcmp(weighted[0].data, weighted[1].data, sums_bytes) == 0, "weighted sums", isa);
+  for (int i = 0; i < 2; ++i) {
+    release(&codes[i]);
+    release(&q_re[i]);
+    release(&q_im[i]);
+    release(&sums[i]);
+    release(&weighted[i]);
+  }
+  release(&a);
+  release(&b);
+}
+
 static void test_isa(const f2i_quantizer *quantizer, const char *isa) {
   static const int64_t shapes[][2] = {{2, 2}, {4, 34}, {66, 30}, {64, 64}, {6, 1026}, {34, 2080}};
   static const float scales[16] = {1.5f, 1.25f, 1.0f, 2.0f, 0.75f, 0.5f,  0.625f, 0.875f,
@@ -121,7 +165,17 @@ static void test_isa(const f2i_quantizer *quantizer, const char *isa) {
         latent.row_divisor = divisor.data;
         latent.row_divisor_count = (size_t)latent.n;
       }
+      const buffer columns = guarded((size_t)latent.k * sizeof(float));
+      for (int64_t i = 0; i < latent.k; ++i) ((float *)columns.data)[i] = 0.5f + (float)(random_bits() % 1000) / 700;
       compare(quantizer, isa, &latent, scales);
+      latent.quantizer = F2I_JOINT;
+      if (variant / 24) {
+        latent.col_divisor = columns.data;
+        latent.col_divisor_count = (size_t)latent.k;
+      }
+      compare(quantizer, isa, &latent, scales);
+      compare_nearest(quantizer, isa, &latent, scales);
+      release(&columns);
       release(&data);
       release(&divisor);
     }

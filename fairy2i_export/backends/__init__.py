@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fairy2i_export.backends.base import Backend
+import math
+
+from fairy2i_export.backends.base import Backend, multiplier_outputs
 from fairy2i_export.backends.dense import DENSE
 from fairy2i_export.backends.fairy2i import FAIRY2I
 from fairy2i_export.backends.matmulnbits import MATMULNBITS
@@ -11,7 +13,7 @@ from fairy2i_export.plan import Linear
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (FAIRY2I, MATMULNBITS, DENSE)}
 
-__all__ = ["BACKENDS", "Backend", "stored_bytes"]
+__all__ = ["BACKENDS", "Backend", "multiplier_bytes", "stored_bytes"]
 
 
 def stored_bytes(linear: Linear, options: ExportOptions) -> int:
@@ -19,3 +21,8 @@ def stored_bytes(linear: Linear, options: ExportOptions) -> int:
     if linear.treatment == "fairy2i":
         return BACKENDS[options.backend].stored_bytes(linear, options)
     return linear.stored_bytes(options.stages)
+
+
+def multiplier_bytes(linear: Linear, options: ExportOptions) -> int:
+    """Bytes of the multipliers of a quantized layer."""
+    return 4 * sum(math.prod(shape) for _, shape in multiplier_outputs(linear, options).values())

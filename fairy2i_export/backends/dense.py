@@ -1,4 +1,4 @@
-"""Backend ``dense``: the dequantized matrix, row multipliers included, in a plain ``MatMul``: any ONNX host runs it."""
+"""Backend ``dense``: the dequantized matrix, multipliers included, in a plain ``MatMul``: any ONNX host runs it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
             multiplier = scaled.row_multiplier
             if multiplier is not None:
                 multiplier = np.concatenate([multiplier[upper], multiplier[lower]])
-            piece = QuantizedLinear(codes, scaled.scales, row_multiplier=multiplier).dequantize("none").T
+            piece = (
+                QuantizedLinear(codes, scaled.scales, row_multiplier=multiplier, col_multiplier=scaled.col_multiplier)
+                .dequantize("none")
+                .T
+            )
             with np.errstate(over="ignore"):
                 transposed[:, upper], transposed[:, lower] = np.split(piece, 2, axis=1)
             if not (np.isfinite(transposed[:, upper]).all() and np.isfinite(transposed[:, lower]).all()):

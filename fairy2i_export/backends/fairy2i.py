@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.backends.base import Backend
-from fairy2i_export.graph.function import DOMAIN, OP_NAME
+from fairy2i_export.backends.base import Backend, multiplier_outputs, put_multipliers
 from fairy2i_export.calibrated import ScaledCalibrated
+from fairy2i_export.graph.function import DOMAIN, OP_NAME
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX, packed_size
 from fairy2i_export.options import ExportOptions
@@ -21,15 +21,13 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
         "packed": (ir.DataType.UINT8, (packed_size(n, m, stages),)),
         "scales": (ir.DataType.FLOAT, (stages, 2, 2)),
     }
-    if weights.options.row_multiplier != "none":
-        outputs["row_multiplier"] = (ir.DataType.FLOAT, (2 * n,))
+    outputs |= multiplier_outputs(linear, weights.options)
 
     def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
         packed, error = pack_scaled(scaled, workers.pool)
         put("packed", packed)
         put("scales", scaled.scales)
-        if scaled.row_multiplier is not None:
-            put("row_multiplier", scaled.row_multiplier)
+        put_multipliers(scaled, put)
         return error
 
     operands = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
@@ -39,7 +37,7 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
         operands["scales"],
         bias,
         operands.get("row_multiplier"),
-        None,  # col_multiplier
+        operands.get("col_multiplier"),
     ]
     return graph.op(
         linear.name,

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fairy2i_export.backends.base import Backend, add_bias
+from fairy2i_export.backends.base import Backend, add_bias, multiplier_outputs, put_multipliers
 from fairy2i_export.calibrated import ScaledCalibrated
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.native import F32, F64, U8, Rows, row_blocks
@@ -45,8 +45,7 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
         "ternary": (ir.DataType.UINT8, (n, blocks, BLOCK // _PER_BYTE)),
         "factors": (ir.DataType.FLOAT, (8 * stages, 1)),
     }
-    if options.row_multiplier != "none":
-        outputs["row_multiplier"] = (ir.DataType.FLOAT, (2 * n,))
+    outputs |= multiplier_outputs(linear, options)
 
     def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
         def rows(part: Rows) -> tuple[U8, F64]:
@@ -58,12 +57,13 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
             put("ternary", data)
             found.append(errors)
         put("factors", factors(scaled.scales))
-        if scaled.row_multiplier is not None:
-            put("row_multiplier", scaled.row_multiplier)
+        put_multipliers(scaled, put)
         return relative_error(np.concatenate(found))
 
     operands = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
     ones = graph.initializer(ir.tensor(np.ones(n * blocks, np.float32), name=f"const/ones_{n * blocks}"))
+    if "col_multiplier" in operands:
+        x = graph.op(f"{name}/columns", "Mul", [x, operands["col_multiplier"]])
     halves = graph.op(f"{name}/halves", "Reshape", [x, graph.ints(0, 0, 2, m)])
     order = graph.ints(*[0, 1] * (2 * stages), *[1, 0] * (2 * stages), name=f"const/halves_of_{stages}_stages")
     pieces = graph.op(f"{name}/pieces", "Gather", [halves, order], axis=2)

@@ -56,8 +56,9 @@ def round_pair(pair: F32, points: tuple[Points, Points], codes: U8, dense: F32) 
     """
     n = pair.shape[-1] // 2
     a11, a21, a12, a22 = pair[..., 0, :n], pair[..., 0, n:], pair[..., 1, :n], pair[..., 1, n:]
-    codes[:, 0], u_re, u_im = points[0].round((a11 + a22) / 2, (a21 - a12) / 2)
-    codes[:, 1], w_re, w_im = points[1].round((a11 - a22) / 2, (a12 + a21) / 2)
+    half = np.float32(0.5)
+    codes[:, 0], u_re, u_im = points[0].round(half * (a11 + a22), half * (a21 - a12))
+    codes[:, 1], w_re, w_im = points[1].round(half * (a11 - a22), half * (a12 + a21))
     dense[..., 0, :n], dense[..., 0, n:] = w_re + u_re, w_im + u_im
     dense[..., 1, :n], dense[..., 1, n:] = w_im - u_im, u_re - w_re
 

@@ -67,7 +67,8 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     window = min(WINDOW, longest)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < _FEWEST_WINDOWS * window:
         raise OptionError(
-            f"calibrate tokens: expected at least {_FEWEST_WINDOWS * window} ({_FEWEST_WINDOWS} windows of {window}), got {wanted!r}"
+            f"calibrate tokens: expected at least {_FEWEST_WINDOWS * window} ({_FEWEST_WINDOWS} windows of {window}), "
+            f"got {wanted!r}"
         )
     tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
     found: list[int] = []

@@ -8,9 +8,7 @@ copies of one decoder layer, the hidden states of the whole text, and the metric
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from fairy2i_export.quantizer import Profile, RowMultiplier
+from fairy2i_export.quantizer import Profile, Quantizer, RowMultiplier
 
 Origin = Literal["quantized", "recovered", "trained"]
 
@@ -22,6 +22,7 @@ class Recipe:
         stages: of the result.
         profile: numeric profile of the quantizer.
         row_multiplier: of the quantizer.
+        quantizer: greedy or joint; of a recovered matrix nobody knows, greedy stands there.
         latent: the initializer to quantize instead of the matrix, for ``trained``.
         latent_transposed: whether that is stored [K, N].
     """
@@ -30,6 +31,7 @@ class Recipe:
     stages: int
     profile: Profile
     row_multiplier: RowMultiplier
+    quantizer: Quantizer
     latent: ir.Value | None = None
     latent_transposed: bool = False
 

@@ -19,7 +19,6 @@ from fairy2i_export.layout import LAYOUT_VERSION
 from fairy2i_export.native import check_library
 from fairy2i_export.options import check_quantizer
 from fairy2i_export.output import REWRITE_MARKERS, check_space, output_folder
-from fairy2i_export.quantizer import Profile, RowMultiplier
 from fairy2i_export.rewrite.companions import copy_genai_files, copy_library
 from fairy2i_export.rewrite.constants import Constants
 from fairy2i_export.rewrite.define import define_operator, describe
@@ -27,7 +26,7 @@ from fairy2i_export.rewrite.find import find_linears, operator_names, operator_n
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.model_file import files_sha256, model_files, open_model
 from fairy2i_export.rewrite.prune import prune
-from fairy2i_export.rewrite.recognise import Recogniser
+from fairy2i_export.rewrite.recognise import Recogniser, Setting
 from fairy2i_export.rewrite.replace import Replacer
 from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLinear
 from fairy2i_export.rewrite.resolve import resolve_weights
@@ -59,6 +58,7 @@ def rewrite_onnx(
     *,
     stages: int | None = None,
     profile: str | None = None,
+    quantizer: str | None = None,
     row_multiplier: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -75,6 +75,7 @@ def rewrite_onnx(
         out: folder to write; ``./NAME-fairy2i`` by default.
         stages: residual stages 1 to 4 for weights that have to be quantized; 2 by default.
         profile: ``bf16-reference`` (default) or ``fp32``.
+        quantizer: ``greedy`` (default) or ``joint``.
         row_multiplier: ``none`` (default) or ``rms``.
         include: globs on layer, node and weight names; only matching layers are rewritten.
         exclude: globs; matching layers stay as they are.
@@ -94,7 +95,7 @@ def rewrite_onnx(
     started = time.monotonic()
     observer = observer or Observer()
     path = Path(source)
-    setting = check_quantizer(stages, profile, row_multiplier)
+    setting = Setting(*check_quantizer(stages, profile, row_multiplier, quantizer))
     count = thread_count(jobs)
     model, opset = open_model(path)
     files = model_files(path, model)
@@ -138,7 +139,7 @@ def rewrite_onnx(
         observer.phase("reading", source_bytes)
         sha256 = files_sha256(files, observer.advance)
         if changed.rewritten:
-            describe(model, _properties(changed, setting, path, sha256))
+            describe(model, _properties(changed, path, sha256))
         observer.phase("quantizing", sum({id(x.value): x.parameters for x in changed.rewritten}.values()))
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with pool or nullcontext():
@@ -161,7 +162,7 @@ def rewrite_onnx(
 def _change(
     model: ir.Model,
     opset: int,
-    setting: tuple[int, Profile, RowMultiplier],
+    setting: Setting,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     observer: Observer,
@@ -176,7 +177,7 @@ def _change(
         passes["select"] = select_linears(linears, include, exclude, operator_names(model))
     passes["resolve"] = resolve_weights(linears, constants)
     observer.phase("recognising", sum(linear.parameters for linear in linears if linear.alive))
-    recogniser = Recogniser(constants, *setting)
+    recogniser = Recogniser(constants, setting)
     passes["recognise"] = recogniser.run(linears, observer.advance)
 
     names = Names(model)
@@ -253,7 +254,7 @@ def _warnings(changed: _Changed, errors: dict[str, float], stages: int | None, t
     return tuple(warnings)
 
 
-def _properties(changed: _Changed, setting: tuple[int, Profile, RowMultiplier], path: Path, sha256: str) -> dict[str, str]:
+def _properties(changed: _Changed, path: Path, sha256: str) -> dict[str, str]:
     recipes = [linear.recipe for linear in changed.rewritten if linear.recipe is not None]
 
     def listed(values: Iterable[object]) -> str:
@@ -263,6 +264,7 @@ def _properties(changed: _Changed, setting: tuple[int, Profile, RowMultiplier], 
         "fairy2i.layout_version": str(LAYOUT_VERSION),
         "fairy2i.stages": listed(sorted(recipe.stages for recipe in recipes)),
         "fairy2i.profile": listed(recipe.profile for recipe in recipes),
+        "fairy2i.quantizer": listed(recipe.quantizer for recipe in recipes),
         "fairy2i.row_multiplier": listed(recipe.row_multiplier for recipe in recipes),
         "fairy2i.source": path.name,
         "fairy2i.source_sha256": sha256,

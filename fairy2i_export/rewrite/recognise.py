@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,7 @@ from fairy2i_export.quantizer import (
     ROW_MULTIPLIERS,
     Profile,
     QuantizedLinear,
+    Quantizer,
     RowMultiplier,
     looks_dequantized,
     quantize,
@@ -38,7 +40,19 @@ from fairy2i_export.row_sums import recover_any
 # The quantizer in the graph adds in another order: a scale may be rounded to the neighbouring bfloat16, which is 0.4 %.
 # Another number of stages, profile or multiplier is 4 % or more away.
 _SAME = 0.01
-Setting = tuple[int, Profile, RowMultiplier]
+
+
+class Setting(NamedTuple):
+    """Options of the quantizer."""
+
+    stages: int
+    profile: Profile
+    row_multiplier: RowMultiplier
+    quantizer: Quantizer
+
+    def quantize(self, weight: F32) -> QuantizedLinear:
+        """The weight quantized that way."""
+        return quantize(weight, self.stages, self.profile, row_multiplier=self.row_multiplier, quantizer=self.quantizer)
 
 
 @dataclass
@@ -47,15 +61,11 @@ class Recogniser:
 
     Attributes:
         constants: of the model.
-        stages: for matrices that have to be quantized.
-        profile: likewise.
-        row_multiplier: likewise.
+        setting: for matrices that have to be quantized.
     """
 
     constants: Constants
-    stages: int
-    profile: Profile
-    row_multiplier: RowMultiplier
+    setting: Setting
     _last: list[Setting] = field(default_factory=list)  # what reproduced a layer before: the others are likely the same
     _known: dict[tuple[ir.Value, bool], Linear] = field(default_factory=dict)  # by matrix: shared ones are looked at once
 
@@ -82,13 +92,13 @@ class Recogniser:
         own = recover_any(a)
         if own is not None:
             rows: RowMultiplier = "none" if own.row_multiplier is None else "rms"
-            linear.recipe = Recipe("recovered", own.stages, own.profile, rows)
+            linear.recipe = Recipe("recovered", own.stages, own.profile, rows, "greedy")
             return
         linear.recipe = self._trained(linear, a)
         if linear.recipe is None and looks_dequantized(a):
             linear.reason = "only a few distinct values, but no exact sum of stages: quantizing would change it twice"
         elif linear.recipe is None:
-            linear.recipe = Recipe("quantized", self.stages, self.profile, self.row_multiplier)
+            linear.recipe = Recipe("quantized", *self.setting)
 
     def _trained(self, linear: Linear, a: F32) -> Recipe | None:
         """The recipe that makes ``a`` from a latent weight in its subgraph."""
@@ -97,14 +107,14 @@ class Recogniser:
         for latent, transposed in self._latents(linear):
             weight = float_matrix(self.constants.array(latent))
             weight = float_matrix(weight.T) if transposed else weight
-            for stages, profile, row_multiplier in self._settings():
+            for setting in self._settings():
                 try:
-                    q = quantize(weight, stages, profile, row_multiplier=row_multiplier)
+                    q = setting.quantize(weight)
                 except WeightError:
                     break  # not finite, or dequantized itself: no latent weight
                 if _difference(a, q) <= _SAME:
-                    self._last = [(stages, profile, row_multiplier)]
-                    return Recipe("trained", stages, profile, row_multiplier, latent, transposed)
+                    self._last = [setting]
+                    return Recipe("trained", *setting, latent, transposed)
         return None
 
     def _latents(self, linear: Linear) -> Iterator[tuple[ir.Value, bool]]:
@@ -122,9 +132,11 @@ class Recogniser:
                 yield value, True
 
     def _settings(self) -> Iterator[Setting]:
-        everything = product(range(1, MAX_STAGES + 1), PROFILES, ROW_MULTIPLIERS)
-        asked: Setting = (self.stages, self.profile, self.row_multiplier)
-        yield from dict.fromkeys([*self._last, asked, *everything])
+        # joint takes ten times as long: only where somebody asks for it
+        quantizers: tuple[Quantizer, ...] = tuple(dict.fromkeys(("greedy", self.setting.quantizer)))
+        everything = list(product(range(1, MAX_STAGES + 1), PROFILES, ROW_MULTIPLIERS))
+        others = [Setting(*setting, quantizer) for quantizer in quantizers for setting in everything]
+        yield from dict.fromkeys([*self._last, self.setting, *others])
 
 
 def _difference(a: F32, q: QuantizedLinear) -> float:

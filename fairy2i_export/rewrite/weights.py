@@ -163,7 +163,13 @@ class _Layer:
         matrix = _turned(self.read(), linear.transposed)
         if recipe.origin == "quantized":
             scaled = find_scales(
-                matrix, recipe.stages, recipe.profile, row_multiplier=recipe.row_multiplier, name=linear.name, pool=pool
+                matrix,
+                recipe.stages,
+                recipe.profile,
+                quantizer=recipe.quantizer,
+                row_multiplier=recipe.row_multiplier,
+                name=linear.name,
+                pool=pool,
             )
             packed, error = pack_scaled(scaled, pool)
             n, m = scaled.matrix.n, scaled.matrix.m
@@ -175,7 +181,14 @@ class _Layer:
                 raise ModelError(f"{linear.name}: the weights changed while the model was rewritten")
         else:
             latent = _turned(self.read_latent(), recipe.latent_transposed)
-            q = quantize(latent, recipe.stages, recipe.profile, row_multiplier=recipe.row_multiplier, name=linear.name)
+            q = quantize(
+                latent,
+                recipe.stages,
+                recipe.profile,
+                quantizer=recipe.quantizer,
+                row_multiplier=recipe.row_multiplier,
+                name=linear.name,
+            )
         return pack(q), relative_error(a, q)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import ml_dtypes
@@ -16,11 +17,20 @@ import numpy.typing as npt
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.layout import unpack
-from fairy2i_export.quantizer import PROFILES, Profile, QuantizedLinear, RowMultiplier, quantize
+from fairy2i_export.learned import ColumnChoice, RowChoice, ScaleChoice, quantizer_arguments
+from fairy2i_export.quantizer import PROFILES, QUANTIZERS, QuantizedLinear, quantize
 from fairy2i_export.rope_config import stretch_context
 from fairy2i_export.verify.layers import Node
 
 F32 = npt.NDArray[np.float32]
+# metadata key -> values; the first one holds where models of earlier versions have none
+_HOW: dict[str, tuple[str, ...]] = {
+    "profile": ("", *PROFILES),
+    "quantizer": QUANTIZERS,
+    "row_multiplier": get_args(RowChoice),
+    "col_multiplier": get_args(ColumnChoice),
+    "scales": get_args(ScaleChoice),
+}
 
 
 def torch_is_installed() -> bool:
@@ -47,15 +57,14 @@ class SourceWeights:
     def __init__(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
         self.checkpoint = checkpoint
         self.calibrated = "fairy2i.calibration" in metadata
-        profile, rows = metadata.get("fairy2i.profile", ""), metadata.get("fairy2i.row_multiplier", "none")
-        if profile not in PROFILES or not (self.calibrated or rows in get_args(RowMultiplier)):
+        self.rope_scaling = metadata.get("fairy2i.rope_scaling")
+        self._how = {key: metadata.get(f"fairy2i.{key}", first) for key, (first, *_) in _HOW.items()}
+        known = self._how["profile"] and all(self._how[key] in allowed for key, allowed in _HOW.items())
+        if not (known or self.calibrated):
             raise FormatError(
-                "the model's metadata does not say how it was quantized (fairy2i.profile, fairy2i.row_multiplier); "
+                f"the model's metadata does not say how it was quantized ({', '.join(f'fairy2i.{key}' for key in _HOW)}); "
                 "it was not written by fairy2i-export or has been edited"
             )
-        self.profile: Profile = profile
-        self.rope_scaling = metadata.get("fairy2i.rope_scaling")
-        self.row_multiplier: RowMultiplier = rows  # type: ignore[assignment]
 
     def tensor_of(self, module: str) -> str:
         """The tensor that holds a module's weight; a tied head shares the embedding's.
@@ -75,7 +84,10 @@ class SourceWeights:
             return unpack(node.operands)
         tensor = self.tensor_of(node.name)
         weight = self.checkpoint.read(tensor)
-        return quantize(weight, node.operands.stages, self.profile, row_multiplier=self.row_multiplier, name=tensor)
+        how: Any = SimpleNamespace(stages=node.operands.stages, **self._how)
+        sizes = 2 * node.operands.n, 2 * node.operands.m
+        arguments = quantizer_arguments(self.checkpoint, node.name, *sizes, how)
+        return quantize(weight, how.stages, how.profile, name=tensor, **arguments)
 
     def differing(self, nodes: list[Node], done: Callable[[], None] = lambda: None) -> Iterator[tuple[str, str]]:
         """(node, reason) for every node that does not hold what quantizing the source gives."""
@@ -92,6 +104,8 @@ class SourceWeights:
                 yield node.name, "the scales differ"
             elif not _equal(expected.row_multiplier, found.row_multiplier):
                 yield node.name, "the row multipliers differ"
+            elif not _equal(expected.col_multiplier, found.col_multiplier):
+                yield node.name, "the column multipliers differ"
             done()
 
 
