@@ -21,7 +21,8 @@ from fairy2i_export.calibrated import CalibratedLinear
 from fairy2i_export.plan import Linear
 
 BATCH = 4  # windows that go through a layer together
-COMPENSATION = 0.5  # share of what earlier layers changed that a layer makes up for
+# share of what earlier layers changed that a layer makes up for, by stages; at 4 it brought nothing (docs/quality.md)
+COMPENSATION = {1: 1.0, 2: 1.0, 3: 1.0, 4: 0.0}
 
 
 class _Reached(Exception):
@@ -95,7 +96,7 @@ def _calibrate_head(
         for part in _batches(quantized):
             statistics.add(norm(quantized[part]), norm(exact[part]))
         weight = skeleton.checkpoint.read(head.weight)
-        metric = statistics.metric(head.name, COMPENSATION)
+        metric = statistics.metric(head.name, COMPENSATION[stages])
         done = calibrate_matrix(torch.from_numpy(weight.astype(np.float32)), metric, stages)
         store.write(index, {head.name: CalibratedLinear.of(weight, done.linear, done.error)})
     advance(head.parameters)
@@ -115,7 +116,7 @@ def _calibrate_group(
     for part in _batches(quantized):
         inputs = [_input_of(module, group[0], states[part], call) for module, states in ((layer, quantized), (twin, exact))]
         statistics.add(*inputs)
-    metric = statistics.metric(first.name, COMPENSATION)
+    metric = statistics.metric(first.name, COMPENSATION[stages])
     found = {}
     for name in group:
         weight = twin.get_submodule(name).weight
