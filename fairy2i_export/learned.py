@@ -12,10 +12,10 @@ from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.quantizer import Profile, Quantizer, RowMultiplier
 from fairy2i_export.weight_checks import check_multiplier
 
-RowChoice = Literal["none", "rms", "learned"]
+RowChoice = Literal["none", "rms", "learned", "calibrated"]  # calibrated: found by calibrate/, not for callers to choose
 ColumnChoice = Literal["none", "learned"]
 ScaleChoice = Literal["computed", "learned"]
-LEARNED = "learned"
+LEARNED: Literal["learned"] = "learned"
 
 
 class Choices(Protocol):
@@ -56,7 +56,7 @@ def quantizer_arguments(
         CheckpointError: a tensor is missing or cannot be read.
         WeightError: it has another shape or dtype, or values that are not finite or zero.
     """
-    row_multiplier: RowMultiplier = "none" if choices.row_multiplier == "learned" else choices.row_multiplier
+    row_multiplier: RowMultiplier = "rms" if choices.row_multiplier == "rms" else "none"
     arguments: dict[str, Any] = {"quantizer": choices.quantizer, "row_multiplier": row_multiplier}
     for tensor, shape in learned_shapes(module, out_features, in_features, choices).items():
         key = tensor.rpartition(".")[2]

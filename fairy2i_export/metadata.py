@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 import fairy2i_export
+from fairy2i_export.calibrate.text import CalibrationText
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
 from fairy2i_export.layout import LAYOUT_VERSION
@@ -13,8 +14,15 @@ from fairy2i_export.options import ExportOptions
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
 
 
-def describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, options: ExportOptions, sha256: str) -> None:
-    """Write producer and metadata; ``sha256`` is the source's."""
+def describe_model(
+    model: ir.Model,
+    decoder: Decoder,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    sha256: str,
+    text: CalibrationText | None,
+) -> None:
+    """Write producer and metadata; ``sha256`` is the source's, ``text`` what it was calibrated with."""
     model.producer_name = "fairy2i-export"
     model.producer_version = fairy2i_export.__version__
     model.metadata_props.update(
@@ -39,3 +47,5 @@ def describe_model(model: ir.Model, decoder: Decoder, checkpoint: Checkpoint, op
     )
     if options.rope_scaling is not None:
         model.metadata_props["fairy2i.rope_scaling"] = options.rope_scaling
+    if text is not None:
+        model.metadata_props["fairy2i.calibration"] = text.description

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from fairy2i_export.errors import CheckpointError, OptionError
-from fairy2i_export.learned import ColumnChoice, RowChoice, ScaleChoice
+from fairy2i_export.learned import LEARNED, ColumnChoice, RowChoice, ScaleChoice
 from fairy2i_export.quantizer import (
     MAX_STAGES,
     PROFILES,
@@ -27,6 +27,7 @@ KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)
 DENSE_TYPES: tuple[DenseType, ...] = get_args(DenseType)
 ACCURACY_LEVELS = (0, 4)  # of MatMulNBits: float32 activations, int8 ones
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
+CALIBRATED_STAGES = 4  # fewer lose too much without training (docs/quality.md)
 # what config.json's entry may say, and what holds where it does not
 _DEFAULTS = {
     "stages": 2,
@@ -37,7 +38,7 @@ _DEFAULTS = {
     "col_multiplier": "none",
     "scales": "computed",
 }
-_ROWS: tuple[RowChoice, ...] = get_args(RowChoice)
+_ROWS: tuple[RowChoice, ...] = ("none", "rms", LEARNED)
 _COLUMNS: tuple[ColumnChoice, ...] = get_args(ColumnChoice)
 _SCALES: tuple[ScaleChoice, ...] = get_args(ScaleChoice)
 _BASELINES = ("binary", "ternary")  # methods of the training code that have other weights
@@ -63,6 +64,7 @@ class ExportOptions:
     quantizer: Quantizer = "greedy"
     col_multiplier: ColumnChoice = "none"
     scales: ScaleChoice = "computed"
+    calibration: str | None = None  # hash of text and method, for codes found by calibration instead of rounding
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class GivenOptions:
     dense_type: str | None = None
     accuracy_level: int | None = None
     quantizer: str | None = None
+    calibration: str | None = None
 
 
 def resolve_options(
@@ -103,6 +106,8 @@ def resolve_options(
         OptionError: an unknown or impossible value was given.
         CheckpointError: config.json's entry holds one, or says that the weights are already dequantized.
     """
+    if given.calibration is not None:
+        given = _calibrated(given, config)
     trained = _training_entry(config)
     asked = {key: getattr(given, key, None) for key in _DEFAULTS}
     warnings = [
@@ -138,8 +143,31 @@ def resolve_options(
         accuracy_level=_one_of(
             "accuracy level", 4 if given.accuracy_level is None else given.accuracy_level, ACCURACY_LEVELS
         ),
+        calibration=given.calibration,
     )
+    if given.calibration is not None:
+        options = replace(options, row_multiplier="calibrated", quantizer="joint")
     return options, warnings
+
+
+def _calibrated(given: GivenOptions, config: dict[str, Any]) -> GivenOptions:
+    """The defaults of a conversion without training; options that it decides itself must not be given."""
+    if says_trained(config):
+        raise OptionError(
+            "calibrate: config.json says that this model was trained with Fairy2i; calibration is for models that were not. "
+            "Leave --calibrate out, or remove the fairy2i entry"
+        )
+    for name, value, fixed in (("profile", given.profile, "fp32"), ("quantizer", given.quantizer, "joint")):
+        if value not in (None, fixed):
+            raise OptionError(f"{name}: calibration uses {fixed}, got {value!r}; leave the option out")
+    if given.row_multiplier is not None:
+        raise OptionError(f"row multiplier: calibration finds its own, got {given.row_multiplier!r}; leave the option out")
+    return replace(
+        given,
+        stages=CALIBRATED_STAGES if given.stages is None else given.stages,
+        profile="fp32",
+        lm_head="int8" if given.lm_head is None else given.lm_head,
+    )
 
 
 def check_quantizer(

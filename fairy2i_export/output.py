@@ -19,7 +19,7 @@ from fairy2i_export.journal import Journal
 
 EXPORT_MARKERS = ("model.onnx", "genai_config.json")  # what makes a folder recognizable as an earlier export
 REWRITE_MARKERS = ("model.onnx", "rewrite.json")  # the same for the output of fairy2i_export.rewrite
-_FOLDER, _JOURNAL = "folder", "journal"
+_FOLDER, _JOURNAL, _CALIBRATED = "folder", "journal", "calibrated"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Workspace:
     Attributes:
         folder: becomes the output folder.
         journal: what has been done in it.
+        calibrated: where calibrated layers are kept until the export is complete; may not exist.
     """
 
     folder: Path
     journal: Journal
+    calibrated: Path
 
     def clear(self) -> None:
         """Remove what an earlier run left in the folder."""
@@ -42,6 +44,7 @@ class Workspace:
     def discard(self) -> None:
         """Remove all of an earlier run, for output that is made in one go and not continued."""
         self.journal.discard()
+        shutil.rmtree(self.calibrated, ignore_errors=True)
         self.clear()
 
 
@@ -83,7 +86,7 @@ def output_folder(
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     except (KeyboardInterrupt, SystemExit):
-        if workspace is not None and workspace.journal.tensors:
+        if workspace is not None and (workspace.journal.tensors or any(workspace.calibrated.glob("*.safetensors"))):
             keep = True
             kept(workspace.folder.parent)
         raise
@@ -108,10 +111,10 @@ def _open_workspace(out: Path) -> Workspace:
     partial = partial_folder(out)
     if os.path.lexists(partial):
         ours = partial.is_dir() and not partial.is_symlink()
-        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL}:
+        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED}:
             raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
     (partial / _FOLDER).mkdir(parents=True, exist_ok=True)
-    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL))
+    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED)
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -103,6 +103,8 @@ def _torch_scorer(model: Model, against: str) -> Scorer:
     stated = model.metadata.get("fairy2i.source_sha256")
     if stated and stated != checkpoint.sha256():
         print(f"note: the model was exported from other files than those of {against}", file=sys.stderr)
+    if source.calibrated:
+        print("note: the model was calibrated: torch multiplies by the model's own dequantized layers", file=sys.stderr)
     twin = torch_model(source, read_nodes(model.folder.model_file))
 
     def score(ids: Sequence[int]) -> F64:

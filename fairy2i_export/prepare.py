@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import onnx_ir as ir
 
 from fairy2i_export.architectures import describe
 from fairy2i_export.backends import stored_bytes
+from fairy2i_export.calibrate.text import METHOD, CalibrationText, check_torch, read_texts
 from fairy2i_export.calibration import calibration_text
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.config import Decoder
 from fairy2i_export.data_file import Place, place_tensors
+from fairy2i_export.errors import OptionError
 from fairy2i_export.graph.builder import DecoderBuilder
 from fairy2i_export.options import ExportOptions, GivenOptions, resolve_options
 from fairy2i_export.plan import Plan, make_plan
@@ -25,6 +28,7 @@ from fairy2i_export.tensor_stream import BUFFERS
 from fairy2i_export.tokenizer_files import SpecialTokens, check_tokenizer, special_tokens
 from fairy2i_export.weights import Task, WeightSource
 
+_TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer, measured with SmolLM2-135M
 _BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
 
 
@@ -45,6 +49,8 @@ class Prepared:
         data_bytes: size of the data file.
         target: the folder to write.
         calibration_ids: text [1, length] to measure the scales of an int8 cache with, or None.
+        weights: knows the tasks.
+        text: to calibrate the layers with, or None.
     """
 
     checkpoint: Checkpoint
@@ -59,6 +65,8 @@ class Prepared:
     data_bytes: int
     target: Path
     calibration_ids: npt.NDArray[np.int64] | None
+    weights: WeightSource
+    text: CalibrationText | None = None
 
     @property
     def parameters(self) -> int:
@@ -67,7 +75,12 @@ class Prepared:
 
 
 def prepare(
-    source: str | Path, out: str | Path | None, given: GivenOptions, calibration: str | Path | None = None
+    source: str | Path,
+    out: str | Path | None,
+    given: GivenOptions,
+    calibration: str | Path | None = None,
+    calibrate: Sequence[str | Path] = (),
+    calibrate_tokens: int | None = None,
 ) -> Prepared:
     """Open the checkpoint, check everything that can be checked without reading weights, and build the graph.
 
@@ -76,6 +89,8 @@ def prepare(
         out: folder to write, or None for the default.
         given: options as the caller gave them.
         calibration: text file to measure the scales of an int8 cache with, or None for the default.
+        calibrate: text files to calibrate the layers with; none = they are rounded.
+        calibrate_tokens: tokens of them to use at most, or None for the default.
 
     Raises:
         Fairy2iError: a subclass for everything that is wrong with the checkpoint or the options.
@@ -83,6 +98,13 @@ def prepare(
     checkpoint = open_source(source)
     decoder = describe(stretch_context(checkpoint.config, given.rope_scaling))
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
+    text = None
+    if calibrate:
+        check_torch()
+        text = read_texts(checkpoint, calibrate, calibrate_tokens, decoder.max_positions)
+        given = replace(given, calibration=f"{METHOD}:{text.sha256}")
+    elif calibrate_tokens is not None:
+        raise OptionError("calibrate tokens: there is no text; add --calibrate TEXT")
     options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
     plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
@@ -109,6 +131,8 @@ def prepare(
         data_bytes,
         target,
         calibration_ids,
+        weights,
+        text,
     )
 
 
@@ -120,7 +144,7 @@ def make_estimate(prepared: Prepared) -> Estimate:
     )
     packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
     nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
-    peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared))
+    peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared), _layer_calibration_bytes(prepared))
     return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)
 
 
@@ -132,6 +156,19 @@ def _calibration_bytes(prepared: Prepared) -> int:
     kept = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
     passing = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + decoder.heads * tokens
     return prepared.data_bytes + 4 * tokens * (kept + passing)
+
+
+def _layer_calibration_bytes(prepared: Prepared) -> int:
+    """Memory to calibrate layers: torch, two copies of a decoder layer, hidden states, the metric and the largest matrix."""
+    if prepared.text is None:
+        return 0
+    decoder, widest = prepared.decoder, max(x.in_features for x in prepared.plan.rewritten)
+    inside = [x.parameters for x in prepared.plan.linears.values() if x.name != decoder.names.lm_head]
+    layer, largest = sum(inside) // decoder.layers, max(x.parameters for x in prepared.plan.rewritten)
+    embedding = decoder.vocab_size * decoder.hidden_size
+    hidden = 2 * prepared.text.ids.size * decoder.hidden_size
+    at_once = max(embedding, 2 * layer + 8 * largest + 12 * widest**2)  # the embedding is read before everything else
+    return _TORCH_RAM + 4 * (hidden + at_once)
 
 
 def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fairy2i_export.calibrated import CalibratedLinear, ScaledCalibrated
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.data_file import TensorWriter
 from fairy2i_export.errors import WeightError
@@ -73,18 +74,21 @@ class WeightSource:
 
     Attributes:
         tasks: by the name of their first output, in graph order.
+        calibrated: gives a layer, by module name, that calibration has quantized; None = they are quantized here. May be set
+            at any time before tasks are run.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: ExportOptions) -> None:
         self.checkpoint = checkpoint
         self.options = options
         self.tasks: dict[str, Task] = {}
+        self.calibrated: Callable[[str], CalibratedLinear] | None = None
 
     def coded(
         self,
         linear: Linear,
         outputs: Outputs,
-        write: Callable[[Scaled, Put, Workers], float],
+        write: Callable[[Scaled | ScaledCalibrated, Put, Workers], float],
     ) -> dict[str, ir.TensorProtocol]:
         """Initializers that are made of the codes of a layer.
 
@@ -98,6 +102,9 @@ class WeightSource:
         options = self.options
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> float:
+            if self.calibrated is not None:
+                found = self.calibrated(linear.name).scaled(array, linear.weight)
+                return write(found, lambda key, piece: writer.write(f"{linear.name}.{key}", piece), workers)
             sizes = linear.out_features, linear.in_features
             how = quantizer_arguments(self.checkpoint, linear.name, *sizes, options)
             scaled = find_scales(array, options.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
@@ -183,7 +190,7 @@ class WeightSource:
         self.tasks.setdefault(names[0], Task(tensor, names, layer, parameters, make))
 
 
-def pack_scaled(scaled: Scaled, pool: Executor | None = None) -> tuple[U8, float]:
+def pack_scaled(scaled: Scaled | ScaledCalibrated, pool: Executor | None = None) -> tuple[U8, float]:
     """Codes and packed bytes of a matrix whose scales are known, a block of rows at a time.
 
     Returns:

@@ -95,7 +95,8 @@ def test_version_and_help(run: Run) -> None:
         "--force",
         "--quiet",
         "--kv-cache",
-        "--calibration",
+        "--cache-calibration",
+        "--calibrate",
         "--rope-scaling",
     ):
         assert option in out

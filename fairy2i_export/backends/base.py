@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from fairy2i_export.calibrated import ScaledCalibrated
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.options import ExportOptions
 from fairy2i_export.plan import Linear
@@ -51,7 +52,7 @@ def multiplier_outputs(linear: Linear, options: ExportOptions) -> Outputs:
     return outputs
 
 
-def put_multipliers(scaled: Scaled, put: Put) -> None:
+def put_multipliers(scaled: Scaled | ScaledCalibrated, put: Put) -> None:
     """Write the initializers of :func:`multiplier_outputs`."""
     if scaled.row_multiplier is not None:
         put("row_multiplier", scaled.row_multiplier)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fairy2i_export.backends.base import Backend, add_bias
+from fairy2i_export.calibrated import ScaledCalibrated
 from fairy2i_export.errors import WeightError
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.native import F64, Rows, row_blocks
@@ -19,7 +20,7 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
     n, m = linear.out_features // 2, linear.in_features // 2
     dtype = ir.DataType.FLOAT16 if weights.options.dense_type == "float16" else ir.DataType.FLOAT
 
-    def write(scaled: Scaled, put: Put, workers: Workers) -> float:
+    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
         # MatMul wants [K, N], of which rows of the matrix are columns: it is written when all of them are there
         transposed = np.empty((2 * m, 2 * n), dtype.numpy())
 

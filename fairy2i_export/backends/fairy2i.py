@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fairy2i_export.backends.base import Backend, multiplier_outputs, put_multipliers
+from fairy2i_export.calibrated import ScaledCalibrated
 from fairy2i_export.graph.function import DOMAIN, OP_NAME
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX, packed_size
@@ -22,7 +23,7 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
     }
     outputs |= multiplier_outputs(linear, weights.options)
 
-    def write(scaled: Scaled, put: Put, workers: Workers) -> float:
+    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
         packed, error = pack_scaled(scaled, workers.pool)
         put("packed", packed)
         put("scales", scaled.scales)

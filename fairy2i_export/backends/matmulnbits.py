@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fairy2i_export.backends.base import Backend, add_bias, multiplier_outputs, put_multipliers
+from fairy2i_export.calibrated import ScaledCalibrated
 from fairy2i_export.graph.writer import GraphWriter
 from fairy2i_export.native import F32, F64, U8, Rows, row_blocks
 from fairy2i_export.options import ExportOptions
@@ -46,7 +47,7 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
     }
     outputs |= multiplier_outputs(linear, options)
 
-    def write(scaled: Scaled, put: Put, workers: Workers) -> float:
+    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
         def rows(part: Rows) -> tuple[U8, F64]:
             codes, errors = scaled.codes(part)
             return ternary(codes), errors

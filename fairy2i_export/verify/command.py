@@ -29,6 +29,10 @@ PERPLEXITY_LIMIT = 0.005  # |log ratio| of default mode to exact mode
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
 TOP1_LIMIT = 0.99
 _ROWS_SHOWN = 5
+CALIBRATED_NOTE = (
+    "[yellow]note[/]: codes were found by calibration on a text (--calibrate): the source alone does not give them, so they "
+    "are not compared with it, and torch multiplies by the model's own dequantized layers"
+)
 
 
 def verify_command(
@@ -112,8 +116,11 @@ def _check_source(
         out.print("[yellow]note[/]: the model was exported from other files than these (fairy2i.source_sha256 differs)")
     with _progress() as progress:
         task = progress.add_task("source", total=len(nodes))
-        differing = list(source.differing(nodes, lambda: progress.advance(task)))
-    if differing:
+        # a calibrated model's own codes would be compared with themselves
+        differing = [] if source.calibrated else list(source.differing(nodes, lambda: progress.advance(task)))
+    if source.calibrated:
+        out.print(CALIBRATED_NOTE, soft_wrap=True)
+    elif differing:
         name, reason = differing[0]
         problems.append(f"{len(differing)} of {len(nodes)} layers differ from the source, the first is {name}: {reason}")
     else:

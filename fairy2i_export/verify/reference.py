@@ -41,6 +41,11 @@ def torch_is_installed() -> bool:
 class SourceWeights:
     """Weights of a checkpoint, quantized as a model's metadata says it was exported.
 
+    A calibrated model cannot be made again from the source alone: its quantized layers are taken from the model itself.
+
+    Attributes:
+        calibrated: the model's codes come from calibration.
+
     Args:
         checkpoint: the opened source.
         metadata: the model's metadata.
@@ -51,9 +56,11 @@ class SourceWeights:
 
     def __init__(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
         self.checkpoint = checkpoint
+        self.calibrated = "fairy2i.calibration" in metadata
         self.rope_scaling = metadata.get("fairy2i.rope_scaling")
         self._how = {key: metadata.get(f"fairy2i.{key}", first) for key, (first, *_) in _HOW.items()}
-        if not self._how["profile"] or any(self._how[key] not in allowed for key, allowed in _HOW.items()):
+        known = self._how["profile"] and all(self._how[key] in allowed for key, allowed in _HOW.items())
+        if not (known or self.calibrated):
             raise FormatError(
                 f"the model's metadata does not say how it was quantized ({', '.join(f'fairy2i.{key}' for key in _HOW)}); "
                 "it was not written by fairy2i-export or has been edited"
@@ -73,6 +80,8 @@ class SourceWeights:
         raise CheckpointError(f"{self.checkpoint.directory}: expected a tensor {name} for the node of that name, found none")
 
     def quantized(self, node: Node) -> QuantizedLinear:
+        if self.calibrated:
+            return unpack(node.operands)
         tensor = self.tensor_of(node.name)
         weight = self.checkpoint.read(tensor)
         how: Any = SimpleNamespace(stages=node.operands.stages, **self._how)
@@ -127,20 +136,11 @@ def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
         CheckpointError: if transformers cannot build the model, or its parameters are not those of the checkpoint.
     """
     import torch
-    import transformers
 
     checkpoint = source.checkpoint
-    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
-    if source.rope_scaling is not None:
-        settings = stretch_context(checkpoint.config, source.rope_scaling)
-        config = type(config)(**{key: value for key, value in settings.items() if key != "model_type"})
     rewritten = {node.name: node for node in nodes}
-    untied = "lm_head" in rewritten  # a quantized head no longer equals the embedding
-    if untied:
-        config.tie_word_embeddings = False
-    with torch.device("meta"):
-        auto: Any = transformers.AutoModelForCausalLM
-        model: Any = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    # a quantized head no longer equals the embedding
+    model, config = meta_model(checkpoint, source.rope_scaling, "eager", untied="lm_head" in rewritten)
     state: dict[str, Any] = {}
     for name in model.state_dict():
         module = name.removesuffix(".weight")
@@ -152,11 +152,35 @@ def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
             raise CheckpointError(f"{checkpoint.directory}: tensor {name}, which transformers needs, is missing")
         state[name] = torch.from_numpy(np.ascontiguousarray(array))
     model.load_state_dict(state, strict=True, assign=True)
-    _remake_buffers(model, config)
+    remake_buffers(model, config)
     return model.eval()
 
 
-def _remake_buffers(model: Any, config: Any) -> None:
+def meta_model(checkpoint: Checkpoint, rope_scaling: str | None, attention: str, *, untied: bool = False) -> tuple[Any, Any]:
+    """The source's transformers model without values, on torch's meta device, and its configuration.
+
+    Args:
+        checkpoint: the source.
+        rope_scaling: as for the export, or None.
+        attention: implementation of attention: eager or sdpa.
+        untied: give lm_head a weight of its own.
+    """
+    import torch
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    if rope_scaling is not None:
+        settings = stretch_context(checkpoint.config, rope_scaling)
+        config = type(config)(**{key: value for key, value in settings.items() if key != "model_type"})
+    if untied:
+        config.tie_word_embeddings = False
+    with torch.device("meta"):
+        auto: Any = transformers.AutoModelForCausalLM
+        model: Any = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    return model, config
+
+
+def remake_buffers(model: Any, config: Any) -> None:
     """Compute the buffers that are not part of a checkpoint: on the meta device they have no values.
 
     Raises:
