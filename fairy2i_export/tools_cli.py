@@ -22,6 +22,7 @@ _COMMANDS = {
     "report": "fairy2i_export.report_html.command:report_command",
     "ppl": "fairy2i_export.ppl_command:ppl_command",
     "tokenizer-onnx": "fairy2i_export.tokenizer_graph.command:tokenizer_onnx_command",
+    "train": "fairy2i_export.train_command:train_command",
     "lm-eval": "fairy2i_export.lm_eval_command:lm_eval_command",
 }
 # arguments for another program: typer shall leave all of them alone

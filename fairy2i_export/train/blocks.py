@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from fairy2i_export.errors import OptionError
 from fairy2i_export.train.documents import fingerprint, open_documents
 from fairy2i_export.train.packing import Encoder
-from fairy2i_export.train.recipe import Recipe
+from fairy2i_export.training_recipe import Recipe
 
 Item = dict[str, torch.Tensor]  # input_ids and labels, int64 [length]
 Blocks = npt.NDArray[Any]  # token ids [blocks, length]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-from fairy2i_export.train.recipe import Recipe
+from fairy2i_export.training_recipe import Recipe
 
 _CARD = """# {title}
 
@@ -64,7 +65,9 @@ def model_card(recipe: Recipe, facts: dict[str, Any], entry: dict[str, Any] | No
         rate += f" ({recipe.float_learning_rate:g} for what stays float)"
     loss = "cross entropy" if recipe.distill < 1 else ""
     if recipe.distill:
-        share = f"{recipe.distill:g} x divergence from {recipe.teacher or recipe.source} at temperature {recipe.temperature:g}"
+        share = (
+            f"{recipe.distill:g} x divergence from {recipe.teacher or recipe.source} at temperature {recipe.temperature:g}"
+        )
         loss = f"{1 - recipe.distill:g} x cross entropy + {share}" if loss else share
     name = f"{title}-onnx"
     return _CARD.format(
@@ -75,7 +78,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], entry: dict[str, Any] | No
         latent=", which the exporter quantizes exactly as training did" if fairy2i else "",
         method=method,
         layers=facts["layers"],
-        data=", ".join(recipe.data) or f"{recipe.teacher_text:,} tokens written by {recipe.teacher or recipe.source}",
+        data=", ".join(map(_name, recipe.data)) or f"{recipe.teacher_text:,} tokens written by {recipe.teacher or recipe.source}",
         tokens=facts["tokens"],
         steps=facts["steps"],
         batch=facts["batch"],
@@ -88,11 +91,18 @@ def model_card(recipe: Recipe, facts: dict[str, Any], entry: dict[str, Any] | No
         loss=loss,
         seed=recipe.seed,
         results=_results(recipe, facts),
-        use=f"fairy2i-export . -o ../{name}\nfairy2i generate ../{name} \"Once upon a time\"" if fairy2i else _PLAIN,
+        use=f'fairy2i-export . -o ../{name}\nfairy2i generate ../{name} "Once upon a time"' if fairy2i else _PLAIN,
     )
 
 
-_PLAIN = "# transformers: AutoModelForCausalLM.from_pretrained(\".\"); fairy2i-export compiles models of the method fairy2i only"
+_PLAIN = (
+    '# transformers: AutoModelForCausalLM.from_pretrained("."); fairy2i-export compiles models of the method fairy2i only'
+)
+
+
+def _name(data: str) -> str:
+    """Where a file lies is nobody's business."""
+    return data if data.startswith("hf:") else Path(data).name
 
 
 def _results(recipe: Recipe, facts: dict[str, Any]) -> str:
@@ -103,4 +113,8 @@ def _results(recipe: Recipe, facts: dict[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    return f"\nOn {', '.join(recipe.eval_data)}, blocks of {facts['length']} tokens:\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n"
+    return (
+        f"\nOn {', '.join(map(_name, recipe.eval_data))}, blocks of {facts['length']} tokens:\n\n| | |\n|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    )

@@ -102,7 +102,9 @@ def _column(dataset: Any, name: str, field: str) -> Any:
     if not isinstance(first.get(field), str):
         found = ", ".join(f"{key} ({type(value).__name__})" for key, value in first.items())
         raise OptionError(f"{name}: expected a column {field!r} of text, found {found}; choose it with --field")
-    return dataset.select_columns([field]).rename_column(field, "text") if field != "text" else dataset.select_columns(["text"])
+    return (
+        dataset.select_columns([field]).rename_column(field, "text") if field != "text" else dataset.select_columns(["text"])
+    )
 
 
 def _read_text(path: str, separator: str | None) -> Iterator[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fairy2i_export.train import checkpoint_guard
 from fairy2i_export.train.options import QuantizationOptions
 from fairy2i_export.train.packing import Encoder
 from fairy2i_export.train.prepare import PrepareReport, config_entry, prepare
-from fairy2i_export.train.recipe import Recipe
+from fairy2i_export.training_recipe import Recipe
 
 _DAY = 86_400
 
@@ -52,8 +53,16 @@ def text_settings(checkpoint: Checkpoint) -> TextSettings:
     config = checkpoint.config.get("text_config") or checkpoint.config
     values = [config.get("vocab_size"), config.get("max_position_embeddings", 2048)]
     if not all(isinstance(value, int) and value > 0 for value in values):
-        raise CheckpointError(f"{checkpoint.directory / 'config.json'}: vocab_size: expected a positive number, got {values[0]!r}")
+        raise CheckpointError(
+            f"{checkpoint.directory / 'config.json'}: vocab_size: expected a positive number, got {values[0]!r}"
+        )
     return TextSettings(*values)
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU or another accelerator."""
+    accelerator = getattr(torch, "accelerator", None)  # torch 2.6
+    return bool(accelerator.is_available()) if accelerator is not None else torch.cuda.is_available()
 
 
 def training_arguments(recipe: Recipe) -> Any:
@@ -61,6 +70,7 @@ def training_arguments(recipe: Recipe) -> Any:
     from transformers import TrainingArguments
 
     names = {field.name for field in fields(TrainingArguments)}
+    on_cpu = not has_accelerator()
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     arguments = TrainingArguments(
         output_dir=str(recipe.output / "checkpoints"),
@@ -80,7 +90,9 @@ def training_arguments(recipe: Recipe) -> Any:
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=on_cpu,  # or a launcher's processes would not find each other
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        dataloader_pin_memory=not on_cpu,
         ddp_find_unused_parameters=False,
         ddp_timeout=_DAY,  # one process tokenizes while the others wait
         average_tokens_across_devices=True,
@@ -127,9 +139,7 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, PrepareRe
         return model, None
     names = {field.name for field in fields(QuantizationOptions)} & {field.name for field in fields(Recipe)}
     options = QuantizationOptions(**{name: getattr(recipe, name) for name in names})
-    report = prepare(
-        model, options, skip_lm_head=recipe.skip_lm_head, include=recipe.include, exclude=recipe.exclude
-    )
+    report = prepare(model, options, skip_lm_head=recipe.skip_lm_head, include=recipe.include, exclude=recipe.exclude)
     return model, report
 
 

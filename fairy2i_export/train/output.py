@@ -1,10 +1,10 @@
 """The folder of a run: who may write to it, and the finished model in it.
 
-    recipe.json        written first; says what the folder is
-    data/              tokenized texts
-    checkpoints/       of the run, for continuing it
-    logs/              TensorBoard
-    config.json, model.safetensors, tokenizer files, README.md, curves.png, training_log.json: the result, written last
+recipe.json        written first; says what the folder is
+data/              tokenized texts
+checkpoints/       of the run, for continuing it
+logs/              TensorBoard
+config.json, model.safetensors, tokenizer files, README.md, curves.png, training_log.json: the result, written last
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.tokenizer_files import copy_files
-from fairy2i_export.train.recipe import Recipe
+from fairy2i_export.training_recipe import Recipe
 
 RECIPE, LOG, CONFIG = "recipe.json", "training_log.json", "config.json"
 _KEPT = "data"  # of a replaced run: it is checked against the texts anyway

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import OptionError
 from fairy2i_export.tokenizer_files import TOKENIZER, check_tokenizer, special_tokens
-from fairy2i_export.train.recipe import Bos
+from fairy2i_export.training_recipe import Bos
 
 IGNORED = -100  # label of a token that is not predicted, as transformers has it
 _BATCH = 256  # documents tokenized together
@@ -108,4 +108,6 @@ def _end_token(eos: str | None, vocabulary: dict[str, int], named: tuple[int, ..
         return vocabulary[eos]
     if eos.isdigit() and int(eos) in vocabulary.values():
         return int(eos)
-    raise OptionError(f"--eos {eos}: expected a token or a token id of {checkpoint.directory / TOKENIZER}, which has neither")
+    raise OptionError(
+        f"--eos {eos}: expected a token or a token id of {checkpoint.directory / TOKENIZER}, which has neither"
+    )

@@ -51,7 +51,10 @@ class Display(TrainerCallback):  # type: ignore[misc]
             self.last = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}"
             self.bar.update(self.task, text=self.last)
             tenth = max(1, state.max_steps // 10)
-            if not self.console.is_terminal and state.global_step // tenth > (state.global_step - args.logging_steps) // tenth:
+            if (
+                not self.console.is_terminal
+                and state.global_step // tenth > (state.global_step - args.logging_steps) // tenth
+            ):
                 self.console.print(f"step {state.global_step} of {state.max_steps}  {self.last}", highlight=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -23,8 +23,8 @@ from fairy2i_export.train.curves import draw_curves
 from fairy2i_export.train.documents import check_files
 from fairy2i_export.train.output import LOG, claim, save_result
 from fairy2i_export.train.packing import Encoder, open_encoder
-from fairy2i_export.train.recipe import MAX_BLOCK, Recipe
 from fairy2i_export.train.teacher_text import teacher_blocks
+from fairy2i_export.training_recipe import MAX_BLOCK, Recipe
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
 
     model, report = models.load_student(checkpoint, recipe)
     console.print(_model_text(model, report), highlight=False)
-    teacher = models.load_teacher(recipe, checkpoint, encoder, settings.vocab_size, console) if recipe.needs_teacher else None
+    teacher = (
+        models.load_teacher(recipe, checkpoint, encoder, settings.vocab_size, console) if recipe.needs_teacher else None
+    )
     with arguments.main_process_first(local=False, desc="tokenizing"):
         blocks = _train_blocks(recipe, encoder, length, teacher, console)
         eval_blocks = _eval_blocks(recipe, encoder, length, console)
@@ -148,7 +150,9 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
 def _block_length(recipe: Recipe, max_positions: int) -> int:
     length = min(max_positions, MAX_BLOCK) if recipe.block_length is None else recipe.block_length
     if not 2 <= length <= max_positions:
-        raise OptionError(f"--block-length: expected 2 to {max_positions} (max_position_embeddings of the source), got {length}")
+        raise OptionError(
+            f"--block-length: expected 2 to {max_positions} (max_position_embeddings of the source), got {length}"
+        )
     return length
 
 

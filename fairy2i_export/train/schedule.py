@@ -1,10 +1,12 @@
-"""Learning rate schedules, as factors on the peak rate. Without torch."""
+"""Learning rate schedules, as factors on the peak rate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from fairy2i_export.training_recipe import Schedule
 
 PAPER_STEPS = 30_000  # of the published run; for another length its corners move in proportion
 
@@ -61,7 +63,12 @@ def paper(step: int, shape: Shape) -> float:
     return _slide(step, fourth, fifth, 0.1667, 0.0333)
 
 
-SCHEDULES: dict[str, Callable[[int, Shape], float]] = {"wsd": wsd, "paper": paper, "cosine": cosine, "constant": constant}
+SCHEDULES: dict[Schedule, Callable[[int, Shape], float]] = {
+    "wsd": wsd,
+    "paper": paper,
+    "cosine": cosine,
+    "constant": constant,
+}
 
 
 def _warm(step: int, shape: Shape) -> float:

@@ -23,8 +23,8 @@ from fairy2i_export.train.blocks import Blocks, as_item
 from fairy2i_export.train.distill import cross_entropy_sum, divergence_sum, predictions
 from fairy2i_export.train.packing import Encoder
 from fairy2i_export.train.qat_modules import QATLinear
-from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.schedule import SCHEDULES, Shape
+from fairy2i_export.training_recipe import Recipe
 
 
 class QATTrainer(Trainer):  # type: ignore[misc]

@@ -1,4 +1,7 @@
-"""The recipe of a training run: every choice that decides its result, checked before anything is loaded. Without torch."""
+"""The recipe of a training run: every choice that decides its result, checked before anything is loaded.
+
+Outside the package ``train``, whose import needs torch: the command line reads it for its help.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.train.schedule import SCHEDULES
 
 Method = Literal["fairy2i", "binary", "ternary", "float"]
 Bos = Literal["none", "document", "block"]
+Schedule = Literal["wsd", "paper", "cosine", "constant"]
 SaveDtype = Literal["bfloat16", "float16", "float32"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BOS_PLACES: tuple[Bos, ...] = get_args(Bos)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 MAX_BLOCK = 2048  # of the published recipe; the default is the model's context if that is shorter
 
@@ -101,7 +105,7 @@ class Recipe:
     accumulate: int = 1
     learning_rate: float = 3e-5
     float_learning_rate: float | None = None
-    schedule: str = "wsd"
+    schedule: Schedule = "wsd"
     warmup: float = 0.01
     decay: float = 0.2
     min_lr_ratio: float = 0.0
@@ -132,7 +136,7 @@ class Recipe:
         for name, allowed in (
             ("method", METHODS),
             ("bos", BOS_PLACES),
-            ("schedule", tuple(SCHEDULES)),
+            ("schedule", SCHEDULES),
             ("save_dtype", SAVE_DTYPES),
         ):
             if getattr(self, name) not in allowed:

@@ -1,0 +1,184 @@
+"""Training runs: what comes out exports and computes the same, and an interrupted run continues exactly."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+from safetensors.numpy import load_file
+from training_helpers import SEPARATOR, arguments_of, curve, make_recipe, run_python
+
+import fairy2i_export
+import fairy2i_runtime
+from fairy2i_export.tools_cli import main
+from fairy2i_export.train import TrainingResult, train
+from fairy2i_export.train.checkpoint_guard import good_checkpoints
+from fairy2i_export.training_recipe import Recipe
+from fairy2i_runtime.perplexity import measure, model_scorer, sliding_windows
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, TrainingResult]:
+    """An uninterrupted run."""
+    recipe = make_recipe(tmp_path_factory.mktemp("train"))
+    return recipe, train(recipe)
+
+
+def test_it_learns_and_leaves_a_complete_folder(trained: tuple[Recipe, TrainingResult]) -> None:
+    recipe, result = trained
+    assert result.steps == 8
+    assert result.tokens == 8 * 4 * 32
+    assert result.eval_loss_before is not None
+    assert result.eval_loss_final is not None
+    assert result.eval_loss_final < result.eval_loss_before - 0.3
+    names = {path.name for path in recipe.output.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md", "curves.png", "training_log.json"}
+    assert (recipe.output / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((recipe.output / "logs").glob("events.out.tfevents.*"))
+    assert "| seed | 42 |" in (recipe.output / "README.md").read_text()
+    assert [path.name for path in good_checkpoints(recipe.output / "checkpoints")] == ["checkpoint-6", "checkpoint-8"]
+    config = json.loads((recipe.output / "config.json").read_text())
+    assert config["fairy2i"]["stages"] == 2
+    assert config["fairy2i"]["latent"] is True
+    assert {array.dtype.name for array in load_file(recipe.output / "model.safetensors").values()} == {"bfloat16"}
+
+
+def test_it_exports_and_onnxruntime_agrees_with_torch(trained: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:
+    recipe, _ = trained
+    report = fairy2i_export.export(recipe.output, tmp_path / "onnx")
+    assert not [text for text in report.warnings if "trained" in text]
+    model = fairy2i_runtime.load(tmp_path / "onnx", kernel="exact", threads=1)
+    text = Path(recipe.eval_data[0]).read_text().replace(SEPARATOR, " ")
+    windows = sliding_windows(model.tokenizer, text, 64)
+    found = measure(windows, model_scorer(model)).perplexity
+
+    from transformers import AutoModelForCausalLM
+
+    twin = AutoModelForCausalLM.from_pretrained(recipe.output, dtype=torch.float32)
+    fairy2i_export.train.prepare(twin)  # as config.json says
+
+    def score(ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            logits = twin(torch.tensor([ids])).logits[0].double()
+        return torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+
+    expected = measure(windows, score).perplexity
+    assert abs(found / expected - 1) < 0.005
+    untrained = fairy2i_export.export(recipe.source, tmp_path / "untrained", trained=True)
+    worse = measure(windows, model_scorer(fairy2i_runtime.load(untrained.path, kernel="exact", threads=1))).perplexity
+    assert worse > 1.2 * found
+
+
+_KILLED = """
+import os, signal, sys
+from fairy2i_export import tools_cli
+from fairy2i_export.train import trainer
+
+step = trainer.QATTrainer.training_step
+def dying(self, *args, **kwargs):
+    if self.state.global_step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+trainer.QATTrainer.training_step = dying
+sys.exit(tools_cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_continues_with_the_same_curve(trained: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:
+    recipe, whole = trained
+    again = replace(recipe, output=tmp_path / "killed")
+    (tmp_path / "killed.py").write_text(_KILLED)
+    killed = run_python([str(tmp_path / "killed.py"), *arguments_of(again)])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in good_checkpoints(again.output / "checkpoints")] == ["checkpoint-3"]
+    assert not (again.output / "config.json").exists()
+    result = train(again)
+    assert result.resumed_from == 3
+    assert curve(again.output) == curve(recipe.output)  # to the last digit
+    assert result.eval_loss_final == whole.eval_loss_final
+    assert (again.output / "model.safetensors").read_bytes() == (recipe.output / "model.safetensors").read_bytes()
+
+
+def test_interrupted_inside_an_epoch_with_distillation_and_accumulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path, distill=0.7, temperature=2.0, batch=2, accumulate=2, eval_data=(), log_every=4)
+    train(recipe)
+    again = replace(recipe, output=tmp_path / "again")
+    from fairy2i_export.train.trainer import QATTrainer
+
+    step = QATTrainer.training_step
+
+    def interrupted(self: QATTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QATTrainer, "training_step", interrupted)
+        assert main([*arguments_of(again), "--temperature", "2.0"]) == 130
+    assert main([*arguments_of(again), "--temperature", "2.0"]) == 0
+    assert curve(again.output) == curve(recipe.output)
+    history = json.loads((again.output / "training_log.json").read_text())["history"]
+    logged = next(entry for entry in history if "divergence" in entry)
+    assert logged["divergence"] > 0
+    assert logged["loss"] == pytest.approx(0.3 * logged["cross_entropy"] + 0.7 * logged["divergence"], rel=1e-5)
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, learning_rate=0.3, schedule="constant", patience=2, eval_every=1, steps=30, log_every=100)
+    result = train(recipe)
+    losses = {entry["step"]: entry["eval_loss"] for entry in result.history if "eval_loss" in entry}
+    best = min(losses, key=lambda step: losses[step])
+    assert result.steps == best
+    assert max(losses) == best + 2
+    assert result.eval_loss_final == pytest.approx(losses[best], abs=0.02)  # rounded to bfloat16
+
+
+def test_text_of_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(tmp_path, data=(), teacher_text=200, distill=1.0, eval_data=(), steps=2)
+    train(recipe)
+    written = np.load(recipe.output / "data" / "teacher.npy")
+    assert written.shape == (7, 32)
+    assert set(written[:, 0]) == {1}  # begins with the beginning of a text
+    assert len(np.unique(written)) > 50
+    before = (recipe.output / "data" / "teacher.npy").stat().st_mtime_ns
+    train(replace(recipe, force=True))
+    assert (recipe.output / "data" / "teacher.npy").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("method", ["float", "binary", "ternary"])
+def test_methods_to_compare_with(method: str, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, method=method, steps=4, save_dtype="float32")
+    result = train(recipe)
+    assert result.eval_loss_final is not None
+    assert result.eval_loss_before is not None
+    assert result.eval_loss_final < result.eval_loss_before
+    config = json.loads((recipe.output / "config.json").read_text())
+    assert config.get("fairy2i", {}).get("method", "float") == method
+
+
+def test_a_tied_head_gets_its_own_matrix_unless_skipped(tmp_path: Path) -> None:
+    from training_helpers import make_source
+
+    source = str(make_source(tmp_path / "tied", tie_word_embeddings=True))
+    recipe = make_recipe(tmp_path, source=source, steps=2, eval_data=())
+    train(recipe)
+    weights = load_file(recipe.output / "model.safetensors")
+    assert not np.array_equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+    assert json.loads((recipe.output / "config.json").read_text())["tie_word_embeddings"] is False
+    kept = replace(recipe, output=tmp_path / "kept", skip_lm_head=True)
+    train(kept)
+    assert "lm_head.weight" not in load_file(kept.output / "model.safetensors")
+    config = json.loads((kept.output / "config.json").read_text())
+    assert config["tie_word_embeddings"] is True
+    assert config["fairy2i"]["lm_head"] == "float"
