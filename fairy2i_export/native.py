@@ -86,6 +86,11 @@ class LatentMatrix:
         self._call("f2i_quantize_codes", *self._in(scales), *arguments)
         return codes, errors
 
+    def dequantize(self, rows: Rows, scales: F32, out: npt.NDArray[Any]) -> None:
+        """Write the real rows i and n + i of the dequantized matrix [2n, 2m] into ``out``, float32 or bfloat16, contiguous."""
+        target = self._ffi.from_buffer("char[]", out.reshape(-1).view(np.uint8))
+        self._call("f2i_quantize_dequantized", *self._in(scales), *rows, _DTYPES[out.dtype], target, out.nbytes)
+
     def _in(self, scales: F32) -> tuple[Any, int]:
         return self._ffi.from_buffer("float[]", np.ascontiguousarray(scales)), scales.size
 
@@ -116,6 +121,16 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
     stages, m = codes.shape[0], codes.shape[3]
     if lib.f2i_pack(source, codes.size, 2 * m, 2 * n, stages, *rows, target, packed.size, message) != 0:
         raise FormatError(ffi.string(message.text).decode())
+
+
+def fingerprint(data: npt.NDArray[Any]) -> int:
+    """A 64-bit number that changes with the bytes of a contiguous array."""
+    ffi, lib = _binding()
+    message, found = ffi.new("f2i_message *"), ffi.new("uint64_t *")
+    source = ffi.from_buffer("char[]", data.reshape(-1).view(np.uint8))
+    if lib.f2i_fingerprint(source, data.nbytes, found, message) != 0:
+        raise FormatError(ffi.string(message.text).decode())
+    return int(found[0])
 
 
 def row_blocks(n: int, m: int, tile: int) -> list[Rows]:

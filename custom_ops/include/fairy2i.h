@@ -151,6 +151,16 @@ f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, siz
                               int64_t end, uint8_t *codes, size_t codes_count, double *errors, size_t errors_count,
                               f2i_message *message);
 
+/* The dequantized matrix as training computes with it: complex rows [begin, end), that is real rows i and n/2 + i, of
+ * out [n][k], F2I_FLOAT32 or F2I_BFLOAT16, straight from the latent weights and all scales. Sums are rounded as the
+ * profile says; then every row is multiplied by row_divisor, if there is one, and rounded to the type of out. */
+f2i_status f2i_quantize_dequantized(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
+                                    int64_t end, int64_t dtype, void *out, size_t out_bytes, f2i_message *message);
+
+/* A number that changes when any of the bytes does, but for a chance of 2^-64: tells whether a weight is still the one
+ * that was quantized. Not for untrusted data: whoever wants to can make two contents with the same number. */
+f2i_status f2i_fingerprint(const void *data, size_t bytes, uint64_t *fingerprint, f2i_message *message);
+
 /* Writes the row tiles of complex rows [begin, end) into the packed bytes of a whole layer. Rows begin and end at
  * multiples of 32, or end with the matrix. codes [stages][2 (U, W)][end - begin][k / 2], 0 to 3. */
 f2i_status f2i_pack(const uint8_t *codes, size_t codes_count, int64_t k, int64_t n, int64_t stages, int64_t begin,

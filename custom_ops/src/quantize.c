@@ -94,3 +94,22 @@ f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, siz
   quantizer()->codes(latent, scales, begin, end, codes, errors);
   return f2i_ok(message);
 }
+
+f2i_status f2i_quantize_dequantized(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
+                                    int64_t end, int64_t dtype, void *out, size_t out_bytes, f2i_message *message) {
+  f2i_status status = check(latent, begin, end, message);
+  if (status != F2I_OK) return status;
+  status = check_count("scales", scales, scales_count, 4 * (uint64_t)latent->stages, message);
+  if (status != F2I_OK) return status;
+  if (dtype != F2I_FLOAT32 && dtype != F2I_BFLOAT16) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "dtype of the result: expected 0 (float32) or 2 (bfloat16), got %lld",
+                    (long long)dtype);
+  }
+  const uint64_t bytes = (uint64_t)latent->k * (uint64_t)latent->n * (dtype == F2I_FLOAT32 ? 4u : 2u);
+  if (out == NULL || (uint64_t)out_bytes != bytes) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "out: expected %llu bytes for the whole matrix, got %zu",
+                    (unsigned long long)bytes, out == NULL ? (size_t)0 : out_bytes);
+  }
+  quantizer()->dequantized(latent, scales, begin, end, out, dtype);
+  return f2i_ok(message);
+}

@@ -11,6 +11,8 @@ typedef struct f2i_quantizer {
                int64_t *counts);
   void (*codes)(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, uint8_t *codes,
                 double *errors);
+  void (*dequantized)(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, void *out,
+                      int64_t dtype);
 } f2i_quantizer;
 
 extern const f2i_quantizer f2i_quantizer_baseline, f2i_quantizer_avx2, f2i_quantizer_avx512;

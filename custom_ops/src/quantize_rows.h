@@ -285,4 +285,76 @@ static void row_codes(const f2i_latent *latent, const float *scales, int64_t beg
   }
 }
 
-const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums, row_codes};
+/* Real row `row` of the dequantized matrix, columns [column, column + count) of both halves, where the row's multiplier
+ * is the divisor that the latent weights were divided by. */
+F2I_INLINE void store(const f2i_latent *latent, int64_t row, int64_t column, int count, float *left, float *right,
+                      void *out, int64_t dtype) {
+  const int64_t m = latent->k / 2;
+  if (latent->row_divisor != NULL) {
+    const float factor = latent->row_divisor[row];
+    for (int i = 0; i < count; ++i) left[i] *= factor;
+    for (int i = 0; i < count; ++i) right[i] *= factor;
+  }
+  for (int half = 0; half < 2; ++half) {
+    const float *values = half == 0 ? left : right;
+    const size_t first = (size_t)row * (size_t)latent->k + (size_t)(column + half * m);
+    if (dtype == F2I_FLOAT32) {
+      memcpy((char *)out + 4 * first, values, 4 * (size_t)count);
+      continue;
+    }
+    uint16_t halves[F2I_CHUNK];
+    for (int i = 0; i < count; ++i) halves[i] = (uint16_t)(bits_of(rounded(values[i], 1)) >> 16);
+    memcpy((char *)out + 2 * first, halves, 2 * (size_t)count);
+  }
+}
+
+F2I_INLINE void row_dequantized_of(const f2i_latent *latent, const float *scales, int64_t row, void *out,
+                                   int64_t dtype, int bf16) {
+  const int64_t n = latent->n / 2, m = latent->k / 2;
+  f2i_parts parts, q;
+  float left[F2I_CHUNK], right[F2I_CHUNK];
+  for (int64_t column = 0; column < m; column += F2I_CHUNK) {
+    const int count = (int)(m - column < F2I_CHUNK ? m - column : F2I_CHUNK);
+    split(latent, row, column, count, &parts, bf16);
+    for (int matrix = 0; matrix < 2; ++matrix) {
+      float *re = parts.re[matrix], *im = parts.im[matrix], *q_re = q.re[matrix], *q_im = q.im[matrix];
+      for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
+      for (int64_t t = 0; t < latent->stages; ++t) {
+        const float *scale = scales + 4 * t + 2 * matrix;
+        const uint32_t scale_re = bits_of(scale[0]), scale_im = bits_of(scale[1]);
+        for (int i = 0; i < count; ++i) {
+          const float x = re[i], y = im[i];
+          const int32_t code = code_of(x, y);
+          const float on_re = real_part(scale_re, code), on_im = imag_part(scale_im, code);
+          q_re[i] = rounded(q_re[i] + on_re, bf16);
+          q_im[i] = rounded(q_im[i] + on_im, bf16);
+          re[i] = rounded(x - on_re, bf16);
+          im[i] = rounded(y - on_im, bf16);
+        }
+      }
+    }
+    for (int i = 0; i < count; ++i) {
+      left[i] = rounded(q.re[1][i] + q.re[0][i], bf16);
+      right[i] = rounded(q.im[1][i] - q.im[0][i], bf16);
+    }
+    store(latent, row, column, count, left, right, out, dtype);
+    for (int i = 0; i < count; ++i) {
+      left[i] = rounded(q.im[1][i] + q.im[0][i], bf16);
+      right[i] = rounded(q.re[0][i] - q.re[1][i], bf16);
+    }
+    store(latent, row + n, column, count, left, right, out, dtype);
+  }
+}
+
+static void row_dequantized(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, void *out,
+                            int64_t dtype) {
+  for (int64_t row = begin; row < end; ++row) {
+    if (latent->profile == F2I_PROFILE_BF16) {
+      row_dequantized_of(latent, scales, row, out, dtype, 1);
+    } else {
+      row_dequantized_of(latent, scales, row, out, dtype, 0);
+    }
+  }
+}
+
+const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums, row_codes, row_dequantized};

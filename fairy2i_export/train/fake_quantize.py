@@ -1,51 +1,229 @@
-"""From a latent weight to the dequantized one that the forward pass uses, with a straight-through gradient."""
+"""From a latent weight to the dequantized one that the forward pass uses, with a straight-through gradient.
+
+In main memory the exporter's C library does it; on other devices, and in graphs that are exported, torch_quantizer.py, equal
+to it bit for bit. torch.compile sees an opaque operator.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fairy2i_export.errors import WeightError
-from fairy2i_export.train import baselines, torch_quantizer
+from fairy2i_export.train import baselines, native_quantizer, torch_quantizer
 from fairy2i_export.train.options import QuantizationOptions
 
-
-class _StraightThrough(torch.autograd.Function):
-    """Gives ``dequantized`` in the forward pass, and its gradient to ``weight`` unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, dequantized: Tensor) -> Tensor:
-        return dequantized
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0], None
+_WRITTEN = (torch.float32, torch.bfloat16)  # result types of the C library
+_READ = (*_WRITTEN, torch.float16)
 
 
-def dequantized(weight: Tensor, options: QuantizationOptions, name: str = "weight") -> Tensor:
-    """The matrix that the model computes with, in the weight's dtype, without gradient."""
-    with torch.no_grad():
-        if options.method == "binary":
-            return baselines.binary(weight, options.profile)
-        if options.method == "ternary":
-            return baselines.ternary(weight, options.profile)
-        rows = torch_quantizer.row_rms(weight, options.profile) if options.row_multiplier == "rms" else None
-        dense, scales = torch_quantizer.quantize_parts(weight, options.stages, options.profile, rows)
-        if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not scales.isfinite().all():
-            raise WeightError(
-                f"{name}: the latent weight holds values that are not finite: training diverged; "
-                "go back to an earlier checkpoint, with a lower learning rate or gradient clipping"
-            )
-        return dense
-
-
-def fake_quantize(weight: Tensor, options: QuantizationOptions, name: str = "weight") -> Tensor:
+def fake_quantize(
+    weight: Tensor,
+    options: QuantizationOptions,
+    *,
+    rows: Tensor | None = None,
+    scales: Tensor | None = None,
+    made: Tensor | None = None,
+    name: str = "weight",
+) -> Tensor:
     """The dequantized weight [out, in] of a latent one; the gradient of the former becomes that of the latter, bit for bit.
+
+    Args:
+        weight: latent weight [out, in].
+        options: how to quantize.
+        rows: learned row multipliers [out]; their gradient takes the rounding error relative to the row for constant.
+        scales: learned scales [stages, 2 (U, W), 2 (re, im)]; their gradient takes the codes for constant.
+        made: :func:`dequantize` of these arguments, if it is known already.
+        name: how to call the weight in messages.
 
     Raises:
         WeightError: values that are not finite, in tensors on the CPU.
     """
-    result: Tensor = _StraightThrough.apply(weight, dequantized(weight, options, name))
-    return result
+    with torch.no_grad():
+        dense = dequantize(weight, options, rows=rows, scales=scales, name=name) if made is None else made
+    if torch.compiler.is_exporting():
+        return dense  # graphs for inference: nothing to differentiate
+    if rows is None and scales is None:
+        straight: Tensor = _StraightThrough.apply(weight, dense)
+        return straight
+    learned: Tensor = _LearnedThrough.apply(weight, dense, rows, scales, options)
+    return learned
+
+
+def dequantize(
+    weight: Tensor,
+    options: QuantizationOptions,
+    *,
+    rows: Tensor | None = None,
+    scales: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    name: str = "weight",
+) -> Tensor:
+    """The matrix that the model computes with, without gradient.
+
+    Args:
+        weight: as for :func:`fake_quantize`.
+        options: as there.
+        rows: as there.
+        scales: as there.
+        dtype: of the result, by default the weight's.
+        out: where to write it, if possible; a contiguous tensor of that type and shape.
+        name: as there.
+
+    Raises:
+        WeightError: values that are not finite, in tensors on the CPU; a weight that is sharded.
+    """
+    dtype = weight.dtype if dtype is None else dtype
+    if type(weight).__name__ == "DTensor":
+        raise WeightError(
+            f"{name}: the weight is a shard (DTensor), and scales need the whole matrix; wrap the module with fully_shard so "
+            "that its weight is gathered before the forward pass; tensor parallelism is not supported"
+        )
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        values = (options.method, options.stages, options.profile, options.quantizer, options.row_multiplier)
+        return torch.ops.fairy2i.dequantize(weight, rows, scales, *values, name).to(dtype)  # type: ignore[no-any-return]
+    with torch.no_grad():
+        if options.method == "binary":
+            return baselines.binary(weight, options.profile).to(dtype)
+        if options.method == "ternary":
+            return baselines.ternary(weight, options.profile).to(dtype)
+        if not in_reach(weight):
+            return _in_torch(weight, options, rows, scales, dtype)
+        kind = dtype if dtype in _WRITTEN else torch.float32
+        result = out if out is not None and out.dtype == kind else torch.empty(weight.shape, dtype=kind)
+        found = native_quantizer.dequantize_into(result, weight.detach().contiguous(), options, rows, scales)
+        if not np.isfinite(found).all():
+            raise diverged(name)
+        return result.to(dtype)
+
+
+def diverged(name: str) -> WeightError:
+    """The error for latent weights that are not finite any more."""
+    return WeightError(
+        f"{name}: the latent weight holds values that are not finite: training diverged; go back to an earlier checkpoint, "
+        "with a lower learning rate, gradient clipping or more warm-up"
+    )
+
+
+def in_reach(weight: Tensor) -> bool:
+    """Whether the C library can read the tensor: plain, in main memory, and not one that a graph is traced with."""
+    plain = weight.device.type == "cpu" and type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype in _READ
+    return plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
+
+
+def _in_torch(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    if rows is None and options.row_multiplier == "rms":
+        rows = torch_quantizer.row_rms(weight, options.profile)
+    return torch_quantizer.quantize(weight, options, rows, scales)[0].to(dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gives ``dense`` in the forward pass, and its gradient to ``weight`` unchanged."""
+
+    @staticmethod
+    def forward(weight: Tensor, dense: Tensor) -> Tensor:
+        return dense.view_as(dense)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0].to(ctx.dtype), None
+
+
+class _LearnedThrough(torch.autograd.Function):
+    """As _StraightThrough, with gradients for row multipliers r and scales s of W = diag(r) Q(A / r; s).
+
+    dL/ds sums the gradient of every entry that uses a scale, with the sign of its code, over sqrt(n m) (as LSQ does, so that
+    a few scales do not outweigh all weights when gradients are clipped). dL/dr follows from Q(A / r) = A / r + E with E
+    constant: W = A + diag(r) E.
+    """
+
+    @staticmethod
+    def forward(
+        weight: Tensor, dense: Tensor, rows: Tensor | None, scales: Tensor | None, options: QuantizationOptions
+    ) -> Tensor:
+        return dense.view_as(dense)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        weight, dense, rows, scales, ctx.options = inputs
+        ctx.save_for_backward(weight, dense, rows, scales)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weight, dense, rows, scales = ctx.saved_tensors
+        grad = grads[0]
+        for_rows = for_scales = None
+        if rows is not None and ctx.needs_input_grad[2]:
+            error = dense.to(torch.float32) - weight.to(torch.float32)
+            for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
+        if scales is not None and ctx.needs_input_grad[3]:
+            for_scales = _gradient_of_scales(weight, rows, scales, grad, ctx.options).to(scales.dtype)
+        return grad.to(weight.dtype), None, for_rows, for_scales, None
+
+
+def _gradient_of_scales(
+    weight: Tensor, rows: Tensor | None, scales: Tensor, grad: Tensor, options: QuantizationOptions
+) -> Tensor:
+    """float32 [stages, 2 (U, W), 2 (re, im)]."""
+    if in_reach(weight):
+        codes = native_quantizer.codes_of(weight, options, rows, scales)
+    else:
+        codes = torch_quantizer.codes_of(weight, options, rows, scales)
+    g = grad.to(torch.float32) if rows is None else grad.to(torch.float32) * rows[:, None]
+    n, m = g.shape[0] // 2, g.shape[1] // 2
+    g11, g12, g21, g22 = g[:n, :m], g[:n, m:], g[n:, :m], g[n:, m:]
+    found = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
+    # the transpose of the map from (U, W) to the real matrix
+    for matrix, axis, part in ((0, 0, g11 + g22), (0, 1, g21 - g12), (1, 0, g11 - g22), (1, 1, g12 + g21)):
+        for stage in range(options.stages):
+            code = codes[stage, matrix]
+            found[stage, matrix, axis] = part[code == axis].sum() - part[code == axis + 2].sum()
+    return found / (n * m) ** 0.5
+
+
+@torch.library.custom_op("fairy2i::dequantize", mutates_args=())
+def _operator(
+    weight: Tensor,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    method: str,
+    stages: int,
+    profile: str,
+    quantizer: str,
+    row_multiplier: str,
+    name: str,
+) -> Tensor:
+    """:func:`dequantize` for torch.compile, which cannot look into it."""
+    options = QuantizationOptions(
+        method=method,  # type: ignore[arg-type]
+        stages=stages,
+        profile=profile,  # type: ignore[arg-type]
+        quantizer=quantizer,
+        row_multiplier=row_multiplier,  # type: ignore[arg-type]
+    )
+    return dequantize(weight, options, rows=rows, scales=scales, name=name)
+
+
+@_operator.register_fake
+def _(
+    weight: Tensor,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    method: str,
+    stages: int,
+    profile: str,
+    quantizer: str,
+    row_multiplier: str,
+    name: str,
+) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)

@@ -29,8 +29,8 @@ class QuantizationOptions:
         learned_scales: the scales are a parameter ``scales`` [stages, 2 (U, W), 2 (re, im)] that starts with what the quantizer
             computes, instead of being computed from the weights in every step.
         activation_bits: 8 rounds the inputs of every layer to int8, one scale per token; None leaves them alone.
-        cache: keep the dequantized weight until the latent one changes. Off, it is computed in every forward pass and lives
-            from there to the backward pass.
+        cache: keep the dequantized weight of layers in main memory until the latent one changes. Off, it is computed in every
+            forward pass and lives from there to the backward pass.
     """
 
     method: Method = "fairy2i"

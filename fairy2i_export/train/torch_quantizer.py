@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fairy2i_export.quantizer import SCALE_FLOOR
+from fairy2i_export.train.options import QuantizationOptions
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -59,7 +60,7 @@ def _double(x: Tensor) -> Tensor:
     return x.to(torch.float64 if x.device.type != "mps" else torch.float32)  # MPS has no float64
 
 
-def latent_parts(weight: Tensor, profile: str, rows: Tensor | None) -> tuple[_Arithmetic, list[tuple[Tensor, Tensor]]]:
+def _latent_parts(weight: Tensor, profile: str, rows: Tensor | None) -> tuple[_Arithmetic, list[tuple[Tensor, Tensor]]]:
     """(re, im) of U and of W, [n, m] each, of a real matrix [2n, 2m] divided by ``rows`` [2n]."""
     how = _Arithmetic.of(profile)
     rnd = how.rnd
@@ -80,6 +81,11 @@ def _on_real_axis(re: Tensor, im: Tensor) -> Tensor:
     return (x > y) | ((x == y) & (opposite | (x == 0)))
 
 
+def _minus_on_real(re: Tensor, im: Tensor) -> Tensor:
+    """Which entries become -1 rather than 1 if they go to the real axis: a zero only if both its parts are negative zeros."""
+    return _negative(re) & ((re != 0) | _negative(im))
+
+
 def _negative(x: Tensor) -> Tensor:
     # ONNX has no signbit; the difference, the sign of zeros, matters only for an entry that is zero in both parts
     return x < 0 if torch.compiler.is_exporting() else torch.signbit(x)
@@ -96,47 +102,70 @@ def _axis_scale(part: Tensor, mask: Tensor, how: _Arithmetic) -> Tensor:
     return torch.maximum(mean, floor)
 
 
-def quantize_parts(
-    weight: Tensor, stages: int, profile: str, rows: Tensor | None = None, scales: Tensor | None = None
+def quantize(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None = None, scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Dequantized weight and scales.
 
     Args:
         weight: latent weight [2n, 2m], any floating dtype and device.
-        stages: 1 to 4.
-        profile: ``bf16-reference`` or ``fp32``.
+        options: stages and profile.
         rows: row multipliers float32 [2n]: the weight is divided by them first, and the result multiplied at last.
         scales: float32 [stages, 2 (U, W), 2 (re, im)] to use, or None to compute them.
 
     Returns:
-        The matrix [2n, 2m] in the weight's dtype, and the scales, float32 [stages, 2, 2].
+        The matrix [2n, 2m], float32 if there are multipliers and in the type of the arithmetic if not, and the scales,
+        float32 [stages, 2, 2].
     """
-    how, parts = latent_parts(weight, profile, rows)
-    rnd = how.rnd
-    sums, found = [], []
+    how, parts = _latent_parts(weight, options.profile, rows)
+    sums, used = [], []
     for matrix, (re, im) in enumerate(parts):
-        total: tuple[Tensor, Tensor] | None = None
-        for stage in range(stages):
-            real = _on_real_axis(re, im)
-            if scales is None:
-                s_re, s_im = _axis_scale(re, real, how), _axis_scale(im, ~real, how)
-                found.append(torch.stack([s_re, s_im]))
-            else:
-                s_re, s_im = scales[stage, matrix].unbind()
-            zero = torch.zeros((), dtype=re.dtype, device=re.device)
-            q_re = torch.where(real, torch.where(_negative(re) & ~((re == 0) & ~_negative(im)), -s_re, s_re), zero)
-            q_im = torch.where(real, zero, torch.where(_negative(im), -s_im, s_im))
-            if stage + 1 < stages:
-                re, im = rnd((re - q_re).to(how.dtype)), rnd((im - q_im).to(how.dtype))
-            q_re, q_im = q_re.to(how.dtype), q_im.to(how.dtype)
-            total = (q_re, q_im) if total is None else (rnd(total[0] + q_re), rnd(total[1] + q_im))
-        assert total is not None
+        total, found = _stages(re, im, options.stages, how, None if scales is None else scales[:, matrix])
         sums.append(total)
+        used.append(found)
     (u_re, u_im), (w_re, w_im) = sums
+    rnd = how.rnd
     top = torch.cat([rnd(w_re + u_re), rnd(w_im - u_im)], dim=1)
     bottom = torch.cat([rnd(w_im + u_im), rnd(u_re - w_re)], dim=1)
     dense = torch.cat([top, bottom])
     if rows is not None:
         dense = dense.to(torch.float32) * rows[:, None]
-    used = torch.stack(found).unflatten(0, (2, stages)).transpose(0, 1) if scales is None else scales
-    return dense.to(weight.dtype), used
+    return dense, torch.stack(used, dim=1)
+
+
+def _stages(
+    re: Tensor, im: Tensor, stages: int, how: _Arithmetic, scales: Tensor | None
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The sum of all stages of U or W, real and imaginary part, and the scales [stages, 2]."""
+    zero = torch.zeros((), dtype=torch.float32, device=re.device)
+    rnd, found = how.rnd, []
+    total_re = total_im = zero.to(how.dtype)
+    for stage in range(stages):
+        real = _on_real_axis(re, im)
+        if scales is None:
+            s_re, s_im = _axis_scale(re, real, how), _axis_scale(im, ~real, how)
+        else:
+            s_re, s_im = scales[stage].to(torch.float32).unbind()
+        found.append(torch.stack([s_re, s_im]))
+        q_re = torch.where(real, torch.where(_minus_on_real(re, im), -s_re, s_re), zero)
+        q_im = torch.where(real, zero, torch.where(_negative(im), -s_im, s_im))
+        if stage + 1 < stages:
+            re, im = rnd((re - q_re).to(how.dtype)), rnd((im - q_im).to(how.dtype))
+        total_re, total_im = rnd((total_re + q_re).to(how.dtype)), rnd((total_im + q_im).to(how.dtype))
+    return (total_re, total_im), torch.stack(found)
+
+
+def codes_of(weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor) -> Tensor:
+    """Codes uint8 [stages, 2 (U, W), n, m] that given scales lead to."""
+    how, parts = _latent_parts(weight.detach(), options.profile, rows)
+    planes = []
+    for matrix, (re, im) in enumerate(parts):
+        for stage in range(options.stages):
+            real = _on_real_axis(re, im)
+            minus = torch.where(real, _minus_on_real(re, im), _negative(im))
+            planes.append(2 * minus.to(torch.uint8) + (~real).to(torch.uint8))
+            s_re, s_im = scales[stage, matrix].to(torch.float32).unbind()
+            sign = 1.0 - 2.0 * minus
+            re = how.rnd((re - torch.where(real, sign * s_re, 0.0)).to(how.dtype))
+            im = how.rnd((im - torch.where(real, 0.0, sign * s_im)).to(how.dtype))
+    return torch.stack(planes).unflatten(0, (2, options.stages)).transpose(0, 1)
