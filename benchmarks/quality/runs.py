@@ -1,0 +1,111 @@
+"""What is compared: the runs of each experiment, and the recipe they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a table.
+
+    Attributes:
+        name: folder name, unique.
+        label: as tables call it.
+        bits: per weight of the quantized layers.
+        recipe: options of ``fairy2i train`` that differ from the shared ones; None: nothing is trained.
+        export: options of ``fairy2i-export``; None: not exported (float and the baselines that are not Fairy2i).
+        seeded: whether the result depends on the seed.
+    """
+
+    name: str
+    label: str
+    bits: str
+    recipe: dict[str, Any] | None = None
+    export: dict[str, Any] | None = None
+    seeded: bool = True
+
+
+def trained(name: str, label: str, bits: str, **recipe: Any) -> Run:
+    """A run that is trained, and exported if it is a Fairy2i model."""
+    exported = recipe.get("method", "fairy2i") == "fairy2i"
+    return Run(name, label, bits, recipe, {} if exported else None)
+
+
+def untrained(name: str, label: str, bits: str, **export: Any) -> Run:
+    """The plain model, converted as it is."""
+    return Run(name, label, bits, None, export, seeded=False)
+
+
+SOURCE = Run("source", "float, as published", "32", seeded=False)
+
+# every method of the paper's table with the same tokens, schedule and learning rate
+METHODS = (
+    SOURCE,
+    trained("float", "float, trained on", "32", method="float"),
+    trained("w2", "W2 (2 stages)", "2", stages=2),
+    trained("w2-rms", "W2, row multiplier", "2", stages=2, row_multiplier="rms"),
+    trained("w2-joint", "W2, joint quantizer", "2", stages=2, quantizer="joint"),
+    trained("w1", "W1 (1 stage)", "1", stages=1),
+    trained("ternary", "ternary (b1.58)", "1.58", method="ternary"),
+    trained("binary", "binary (BitNet)", "1", method="binary"),
+)
+
+CALIBRATED = (
+    untrained("calibrated-3", "3 stages, calibrated, no training", "3", calibrate=True, stages=3),
+    untrained("calibrated-4", "4 stages, calibrated, no training", "4", calibrate=True, stages=4),
+)
+
+# the quantizers against each other: without training, and after equal training
+QUANTIZERS = (
+    SOURCE,
+    *(
+        trained(
+            f"{quantizer}-{stages}-{rows}", f"{quantizer}, {'with' if rows == 'rms' else 'no'} row multiplier", str(stages),
+            quantizer=quantizer, stages=stages, row_multiplier=rows,
+        )
+        for stages in (1, 2, 3, 4)
+        for quantizer in ("greedy", "joint")
+        for rows in ("none", "rms")
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs over one model with one recipe.
+
+    Attributes:
+        name: of the experiment.
+        runs: its rows.
+        recipe: shared options of ``fairy2i train``.
+        seeds: by default.
+        context: window of the perplexity; None: the model's context.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 1
+    context: int | None = None
+
+
+_STORIES = {
+    "block_length": 256, "batch": 16, "bos": "document", "separator": "<|endoftext|>", "distill": 1.0, "schedule": "cosine",
+    "warmup": 20, "learning_rate": 1e-3, "clip": 1.0, "threads": 1,
+}  # fmt: skip
+
+_SMOLLM2 = {
+    "block_length": 256, "batch": 4, "distill": 1.0, "schedule": "cosine", "warmup": 10, "learning_rate": 1e-4, "clip": 1.0,
+    "bf16": True, "skip_lm_head": True, "eval_tokens": 2048, "threads": 1,
+}  # fmt: skip
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("stories", (*METHODS, *CALIBRATED), {**_STORIES, "max_tokens": 1_048_576}, seeds=3),
+        Experiment("quantizers", QUANTIZERS, {**_STORIES, "max_tokens": 524_288}),
+        Experiment("smollm2", (*METHODS, *CALIBRATED), {**_SMOLLM2, "max_tokens": 65_536}, context=2048),
+    )
+}
