@@ -108,6 +108,7 @@ def test_no_piece_ends_inside_a_character(tokenizer, text):
 @given(prompt=TEXT, text=TEXT, data=st.data())
 def test_a_stream_after_a_prompt_continues_its_text(tokenizer, prompt, text, data):
     """Wherever the tokens of a text are divided into prompt and answer, prompt text + stream = the whole."""
+    assume(REPLACEMENT not in prompt + text)  # at the end of a prompt it cannot be told from an unfinished character
     ids = tokenizer.encode(prompt + text)
     cut = data.draw(st.integers(0, len(ids)))
     before = tokenizer.decode(ids[:cut]).rstrip(REPLACEMENT)

@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import in_onnxruntime, in_torch, windows_of
-
 from fairy2i_export import export
 from fairy2i_runtime.perplexity import Perplexity
+from measure import in_onnxruntime, in_torch, windows_of
 
 KERNELS = ("exact", "lut", "dot")
 
@@ -32,7 +31,8 @@ def main(task: dict[str, Any], out: Path) -> None:
         options = {**task["shared"], **run["recipe"], "seed": 42 + task["seed"]}
         if setting["max_tokens"] is not None:
             options["max_tokens"] = setting["max_tokens"]
-        recipe = Recipe(source=str(source), output=out, data=tuple(setting["data"]), eval_data=(setting["eval"],), quiet=True, **options)
+        texts = {"data": tuple(setting["data"]), "eval_data": (setting["eval"],)}
+        recipe = Recipe(source=str(source), output=out, quiet=True, **texts, **options)
         trained = train(recipe)
         checkpoint = out
         result |= {"tokens": trained.tokens, "train_seconds": trained.seconds, "curve": trained.history}

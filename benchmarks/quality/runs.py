@@ -53,6 +53,7 @@ METHODS = (
 )
 
 CALIBRATED = (
+    untrained("calibrated-2", "2 stages, calibrated, no training", "2", calibrate=True, stages=2),
     untrained("calibrated-3", "3 stages, calibrated, no training", "3", calibrate=True, stages=3),
     untrained("calibrated-4", "4 stages, calibrated, no training", "4", calibrate=True, stages=4),
 )

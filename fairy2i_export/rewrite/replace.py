@@ -34,7 +34,7 @@ class Replacer:
         constants: of the model.
         weights: makes the operands.
         names: for new values.
-        removed: the nodes that were taken out; their inputs are what the prune pass looks at.
+        orphans: inputs of the nodes that were taken out: what the prune pass looks at.
         fused: biases that went into the operator.
     """
 
