@@ -73,7 +73,7 @@ def export_options(given: dict[str, Any], setting: dict[str, Any]) -> dict[str, 
     """``calibrate`` becomes the text of the setting."""
     options = dict(given)
     if options.pop("calibrate", False):
-        options["calibrate"] = setting["calibrate"]
+        options["calibrate"] = [setting["calibrate"]]
     return options
 
 

@@ -73,6 +73,18 @@ QUANTIZERS = (
 )  # fmt: skip
 
 
+# what training can do besides, each against plain W2
+OPTIONS = (
+    SOURCE,
+    trained("plain", "W2", "2", stages=2),
+    trained("rms", "row multiplier, its root mean square", "2", stages=2, row_multiplier="rms"),
+    trained("learned-rows", "row multiplier, learned", "2", stages=2, row_multiplier="learned"),
+    trained("learned-scales", "scales learned", "2", stages=2, learned_scales=True),
+    trained("learned-both", "both learned", "2", stages=2, row_multiplier="learned", learned_scales=True),
+    trained("int8", "int8 activations", "2", stages=2, activation_bits=8),
+)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Runs over one model with one recipe.
@@ -106,7 +118,8 @@ EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment("stories", (*METHODS, *CALIBRATED), {**_STORIES, "max_tokens": 1_048_576}, seeds=3),
-        Experiment("quantizers", QUANTIZERS, {**_STORIES, "max_tokens": 524_288}),
-        Experiment("smollm2", (*METHODS, *CALIBRATED), {**_SMOLLM2, "max_tokens": 65_536}, context=2048),
+        Experiment("quantizers", QUANTIZERS, {**_STORIES, "max_tokens": 262_144}),
+        Experiment("options", OPTIONS, {**_STORIES, "max_tokens": 262_144}),
+        Experiment("smollm2", (*METHODS, *CALIBRATED), {**_SMOLLM2, "max_tokens": 32_768}, context=2048),
     )
 }
