@@ -25,8 +25,8 @@ def main(task: dict[str, Any], out: Path) -> None:
     result: dict[str, Any] = {**task, "tokens": 0, "train_seconds": 0.0, "curve": []}
     checkpoint = source
     if run["recipe"] is not None:
-        from fairy2i_export.train.recipe import Recipe
-        from fairy2i_export.train.run import train
+        from fairy2i_export.train import train
+        from fairy2i_export.training_recipe import Recipe
 
         options = {**task["shared"], **run["recipe"], "seed": 42 + task["seed"]}
         if setting["max_tokens"] is not None:
