@@ -26,7 +26,7 @@ console = Console()
 
 
 def compare(
-    experiment: Annotated[str, typer.Argument(help="stories, quantizers, options or smollm2.")],
+    experiment: Annotated[str, typer.Argument(help="stories, stories-long, quantizers, options or smollm2.")],
     work: Annotated[Path, typer.Option(help="Where everything goes: texts, checkpoints, results.")],
     source: Annotated[Path | None, typer.Option(help="smollm2: its checkpoint (tests/large/fetch_smollm2.py).")] = None,
     text: Annotated[Path | None, typer.Option(help="smollm2: UTF-8 text to train and calibrate on.")] = None,

@@ -66,7 +66,7 @@ QUANTIZERS = (
             f"{quantizer}-{stages}-{rows}", f"{quantizer}, {'with' if rows == 'rms' else 'no'} row multiplier", str(stages),
             quantizer=quantizer, stages=stages, row_multiplier=rows,
         )
-        for stages in (1, 2, 3, 4)
+        for stages in (2, 3, 4)  # at one stage there is nothing to choose together
         for quantizer in ("greedy", "joint")
         for rows in ("none", "rms")
     ),
@@ -117,8 +117,9 @@ _SMOLLM2 = {
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
-        Experiment("stories", (*METHODS, *CALIBRATED), {**_STORIES, "max_tokens": 1_048_576}, seeds=3),
-        Experiment("quantizers", QUANTIZERS, {**_STORIES, "max_tokens": 262_144}),
+        Experiment("stories", (*METHODS, *CALIBRATED), {**_STORIES, "max_tokens": 262_144}, seeds=3),
+        Experiment("stories-long", METHODS, {**_STORIES, "max_tokens": 1_048_576}),
+        Experiment("quantizers", QUANTIZERS, {**_STORIES, "max_tokens": 131_072}),
         Experiment("options", OPTIONS, {**_STORIES, "max_tokens": 262_144}),
         Experiment("smollm2", (*METHODS, *CALIBRATED), {**_SMOLLM2, "max_tokens": 32_768}, context=2048),
     )

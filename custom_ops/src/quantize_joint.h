@@ -60,28 +60,13 @@ F2I_INLINE void nearest_combinations(const f2i_points *points, const float *re, 
   }
 }
 
-/* Codes [stages][stride] of one chunk and, unless q_re is NULL, what they stand for. */
 F2I_INLINE void nearest_chunk(const f2i_points *points, const float *re, const float *im, int count, uint8_t *codes,
                               int64_t stride, float *q_re, float *q_im) {
   float x[F2I_CHUNK], y[F2I_CHUNK];
   int32_t found[F2I_CHUNK];
   nearest_combinations(points, re, im, count, x, y, found);
-  if (q_re != NULL) {
-    for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
-  }
-  for (int64_t t = 0; t < points->stages; ++t) {
-    const int shift = (int)(2 * (points->stages - 1 - t));
-    if (codes != NULL) {
-      for (int i = 0; i < count; ++i) codes[t * stride + i] = (uint8_t)(found[i] >> shift & 3);
-    }
-    if (q_re == NULL) continue;
-    const uint32_t scale_re = bits_of(points->scales[t][0]), scale_im = bits_of(points->scales[t][1]);
-    for (int i = 0; i < count; ++i) {
-      const int32_t code = found[i] >> shift & 3;
-      q_re[i] += real_part(scale_re, code);
-      q_im[i] += imag_part(scale_im, code);
-    }
-  }
+  if (codes != NULL) store_codes(found, points->stages, count, codes, stride);
+  if (q_re != NULL) add_stages(found, points->stages, points->scales[0], 2, count, q_re, q_im, 0);
 }
 
 static void nearest(const f2i_points *points, const float *re, const float *im, int64_t count, uint8_t *codes,

@@ -240,7 +240,53 @@ F2I_INLINE void add_errors(const f2i_latent *latent, int64_t row, int64_t column
   }
 }
 
+/* An entry's codes of all stages make a combination: 2 bits each, stage 1 in the highest. */
+F2I_INLINE int32_t code_in(int32_t combination, int64_t stages, int64_t stage) {
+  return combination >> (2 * (stages - 1 - stage)) & 3;
+}
+
+/* Codes [stages][stride] of one chunk. */
+F2I_INLINE void store_codes(const int32_t *found, int64_t stages, int count, uint8_t *codes, int64_t stride) {
+  for (int64_t t = 0; t < stages; ++t) {
+    for (int i = 0; i < count; ++i) codes[t * stride + i] = (uint8_t)code_in(found[i], stages, t);
+  }
+}
+
+/* What combinations stand for, stages added in their order. scales: of stage t at scales + t * stride, (re, im) */
+F2I_INLINE void add_stages(const int32_t *found, int64_t stages, const float *scales, int64_t stride, int count,
+                           float *q_re, float *q_im, int bf16) {
+  for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
+  for (int64_t t = 0; t < stages; ++t) {
+    const uint32_t scale_re = bits_of(scales[t * stride]), scale_im = bits_of(scales[t * stride + 1]);
+    for (int i = 0; i < count; ++i) {
+      const int32_t code = code_in(found[i], stages, t);
+      q_re[i] = rounded(q_re[i] + real_part(scale_re, code), bf16);
+      q_im[i] = rounded(q_im[i] + imag_part(scale_im, code), bf16);
+    }
+  }
+}
+
 #include "quantize_joint.h"
+
+/* The greedy quantizer's combinations, one stage after the other; re and im become what all stages leave. */
+F2I_INLINE void greedy_combinations(const float *scales, int64_t stages, float *re, float *im, int count,
+                                    int32_t *found, int bf16) {
+  for (int i = 0; i < count; ++i) found[i] = 0;
+  for (int64_t t = 0; t < stages; ++t) {
+    for (int i = 0; i < count; ++i) found[i] = found[i] << 2 | code_of(re[i], im[i]);
+    subtract(re, im, count, scales + 4 * t, bf16);
+  }
+}
+
+/* Combinations of a chunk of U or W, which is used up. points: of it, or NULL for the greedy quantizer */
+F2I_INLINE void combinations(const f2i_points *points, const float *scales, int64_t stages, float *re, float *im,
+                             int count, int32_t *found, int bf16) {
+  if (points != NULL) {
+    nearest_combinations(points, re, im, count, re, im, found);
+  } else {
+    greedy_combinations(scales, stages, re, im, count, found, bf16);
+  }
+}
 
 /* points: of U and W, or NULL for the greedy quantizer */
 F2I_INLINE void row_codes_of(const f2i_latent *latent, const f2i_points *points, const float *scales, int64_t row,
@@ -249,29 +295,16 @@ F2I_INLINE void row_codes_of(const f2i_latent *latent, const f2i_points *points,
   double lanes[2][2][F2I_LANES] = {{{0}}}; /* [upper, lower real row][error, norm] */
   f2i_parts parts, q;
   float left[F2I_CHUNK], right[F2I_CHUNK];
-  uint8_t found[F2I_CHUNK];
+  int32_t found[F2I_CHUNK];
   for (int64_t column = 0; column < m; column += F2I_CHUNK) {
     const int count = (int)(m - column < F2I_CHUNK ? m - column : F2I_CHUNK);
     split(latent, row, column, count, &parts, bf16);
     for (int matrix = 0; matrix < 2; ++matrix) {
-      float *re = parts.re[matrix], *im = parts.im[matrix], *q_re = q.re[matrix], *q_im = q.im[matrix];
-      if (points != NULL) {
-        nearest_chunk(points + matrix, re, im, count, codes + matrix * plane + column, 2 * plane, q_re, q_im);
-        continue;
-      }
-      for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
-      for (int64_t t = 0; t < latent->stages; ++t) {
-        const float *scale = scales + 4 * t + 2 * matrix;
-        const uint32_t scale_re = bits_of(scale[0]), scale_im = bits_of(scale[1]);
-        for (int i = 0; i < count; ++i) {
-          const int32_t code = code_of(re[i], im[i]);
-          found[i] = (uint8_t)code;
-          q_re[i] += real_part(scale_re, code);
-          q_im[i] += imag_part(scale_im, code);
-        }
-        memcpy(codes + (2 * t + matrix) * plane + column, found, (size_t)count);
-        if (t + 1 < latent->stages) subtract(re, im, count, scale, bf16);
-      }
+      const float *scale = scales + 2 * matrix;
+      combinations(points == NULL ? NULL : points + matrix, scale, latent->stages, parts.re[matrix], parts.im[matrix],
+                   count, found, bf16);
+      store_codes(found, latent->stages, count, codes + matrix * plane + column, 2 * plane);
+      add_stages(found, latent->stages, scale, 4, count, q.re[matrix], q.im[matrix], 0);
     }
     if (errors == NULL) continue;
     for (int i = 0; i < count; ++i) {
@@ -352,22 +385,6 @@ F2I_INLINE void store(const f2i_latent *latent, int64_t row, int64_t column, int
   }
 }
 
-/* Codes of all stages, 2 bits each and stage 1 in the highest, one stage after the other. */
-F2I_INLINE void greedy_combinations(const float *scales, int64_t stages, float *re, float *im, int count,
-                                    int32_t *found, int bf16) {
-  for (int i = 0; i < count; ++i) found[i] = 0;
-  for (int64_t t = 0; t < stages; ++t) {
-    const uint32_t scale_re = bits_of(scales[4 * t]), scale_im = bits_of(scales[4 * t + 1]);
-    for (int i = 0; i < count; ++i) {
-      const float x = re[i], y = im[i];
-      const int32_t code = code_of(x, y);
-      found[i] = found[i] << 2 | code;
-      re[i] = rounded(x - real_part(scale_re, code), bf16);
-      im[i] = rounded(y - imag_part(scale_im, code), bf16);
-    }
-  }
-}
-
 /* points: of U and W, or NULL for the greedy quantizer */
 F2I_INLINE void row_dequantized_of(const f2i_latent *latent, const f2i_points *points, const float *scales, int64_t row,
                                    void *out, int64_t dtype, int bf16) {
@@ -379,23 +396,10 @@ F2I_INLINE void row_dequantized_of(const f2i_latent *latent, const f2i_points *p
     const int count = (int)(m - column < F2I_CHUNK ? m - column : F2I_CHUNK);
     split(latent, row, column, count, &parts, bf16);
     for (int matrix = 0; matrix < 2; ++matrix) {
-      float *re = parts.re[matrix], *im = parts.im[matrix], *q_re = q.re[matrix], *q_im = q.im[matrix];
-      if (points != NULL) {
-        nearest_combinations(points + matrix, re, im, count, re, im, found);
-      } else {
-        greedy_combinations(scales + 2 * matrix, latent->stages, re, im, count, found, bf16);
-      }
-      for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
-      for (int64_t t = 0; t < latent->stages; ++t) {
-        const float *scale = scales + 4 * t + 2 * matrix;
-        const uint32_t scale_re = bits_of(scale[0]), scale_im = bits_of(scale[1]);
-        const int shift = (int)(2 * (latent->stages - 1 - t));
-        for (int i = 0; i < count; ++i) {
-          const int32_t code = found[i] >> shift & 3;
-          q_re[i] = rounded(q_re[i] + real_part(scale_re, code), bf16);
-          q_im[i] = rounded(q_im[i] + imag_part(scale_im, code), bf16);
-        }
-      }
+      const float *scale = scales + 2 * matrix;
+      combinations(points == NULL ? NULL : points + matrix, scale, latent->stages, parts.re[matrix], parts.im[matrix],
+                   count, found, bf16);
+      add_stages(found, latent->stages, scale, 4, count, q.re[matrix], q.im[matrix], bf16);
     }
     for (int i = 0; i < count; ++i) {
       left[i] = rounded(q.re[1][i] + q.re[0][i], bf16);
@@ -427,5 +431,5 @@ static void row_dequantized(const f2i_latent *latent, const float *scales, int64
   }
 }
 
-const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums, row_codes, row_parts, nearest, nearest_sums,
-                                       row_dequantized};
+const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums,     row_codes,      row_parts,
+                                     nearest,     nearest_sums, row_dequantized};
