@@ -121,8 +121,8 @@ f2i_status f2i_quantize_dequantized(const f2i_latent *latent, const float *scale
   status = check_count("scales", scales, scales_count, 4 * (uint64_t)latent->stages, message);
   if (status != F2I_OK) return status;
   if (dtype != F2I_FLOAT32 && dtype != F2I_BFLOAT16) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT, "dtype of the result: expected 0 (float32) or 2 (bfloat16), got %lld",
-                    (long long)dtype);
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "dtype of the result: expected 0 (float32) or 2 (bfloat16), got %lld", (long long)dtype);
   }
   const uint64_t bytes = (uint64_t)latent->k * (uint64_t)latent->n * (dtype == F2I_FLOAT32 ? 4u : 2u);
   if (out == NULL || (uint64_t)out_bytes != bytes) {
