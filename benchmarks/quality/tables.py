@@ -129,7 +129,8 @@ def tables(
             blocks[name] = quantizer_table(directory / name)
         else:
             blocks[name] = experiment_table(directory / name, name)
-            blocks[f"{name}-kernels"] = kernel_table(directory / name, name)
+            if name == "stories":
+                blocks[f"{name}-kernels"] = kernel_table(directory / name, name)
         if images is not None:
             images.mkdir(parents=True, exist_ok=True)
             draw(directory / name, name, images / f"quality-{name}.png")
