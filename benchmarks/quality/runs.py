@@ -82,6 +82,8 @@ OPTIONS = (
     trained("learned-scales", "scales learned", "2", stages=2, learned_scales=True),
     trained("learned-both", "both learned", "2", stages=2, row_multiplier="learned", learned_scales=True),
     trained("int8", "int8 activations", "2", stages=2, activation_bits=8),
+    trained("joint", "joint quantizer, scales fitted in every step", "2", stages=2, quantizer="joint"),
+    trained("joint-learned", "joint quantizer, scales learned", "2", stages=2, quantizer="joint", learned_scales=True),
 )
 
 
