@@ -16,6 +16,7 @@ from fairy2i_export.training_recipe import Recipe
 _NEEDED = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "tensorboard")
 _DATA, _METHOD, _LENGTH, _RATE = "Data", "Method", "Length and batch", "Optimizer and schedule"
 _TEACHER, _EVAL, _RUN = "Teacher", "Evaluation", "Run"
+_SOURCES = "{}, or as SOURCE was trained"
 
 
 def _opt(panel: str, help_text: str, *names: str, metavar: str | None = None, default: str | bool = True) -> Any:
@@ -60,26 +61,66 @@ def train_command(
         _opt(_DATA, "Token that ends a document, by id or text.", metavar="TOKEN", default="the source's eos_token_id"),
     ] = None,
     method: Annotated[
-        str, _opt(_METHOD, "fairy2i; binary or ternary, to compare with; float trains without quantizing.", metavar="M")
-    ] = Recipe.method,
-    stages: Annotated[int, _opt(_METHOD, "Residual stages, 1 to 4: bits per weight.", metavar="N")] = Recipe.stages,
-    profile: Annotated[
-        str, _opt(_METHOD, "Rounding of the quantizer: bf16-reference or fp32.", metavar="P")
-    ] = Recipe.profile,
-    quantizer: Annotated[
-        str, _opt(_METHOD, "How codes are chosen: greedy (as published) or joint.", metavar="Q")
-    ] = Recipe.quantizer,
-    row_multiplier: Annotated[
-        str, _opt(_METHOD, "One factor per output row: none, rms or learned.", metavar="M")
-    ] = Recipe.row_multiplier,
-    learned_scales: Annotated[
-        bool,
-        _opt(_METHOD, "Train the scales instead of computing them from the weights.", "--learned-scales", default=False),
-    ] = False,
-    activation_bits: Annotated[
-        int | None, _opt(_METHOD, "8: round the inputs of quantized layers to int8.", metavar="N", default="not rounded")
+        str | None,
+        _opt(
+            _METHOD,
+            "fairy2i; binary or ternary, to compare with; float trains without quantizing.",
+            metavar="M",
+            default=_SOURCES.format("fairy2i"),
+        ),
     ] = None,
-    skip_lm_head: Annotated[bool, _opt(_METHOD, "Leave the output layer float.", "--skip-lm-head", default=False)] = False,
+    stages: Annotated[
+        int | None, _opt(_METHOD, "Residual stages, 1 to 4: bits per weight.", metavar="N", default=_SOURCES.format(2))
+    ] = None,
+    profile: Annotated[
+        str | None,
+        _opt(
+            _METHOD,
+            "Rounding of the quantizer: bf16-reference or fp32.",
+            metavar="P",
+            default=_SOURCES.format("bf16-reference"),
+        ),
+    ] = None,
+    quantizer: Annotated[
+        str | None,
+        _opt(
+            _METHOD,
+            "How codes are chosen: greedy (as published) or joint.",
+            metavar="Q",
+            default=_SOURCES.format("greedy"),
+        ),
+    ] = None,
+    row_multiplier: Annotated[
+        str | None,
+        _opt(_METHOD, "One factor per output row: none, rms or learned.", metavar="M", default=_SOURCES.format("none")),
+    ] = None,
+    learned_scales: Annotated[
+        bool | None,
+        _opt(
+            _METHOD,
+            "Train the scales instead of computing them from the weights.",
+            "--learned-scales/--computed-scales",
+            default=_SOURCES.format("computed"),
+        ),
+    ] = None,
+    activation_bits: Annotated[
+        int | None,
+        _opt(
+            _METHOD,
+            "8: round the inputs of quantized layers to int8; 0: do not.",
+            metavar="N",
+            default=_SOURCES.format("0"),
+        ),
+    ] = None,
+    skip_lm_head: Annotated[
+        bool | None,
+        _opt(
+            _METHOD,
+            "Leave the output layer float, or quantize it.",
+            "--skip-lm-head/--quantize-lm-head",
+            default=_SOURCES.format("quantized"),
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         _opt(_METHOD, "Quantize only layers with such names; may be repeated.", metavar="GLOB", default="all"),

@@ -23,6 +23,7 @@ from fairy2i_export.source import open_source
 from fairy2i_export.train import checkpoint_guard, models
 from fairy2i_export.train.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks, too_short
 from fairy2i_export.train.card import model_card
+from fairy2i_export.train.continuing import complete_settings
 from fairy2i_export.train.curves import draw_curves
 from fairy2i_export.train.documents import check_files
 from fairy2i_export.train.output import CHECKPOINTS, DATA, LOG, claimed, save_result
@@ -82,12 +83,15 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     checkpoint = open_source(recipe.source)
+    recipe, warnings = complete_settings(recipe, checkpoint)
     settings = models.text_settings(checkpoint)
     encoder = open_encoder(checkpoint, settings.vocab_size, recipe.bos, recipe.eos)
     length = _block_length(recipe, settings.max_positions)
     arguments = models.training_arguments(recipe)
     main = arguments.process_index == 0
     console = Console(quiet=True) if recipe.quiet or not main else console or Console()
+    for warning in warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     run = _Run(recipe, checkpoint, encoder, length, arguments, console)
     with ExitStack() as stack:
         with arguments.main_process_first(local=False, desc="claiming the output folder"):
