@@ -44,7 +44,8 @@ class Recipe:
         eval_data: like ``data``; for perplexities along the way.
         eval_every: steps; None: a tenth of the run.
         eval_tokens: use at most this many tokens of ``eval_data``; None: all.
-        patience: stop after so many evaluations without a new best one, and keep the best; None: never.
+        patience: stop after so many evaluations without a new best one, and keep the best weights, which may be the source's;
+            None: never.
         method: fairy2i, the baselines binary and ternary, or float (nothing is quantized).
         stages, profile, quantizer, row_multiplier, learned_scales, activation_bits: see ``QuantizationOptions``;
             ``activation_bits`` 0: inputs are not rounded.

@@ -58,8 +58,7 @@ def test_it_goes_on_where_the_source_ended(first: tuple[Recipe, TrainingResult],
 def test_explicit_options_win_and_are_warned_about(
     first: tuple[Recipe, TrainingResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, result = first
-    recipe = go_on(before, tmp_path / "on")
+    recipe = go_on(first[0], tmp_path / "on")
     arguments = [argument for argument in arguments_of(recipe) if argument != "--quiet"]
     more = ["--stages", "2", "--computed-scales", "--quantize-lm-head", "--exclude", "*.k_proj", "--activation-bits", "0"]
     assert main([*arguments, *more]) == 0

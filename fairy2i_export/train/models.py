@@ -220,16 +220,30 @@ def make_trainer(
     return trainer, display
 
 
-def best_or_last(trainer: Any, recipe: Recipe) -> int:
-    """With early stopping, load the best weights; returns the step that the weights are of."""
+def best_or_last(trainer: Any, recipe: Recipe, source: Checkpoint) -> int:
+    """With early stopping, load the best weights; returns the step that the weights are of, 0 for those of the start."""
     from fairy2i_export.train.trainer import best_evaluation
 
     best = best_evaluation(trainer.state.log_history) if recipe.patience is not None else None
-    if not best or best == trainer.state.global_step:
+    if best is None or best == trainer.state.global_step:
         return int(trainer.state.global_step)
+    if best == 0:  # there is no checkpoint of it
+        _load_start(trainer, recipe, source)
+        return 0
     folder = recipe.output / "checkpoints" / f"checkpoint-{best}"
     trainer._load_from_checkpoint(str(folder), trainer.model_wrapped if trainer.is_fsdp_enabled else None)
     return best
+
+
+def _load_start(trainer: Any, recipe: Recipe, source: Checkpoint) -> None:
+    start, _ = load_student(source, recipe)
+    state = start.state_dict()
+    if trainer.is_fsdp_enabled:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        set_model_state_dict(trainer.model_wrapped, state, options=StateDictOptions(full_state_dict=True))
+    else:
+        trainer.accelerator.unwrap_model(trainer.model).load_state_dict(state)
 
 
 @torch.no_grad()

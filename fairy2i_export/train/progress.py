@@ -76,6 +76,11 @@ class EarlyStop(_Callback):  # type: ignore[misc]
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True  # or the last weights could not be the best ones
+        self.on_evaluate(args, state, control)  # a run that had stopped, and is continued because its result was not written
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         steps = [entry["step"] for entry in state.log_history if "eval_loss" in entry]
         best = best_evaluation(state.log_history)

@@ -191,7 +191,14 @@ class _Run:
     def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int, speed: float) -> TrainingResult:
         """Round the weights to what is stored, measure them once more, and write the result."""
         recipe, history = self.recipe, trainer.state.log_history
-        steps = models.best_or_last(trainer, recipe)
+        steps = models.best_or_last(trainer, recipe, self.checkpoint)
+        if steps < trainer.state.global_step:
+            why = (
+                f"of step {steps}"
+                if steps
+                else "those of the source: no evaluation while training was better than the first"
+            )
+            self._say(f"keeping the best weights, {why}")
         models.round_weights(trainer.model, recipe)
         is_main = trainer.accelerator.is_main_process
         result = TrainingResult(
