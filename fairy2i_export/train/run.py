@@ -26,6 +26,7 @@ from fairy2i_export.train.card import model_card
 from fairy2i_export.train.continuing import complete_settings
 from fairy2i_export.train.curves import draw_curves
 from fairy2i_export.train.documents import check_files
+from fairy2i_export.train.interruptions import stops_explained
 from fairy2i_export.train.output import CHECKPOINTS, DATA, LOG, claimed, save_result
 from fairy2i_export.train.packing import Encoder, open_encoder
 from fairy2i_export.train.prepare import PrepareReport, config_entry
@@ -98,7 +99,8 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
             if main:
                 stack.enter_context(claimed(recipe, run.global_batch, checkpoint.directory))
                 checkpoint_guard.discard(Path(arguments.output_dir))
-        return run()
+        with stops_explained(recipe.output, Path(arguments.output_dir)):
+            return run()
 
 
 class _Run:
