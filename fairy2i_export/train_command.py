@@ -16,7 +16,6 @@ from fairy2i_export.training_recipe import Recipe
 _NEEDED = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "tensorboard")
 _DATA, _METHOD, _LENGTH, _RATE = "Data", "Method", "Length and batch", "Optimizer and schedule"
 _TEACHER, _EVAL, _RUN = "Teacher", "Evaluation", "Run"
-_SOURCES = "{}, or as SOURCE was trained"
 
 
 def _opt(panel: str, help_text: str, *names: str, metavar: str | None = None, default: str | bool = True) -> Any:
@@ -66,11 +65,11 @@ def train_command(
             _METHOD,
             "fairy2i; binary or ternary, to compare with; float trains without quantizing.",
             metavar="M",
-            default=_SOURCES.format("fairy2i"),
+            default="fairy2i",
         ),
     ] = None,
     stages: Annotated[
-        int | None, _opt(_METHOD, "Residual stages, 1 to 4: bits per weight.", metavar="N", default=_SOURCES.format(2))
+        int | None, _opt(_METHOD, "Residual stages, 1 to 4: bits per weight.", metavar="N", default="2")
     ] = None,
     profile: Annotated[
         str | None,
@@ -78,7 +77,7 @@ def train_command(
             _METHOD,
             "Rounding of the quantizer: bf16-reference or fp32.",
             metavar="P",
-            default=_SOURCES.format("bf16-reference"),
+            default="bf16-reference",
         ),
     ] = None,
     quantizer: Annotated[
@@ -87,12 +86,12 @@ def train_command(
             _METHOD,
             "How codes are chosen: greedy (as published) or joint.",
             metavar="Q",
-            default=_SOURCES.format("greedy"),
+            default="greedy",
         ),
     ] = None,
     row_multiplier: Annotated[
         str | None,
-        _opt(_METHOD, "One factor per output row: none, rms or learned.", metavar="M", default=_SOURCES.format("none")),
+        _opt(_METHOD, "One factor per output row: none, rms or learned.", metavar="M", default="none"),
     ] = None,
     learned_scales: Annotated[
         bool | None,
@@ -100,7 +99,7 @@ def train_command(
             _METHOD,
             "Train the scales instead of computing them from the weights.",
             "--learned-scales/--computed-scales",
-            default=_SOURCES.format("computed"),
+            default="computed",
         ),
     ] = None,
     activation_bits: Annotated[
@@ -109,7 +108,7 @@ def train_command(
             _METHOD,
             "8: round the inputs of quantized layers to int8; 0: do not.",
             metavar="N",
-            default=_SOURCES.format("0"),
+            default="0",
         ),
     ] = None,
     skip_lm_head: Annotated[
@@ -118,7 +117,7 @@ def train_command(
             _METHOD,
             "Leave the output layer float, or quantize it.",
             "--skip-lm-head/--quantize-lm-head",
-            default=_SOURCES.format("quantized"),
+            default="quantized",
         ),
     ] = None,
     include: Annotated[
@@ -199,7 +198,8 @@ def train_command(
 ) -> None:
     """Train a pretrained language model to Fairy2i weights; run the same command again to continue an interrupted run.
 
-    The folder goes straight into fairy2i-export. Several processes: start it with torchrun or accelerate launch.
+    The folder goes straight into fairy2i-export. If SOURCE comes from this command itself, the defaults under Method are how it was
+    trained. Several processes: start it with torchrun or accelerate launch.
     """
     values = dict(locals())
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
