@@ -71,7 +71,8 @@ def test_explicit_options_win_and_are_warned_about(
         "trained with activation_bits 8; training with activation_bits 0 as asked",
     ):
         assert expected in printed
-    assert "profile" not in printed
+    assert "profile fp32 as asked" not in printed
+    assert "now: method fairy2i, stages 2, profile fp32, quantizer greedy, row multiplier learned\n" in printed
     entry = json.loads((tmp_path / "on" / "config.json").read_text())["fairy2i"]
     assert entry == {
         "method": "fairy2i",

@@ -72,7 +72,9 @@ def test_texts(refuse: Refuse, tmp_path: Path) -> None:
     given = replace(recipe, data=(str(text),))
     assert "no such file" in refuse(given)
     text.write_text("")
+    assert "--data" in refuse(given)
     assert "text.txt: is empty" in refuse(given)
+    assert f"--eval-data {text}: is empty" in refuse(replace(recipe, eval_data=(str(text),)))
     text.write_text("  \n ")
     assert "no text" in refuse(given)
     text.write_text("w3 w4 w5")
@@ -86,6 +88,16 @@ def test_texts(refuse: Refuse, tmp_path: Path) -> None:
     lines.write_text('{"text": "w3 w4"\n')
     assert "lines.jsonl: cannot be" in refuse(given)
     assert "is a folder" in refuse(replace(recipe, data=(str(tmp_path),)))
+
+
+def test_a_separator_that_does_not_occur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe(tmp_path, steps=1, quiet=False)
+    Path(recipe.eval_data[0]).write_text("w3 w4 w5 w6 " * 50)
+    train(recipe)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "does not occur" in line]
+    assert warnings == [
+        f"warning: --separator '<|end|>' does not occur in {recipe.eval_data[0]}, which is taken for one document"
+    ]
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding(refuse: Refuse, tmp_path: Path) -> None:

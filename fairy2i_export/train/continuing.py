@@ -128,6 +128,15 @@ def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Reci
     return load_learned(model, checkpoint.directory, [kind for kind in LEARNED_KINDS if have[kind]], layers)
 
 
+def settings_text(recipe: Recipe) -> str:
+    """The settings of quantization in a few words: method, and what differs from none."""
+    names = _SETTINGS if recipe.method == "fairy2i" else ("activation_bits",)
+    values = {name.replace("_", " "): getattr(recipe, name) for name in names}
+    return ", ".join(
+        [f"method {recipe.method}", *(f"{name} {value}" for name, value in values.items() if value not in (None, 0, "none"))]
+    ).replace("learned scales True", "learned scales")
+
+
 def _values(options: QuantizationOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in _SETTINGS} | {"activation_bits": options.activation_bits or 0}
 
