@@ -139,7 +139,8 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, PrepareRe
     if recipe.method == "float":
         return model, None
     names = {field.name for field in fields(QuantizationOptions)} & {field.name for field in fields(Recipe)}
-    options = QuantizationOptions(**{name: getattr(recipe, name) or _NONE.get(name) for name in names})
+    chosen: dict[str, Any] = {name: getattr(recipe, name) or _NONE.get(name) for name in names}
+    options = QuantizationOptions(**chosen)
     report = prepare(model, options, skip_lm_head=bool(recipe.skip_lm_head), include=recipe.include, exclude=recipe.exclude)
     load_what_was_learned(model, checkpoint, recipe)
     return model, report
