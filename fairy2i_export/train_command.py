@@ -60,26 +60,66 @@ def train_command(
         _opt(_DATA, "Token that ends a document, by id or text.", metavar="TOKEN", default="the source's eos_token_id"),
     ] = None,
     method: Annotated[
-        str, _opt(_METHOD, "fairy2i; binary or ternary, to compare with; float trains without quantizing.", metavar="M")
-    ] = Recipe.method,
-    stages: Annotated[int, _opt(_METHOD, "Residual stages, 1 to 4: bits per weight.", metavar="N")] = Recipe.stages,
-    profile: Annotated[
-        str, _opt(_METHOD, "Rounding of the quantizer: bf16-reference or fp32.", metavar="P")
-    ] = Recipe.profile,
-    quantizer: Annotated[
-        str, _opt(_METHOD, "How codes are chosen: greedy (as published) or joint.", metavar="Q")
-    ] = Recipe.quantizer,
-    row_multiplier: Annotated[
-        str, _opt(_METHOD, "One factor per output row: none, rms or learned.", metavar="M")
-    ] = Recipe.row_multiplier,
-    learned_scales: Annotated[
-        bool,
-        _opt(_METHOD, "Train the scales instead of computing them from the weights.", "--learned-scales", default=False),
-    ] = False,
-    activation_bits: Annotated[
-        int | None, _opt(_METHOD, "8: round the inputs of quantized layers to int8.", metavar="N", default="not rounded")
+        str | None,
+        _opt(
+            _METHOD,
+            "fairy2i; binary or ternary, to compare with; float trains without quantizing.",
+            metavar="M",
+            default="fairy2i",
+        ),
     ] = None,
-    skip_lm_head: Annotated[bool, _opt(_METHOD, "Leave the output layer float.", "--skip-lm-head", default=False)] = False,
+    stages: Annotated[
+        int | None, _opt(_METHOD, "Residual stages, 1 to 4: bits per weight.", metavar="N", default="2")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        _opt(
+            _METHOD,
+            "Rounding of the quantizer: bf16-reference or fp32.",
+            metavar="P",
+            default="bf16-reference",
+        ),
+    ] = None,
+    quantizer: Annotated[
+        str | None,
+        _opt(
+            _METHOD,
+            "How codes are chosen: greedy (as published) or joint.",
+            metavar="Q",
+            default="greedy",
+        ),
+    ] = None,
+    row_multiplier: Annotated[
+        str | None,
+        _opt(_METHOD, "One factor per output row: none, rms or learned.", metavar="M", default="none"),
+    ] = None,
+    learned_scales: Annotated[
+        bool | None,
+        _opt(
+            _METHOD,
+            "Train the scales instead of computing them from the weights.",
+            "--learned-scales/--computed-scales",
+            default="computed",
+        ),
+    ] = None,
+    activation_bits: Annotated[
+        int | None,
+        _opt(
+            _METHOD,
+            "8: round the inputs of quantized layers to int8; 0: do not.",
+            metavar="N",
+            default="0",
+        ),
+    ] = None,
+    skip_lm_head: Annotated[
+        bool | None,
+        _opt(
+            _METHOD,
+            "Leave the output layer float, or quantize it.",
+            "--skip-lm-head/--quantize-lm-head",
+            default="quantized",
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         _opt(_METHOD, "Quantize only layers with such names; may be repeated.", metavar="GLOB", default="all"),
@@ -158,7 +198,8 @@ def train_command(
 ) -> None:
     """Train a pretrained language model to Fairy2i weights; run the same command again to continue an interrupted run.
 
-    The folder goes straight into fairy2i-export. Several processes: start it with torchrun or accelerate launch.
+    The folder goes straight into fairy2i-export. If SOURCE comes from this command itself, the defaults under Method are how it was
+    trained. Several processes: start it with torchrun or accelerate launch.
     """
     values = dict(locals())
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]

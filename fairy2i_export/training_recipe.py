@@ -44,11 +44,14 @@ class Recipe:
         eval_data: like ``data``; for perplexities along the way.
         eval_every: steps; None: a tenth of the run.
         eval_tokens: use at most this many tokens of ``eval_data``; None: all.
-        patience: stop after so many evaluations without a new best one, and keep the best; None: never.
+        patience: stop after so many evaluations without a new best one, and keep the best weights, which may be the source's;
+            None: never.
         method: fairy2i, the baselines binary and ternary, or float (nothing is quantized).
-        stages, profile, quantizer, row_multiplier, learned_scales, activation_bits: see ``QuantizationOptions``.
+        stages, profile, quantizer, row_multiplier, learned_scales, activation_bits: see ``QuantizationOptions``;
+            ``activation_bits`` 0: inputs are not rounded.
         skip_lm_head: leave the output layer float.
-        include, exclude: globs on the names of linear layers.
+        include, exclude: globs on the names of linear layers. For these and all from ``method`` on, None (or no glob): as the
+            source was trained, if it comes from such a training, else the defaults of ``QuantizationOptions``.
         steps, max_tokens, epochs: length of the run; at most one of them. None of them: one epoch.
         batch: sequences per process and forward pass.
         accumulate: forward passes per optimizer step.
@@ -88,14 +91,14 @@ class Recipe:
     eval_every: int | None = None
     eval_tokens: int | None = None
     patience: int | None = None
-    method: Method = "fairy2i"
-    stages: int = 2
-    profile: str = "bf16-reference"
-    quantizer: str = "greedy"
-    row_multiplier: str = "none"
-    learned_scales: bool = False
+    method: Method | None = None
+    stages: int | None = None
+    profile: str | None = None
+    quantizer: str | None = None
+    row_multiplier: str | None = None
+    learned_scales: bool | None = None
     activation_bits: int | None = None
-    skip_lm_head: bool = False
+    skip_lm_head: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     steps: int | None = None
@@ -134,13 +137,14 @@ class Recipe:
             OptionError: an unknown or impossible value, or options that contradict each other.
         """
         for name, allowed in (
-            ("method", METHODS),
+            ("method", (None, *METHODS)),
             ("bos", BOS_PLACES),
             ("schedule", SCHEDULES),
             ("save_dtype", SAVE_DTYPES),
         ):
             if getattr(self, name) not in allowed:
-                raise OptionError(f"{_option(name)}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                expected = ", ".join(value for value in allowed if value is not None)
+                raise OptionError(f"{_option(name)}: expected one of {expected}, got {getattr(self, name)!r}")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):

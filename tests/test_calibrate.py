@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -222,6 +223,20 @@ def test_verify_and_ppl_take_the_layers_of_the_model(
     assert "own dequantized layers" in printed.err
     for difference in json.loads(printed.out)["against"]["differences"]:
         assert abs(difference["log_ratio"]) < 1e-4
+
+
+def test_the_report_says_what_it_compares_with(
+    source: Path, text: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "report.html"
+    command = ["report", str(folder), "--against", str(source), "--text", str(text), "--tokens", "60", "-o", str(page)]
+    assert tools_cli.main(command) == 0
+    assert "torch multiplies by the model's own dequantized layers" in capsys.readouterr().out
+    written = html.unescape(page.read_text(encoding="utf-8"))
+    assert "torch multiplies by the model's own dequantized layers" in written
+    assert "lets weights change more to keep what layers put out" in written
+    assert "all 4 stages together" in written
+    assert "after stage" not in written
 
 
 @pytest.mark.parametrize(

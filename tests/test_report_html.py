@@ -123,6 +123,25 @@ def test_other_stages_kept_layers_and_no_torch(tmp_path: Path, monkeypatch: pyte
     assert "against exact mode" in text
 
 
+def test_stages_that_were_found_together_are_not_taken_apart(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", num_hidden_layers=1)
+    (tmp_path / "words.txt").write_text("w5 w6 w7 w8 w9 w10")
+    pages = {}
+    for quantizer in ("greedy", "joint"):
+        export(source, tmp_path / quantizer, stages=2, quantizer=quantizer)
+        out = tmp_path / f"{quantizer}.html"
+        arguments = ["report", str(tmp_path / quantizer), "--against", str(source), "-o", str(out), "--no-torch"]
+        assert main([*arguments, "--text", str(tmp_path / "words.txt")]) == 0
+        pages[quantizer] = out.read_text(encoding="utf-8")
+    nodes = len(read_nodes(tmp_path / "joint" / "model.onnx"))
+    assert pages["greedy"].count("after stage 1: ") == nodes
+    assert "found together" not in pages["greedy"]
+    assert "after stage" not in pages["joint"]
+    assert pages["joint"].count("all 2 stages together") == nodes
+    assert "Codes of all stages were found together" in pages["joint"]
+    assert "calibration" not in pages["joint"]
+
+
 def test_a_changed_source_is_noted(tmp_path: Path, capsys) -> None:
     source = tmp_path / "source"
     shutil.copytree(CHECKPOINT, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,9 @@ def test_texts(refuse: Refuse, tmp_path: Path) -> None:
     given = replace(recipe, data=(str(text),))
     assert "no such file" in refuse(given)
     text.write_text("")
+    assert "--data" in refuse(given)
     assert "text.txt: is empty" in refuse(given)
+    assert f"--eval-data {text}: is empty" in refuse(replace(recipe, eval_data=(str(text),)))
     text.write_text("  \n ")
     assert "no text" in refuse(given)
     text.write_text("w3 w4 w5")
@@ -85,6 +88,16 @@ def test_texts(refuse: Refuse, tmp_path: Path) -> None:
     lines.write_text('{"text": "w3 w4"\n')
     assert "lines.jsonl: cannot be" in refuse(given)
     assert "is a folder" in refuse(replace(recipe, data=(str(tmp_path),)))
+
+
+def test_a_separator_that_does_not_occur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe(tmp_path, steps=1, quiet=False)
+    Path(recipe.eval_data[0]).write_text("w3 w4 w5 w6 " * 50)
+    train(recipe)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "does not occur" in line]
+    assert warnings == [
+        f"warning: --separator '<|end|>' does not occur in {recipe.eval_data[0]}, which is taken for one document"
+    ]
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding(refuse: Refuse, tmp_path: Path) -> None:
@@ -177,6 +190,63 @@ def test_a_full_disk(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in folder.iterdir()] == ["checkpoint-3"]  # nothing half-written is left, under any name
     assert main(arguments_of(recipe)) == 0
     assert curve(recipe.output) == curve(whole.output)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+@pytest.mark.parametrize(
+    ("limit", "save_every", "expected"),
+    [
+        (60_000, 3, "the checkpoint of step 6 cannot be written"),
+        (60_000, 100, "the checkpoint of step 8 cannot be written"),  # of the end
+        (200, 3, "training stopped: "),  # TensorBoard's log
+    ],
+)
+def test_files_that_the_system_refuses(
+    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, save_every: int, expected: str
+) -> None:
+    import resource
+
+    recipe = make_recipe(tmp_path, save_every=save_every, eval_data=())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    step = QATTrainer.training_step
+
+    def limited(self: QATTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QATTrainer, "training_step", limited)
+        try:
+            message = refuse(recipe)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert expected in message
+    assert "File too large" in message
+    assert "run the same command again" in message
+    folder = recipe.output / "checkpoints"
+    kept = [path.name for path in folder.iterdir()]
+    assert kept == (["checkpoint-3"] if save_every == 3 else [])
+    assert ("checkpoint-3" if kept else "there is no checkpoint yet") in message
+    assert main(arguments_of(recipe)) == 0
+    whole = replace(recipe, output=tmp_path / "whole")
+    train(whole)
+    assert curve(recipe.output) == curve(whole.output)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_no_room_for_the_texts(refuse: Refuse, tmp_path: Path) -> None:
+    import resource
+
+    recipe = make_recipe(tmp_path, eval_data=())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_500, hard))  # recipe.json is smaller, the tokens are not
+    try:
+        message = refuse(recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "training stopped: File too large" in message
+    assert main(arguments_of(recipe)) == 0
 
 
 def test_no_room_is_said_before_training(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,28 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     assert result.eval_loss_final == pytest.approx(losses[best], abs=0.02)  # rounded to bfloat16
 
 
+def test_early_stopping_keeps_the_source_if_nothing_is_better(
+    trained: tuple[Recipe, TrainingResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(trained[0].output)
+    recipe = make_recipe(
+        tmp_path, source=source, learning_rate=3.0, schedule="constant", patience=1, eval_every=2, quiet=False
+    )
+    result = train(replace(recipe, method="fairy2i", row_multiplier="learned"))
+    assert (result.steps, result.tokens) == (0, 0)
+    assert max(entry["step"] for entry in result.history) == 2
+    assert result.eval_loss_final == result.eval_loss_before
+    assert "keeping the best weights, those of the source" in capsys.readouterr().out
+    kept, given = load_file(recipe.output / "model.safetensors"), load_file(Path(source) / "model.safetensors")
+    assert all(np.array_equal(kept[name], array) for name, array in given.items())
+
+
+def test_the_last_step_is_evaluated_before_the_best_is_chosen(tmp_path: Path) -> None:
+    result = train(make_recipe(tmp_path, patience=5, eval_every=5, steps=7))
+    assert [entry["step"] for entry in result.history if "eval_loss" in entry] == [0, 5, 7]
+    assert result.steps == 7
+
+
 def test_text_of_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(tmp_path, data=(), teacher_text=200, distill=1.0, eval_data=(), steps=2)
     train(recipe)

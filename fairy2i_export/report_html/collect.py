@@ -19,7 +19,7 @@ from fairy2i_export.native import F32
 from fairy2i_export.quantizer import CODE_IM, CODE_RE, QuantizedLinear
 from fairy2i_export.verify.layers import LayerResult, Node, check_layers
 from fairy2i_export.verify.logits import log_softmax
-from fairy2i_export.verify.reference import SourceWeights, torch_is_installed, torch_logits
+from fairy2i_export.verify.reference import CALIBRATED_NOTE, SourceWeights, torch_is_installed, torch_logits
 from fairy2i_runtime import Model, load
 
 F64 = npt.NDArray[np.float64]
@@ -55,7 +55,8 @@ class LayerReport:
         facts: shapes, scales, codes.
         depth: number of the decoder block, None outside the blocks.
         module: short name of the module, such as ``q_proj``.
-        stage_errors: float64 [stages], ``|A - Q(A)| / |A|`` when only the first stages are kept.
+        stage_errors: ``|A - Q(A)| / |A|`` when only the first stages are kept, for each number of stages; of codes that were
+            found for all stages together, which the first stages alone do not approximate, with all stages only.
         kernel: relative errors by kernel and activations.
     """
 
@@ -95,7 +96,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All there is to show."""
+    """All there is to show; ``joint``: codes of all stages were found together, ``calibrated``: on a text."""
 
     title: str
     source: str
@@ -105,6 +106,8 @@ class ReportData:
     constellations: list[Constellation]
     agreement: Agreement
     notes: list[str] = field(default_factory=list)
+    joint: bool = False
+    calibrated: bool = False
 
 
 def collect(
@@ -134,6 +137,8 @@ def collect(
     stated = model.metadata.get("fairy2i.source_sha256")
     if stated and stated != checkpoint.sha256():
         notes.append("The model was exported from other files than the source given: errors below say little.")
+    if source.calibrated:
+        notes.append(f"{CALIBRATED_NOTE[0].upper()}{CALIBRATED_NOTE[1:]}.")
     model_file = model.folder.model_file
     facts = list(layer_facts(nodes))
     drawn = _layers_to_draw([node.name for node in nodes])
@@ -142,7 +147,8 @@ def collect(
     for node in nodes:
         weight = _weight(source, node)
         q = unpack(node.operands)
-        stage_errors[node.name] = [relative_error(weight, _first_stages(q, count + 1)) for count in range(q.stages)]
+        first = q.stages if source.joint else 1
+        stage_errors[node.name] = [relative_error(weight, _first_stages(q, n)) for n in range(first, q.stages + 1)]
         if node.name in drawn:
             constellations[node.name] = constellation(node.name, weight, q)
         step(node.name)
@@ -163,6 +169,8 @@ def collect(
         facts=model_facts(model_file, model.context_length),
         layers=layers,
         constellations=[constellations[name] for name in drawn],
+        joint=source.joint,
+        calibrated=source.calibrated,
         agreement=agreement,
         notes=notes,
     )

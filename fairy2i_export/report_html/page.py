@@ -198,8 +198,11 @@ def code_shares(layers: list[LayerReport]) -> list[tuple[str, list[float], float
 
 
 def _stage_text(layer: LayerReport) -> str:
+    shape = f"{layer.facts.shape[0]} × {layer.facts.shape[1]}"
+    if len(layer.stage_errors) < layer.facts.stages:
+        return f"all {layer.facts.stages} stages together\n{shape}"  # the value itself is in every tool tip
     steps = ", ".join(f"{count + 1}: {percent(error)}" for count, error in enumerate(layer.stage_errors))
-    return f"after stage {steps}\n{layer.facts.shape[0]} × {layer.facts.shape[1]}"
+    return f"after stage {steps}\n{shape}"
 
 
 def _share_text(layer: LayerReport) -> str:

@@ -61,6 +61,12 @@ def good_checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def what_is_kept(directory: Path) -> str:
+    """For error messages: the last whole checkpoint."""
+    good = good_checkpoints(directory)
+    return f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+
+
 def damaged_checkpoints(directory: Path) -> list[Path]:
     """Folders that are named like checkpoints but lack files or parts of files."""
     if not directory.is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 from fairy2i_export.errors import OptionError
 
 _CHUNK = 1 << 20
+_LOOKED_AT = 1 << 26
 _KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
 HUB = "hf:"
@@ -33,17 +34,32 @@ def open_documents(names: Sequence[str], field: str, separator: str | None) -> A
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
-def check_files(names: Sequence[str]) -> None:
-    """Raise OptionError if one of the files is missing or empty."""
+def check_files(names: Sequence[str], option: str = "--data") -> None:
+    """Raise OptionError if one of the files, which were given by this option, is missing or empty."""
     for name in names:
         if name.startswith(HUB):
             continue
         path = Path(name)
         if not path.is_file():
             what = "is a folder; name its files" if path.is_dir() else "no such file"
-            raise OptionError(f"--data {name}: {what} (data sets of the hub are written {HUB}OWNER/NAME)")
+            raise OptionError(f"{option} {name}: {what} (data sets of the hub are written {HUB}OWNER/NAME)")
         if path.stat().st_size == 0:
-            raise OptionError(f"{name}: is empty; expected text to train on")
+            raise OptionError(f"{option} {name}: is empty; expected text")
+
+
+def without_separator(names: Sequence[str], separator: str | None) -> list[str]:
+    """Text files at whose beginning (64 MB) the separator does not occur: most likely it is another one there."""
+    if not separator:
+        return []
+    wanted = separator.encode()
+    found = []
+    for name in names:
+        if name.startswith(HUB) or _kind(Path(name)) is not None:
+            continue
+        with open(name, "rb") as file:
+            if wanted not in file.read(_LOOKED_AT):
+                found.append(name)
+    return found
 
 
 def fingerprint(names: Sequence[str]) -> list[list[Any]]:

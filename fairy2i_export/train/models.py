@@ -16,12 +16,14 @@ from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.source import open_source
 from fairy2i_export.tokenizer_files import check_tokenizer
 from fairy2i_export.train import checkpoint_guard
+from fairy2i_export.train.continuing import check_teacher, load_what_was_learned
 from fairy2i_export.train.options import QuantizationOptions
 from fairy2i_export.train.packing import Encoder
 from fairy2i_export.train.prepare import PrepareReport, prepare
 from fairy2i_export.training_recipe import Recipe
 
 _DAY = 86_400
+_NONE: dict[str, Any] = {"learned_scales": False}  # of the settings that may be false or 0, what is not None then
 
 
 @dataclass(frozen=True)
@@ -125,22 +127,22 @@ def set_lengths(arguments: Any, recipe: Recipe, steps: int, evaluates: bool, res
 def load_student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, PrepareReport | None]:
     """The model to train, in float32, and what :func:`prepare` did to it; None for the method float.
 
+    Args:
+        checkpoint: the source; what it has learned besides its weights is loaded too.
+        recipe: with the settings of :func:`~fairy2i_export.train.continuing.complete_settings`.
+
     Raises:
         CheckpointError: transformers cannot build the model, or weights are missing.
         OptionError: unknown quantization options, or no layer to quantize.
     """
-    entry = checkpoint.config.get("fairy2i")
-    if isinstance(entry, dict) and entry.get("latent", True) is not True:
-        raise OptionError(
-            f'{checkpoint.directory}: config.json says "latent": false: its weights are dequantized already; train on from the '
-            "latent ones"
-        )
     model = load_model(checkpoint)
     if recipe.method == "float":
         return model, None
     names = {field.name for field in fields(QuantizationOptions)} & {field.name for field in fields(Recipe)}
-    options = QuantizationOptions(**{name: getattr(recipe, name) for name in names})
-    report = prepare(model, options, skip_lm_head=recipe.skip_lm_head, include=recipe.include, exclude=recipe.exclude)
+    chosen: dict[str, Any] = {name: getattr(recipe, name) or _NONE.get(name) for name in names}
+    options = QuantizationOptions(**chosen)
+    report = prepare(model, options, skip_lm_head=bool(recipe.skip_lm_head), include=recipe.include, exclude=recipe.exclude)
+    load_what_was_learned(model, checkpoint, recipe)
     return model, report
 
 
@@ -173,9 +175,10 @@ def load_teacher(recipe: Recipe, source: Checkpoint, encoder: Encoder) -> Any:
     """The float model that the student learns from: evaluated only.
 
     Raises:
-        OptionError: its tokens are not the student's.
+        OptionError: its tokens are not the student's, or its weights are latent ones.
     """
     checkpoint = source if recipe.teacher is None else open_source(recipe.teacher)
+    check_teacher(recipe, checkpoint)
     if recipe.teacher is not None:
         theirs, vocab_size = text_settings(checkpoint).vocab_size, text_settings(source).vocab_size
         if theirs != vocab_size:
@@ -218,16 +221,30 @@ def make_trainer(
     return trainer, display
 
 
-def best_or_last(trainer: Any, recipe: Recipe) -> int:
-    """With early stopping, load the best weights; returns the step that the weights are of."""
+def best_or_last(trainer: Any, recipe: Recipe, source: Checkpoint) -> int:
+    """With early stopping, load the best weights; returns the step that the weights are of, 0 for those of the start."""
     from fairy2i_export.train.trainer import best_evaluation
 
     best = best_evaluation(trainer.state.log_history) if recipe.patience is not None else None
-    if not best or best == trainer.state.global_step:
+    if best is None or best == trainer.state.global_step:
         return int(trainer.state.global_step)
+    if best == 0:  # there is no checkpoint of it
+        _load_start(trainer, recipe, source)
+        return 0
     folder = recipe.output / "checkpoints" / f"checkpoint-{best}"
     trainer._load_from_checkpoint(str(folder), trainer.model_wrapped if trainer.is_fsdp_enabled else None)
     return best
+
+
+def _load_start(trainer: Any, recipe: Recipe, source: Checkpoint) -> None:
+    start, _ = load_student(source, recipe)
+    state = start.state_dict()
+    if trainer.is_fsdp_enabled:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        set_model_state_dict(trainer.model_wrapped, state, options=StateDictOptions(full_state_dict=True))
+    else:
+        trainer.accelerator.unwrap_model(trainer.model).load_state_dict(state)
 
 
 @torch.no_grad()

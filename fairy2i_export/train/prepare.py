@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from fairy2i_export.train.options import QuantizationOptions, options_of
 from fairy2i_export.train.qat_modules import QATLinear
 
 LM_HEAD = "lm_head"  # the child of that name, as in the published code
+LEARNED_KINDS = ("row_multiplier", "scales")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def prepare(
 
     Args:
         model: any module; a ``config`` it has notes the options for ``save_pretrained``.
-        options: how to quantize; a method's name for its defaults; None for what the model's config says.
+        options: how to quantize; a method's name for its defaults; None for what the model's config says, also about layers
+            that are left alone.
         skip_lm_head: leave children called ``lm_head`` alone.
         include: globs on module names; empty for all.
         exclude: likewise.
@@ -63,7 +65,10 @@ def prepare(
         OptionError: unknown options, a pattern that matches no linear layer, or nothing to replace.
     """
     if options is None:
-        options = options_of(getattr(getattr(model, "config", None), "fairy2i", None) or {})
+        entry = getattr(getattr(model, "config", None), "fairy2i", None) or {}
+        options = options_of(entry)
+        skip_lm_head = skip_lm_head or entry.get("lm_head", "fairy2i") != "fairy2i"
+        exclude = (*exclude, *entry.get("exclude", ()))
     elif isinstance(options, str):
         options = QuantizationOptions(method=options)  # type: ignore[arg-type]
     linears = {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.Linear)}
@@ -111,10 +116,18 @@ def convert(model: nn.Module) -> nn.Module:
     return model
 
 
-def load_learned(model: nn.Module, directory: str | Path) -> int:
+def load_learned(
+    model: nn.Module, directory: str | Path, kinds: Collection[str] = LEARNED_KINDS, layers: Collection[str] | None = None
+) -> int:
     """Read learned scales and row multipliers from a checkpoint directory into a prepared model, and return how many.
 
     ``from_pretrained`` knows nothing of them and leaves them behind: call it, then :func:`prepare`, then this.
+
+    Args:
+        model: prepared.
+        directory: of the checkpoint.
+        kinds: read these only; others stay as computed from the weights.
+        layers: names of the layers to read them for; None: all.
 
     Raises:
         CheckpointError: the model has such parameters that the checkpoint lacks, or of another shape.
@@ -122,8 +135,9 @@ def load_learned(model: nn.Module, directory: str | Path) -> int:
     wanted = {
         f"{name}.{kind}": parameter
         for name, module in model.named_modules()
-        if isinstance(module, QATLinear)
+        if isinstance(module, QATLinear) and (layers is None or name in layers)
         for kind, parameter in module.learned().items()
+        if kind in kinds
     }
     missing = set(wanted)
     for path in sorted(Path(directory).glob("*.safetensors")):

@@ -20,6 +20,7 @@ class Display(_Callback):  # type: ignore[misc]
     def __init__(self, console: Console) -> None:
         self.console = console
         self.last = ""
+        self.tenths = 0  # of the run that a line has been printed for
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,10 +55,8 @@ class Display(_Callback):  # type: ignore[misc]
             self.last = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}"
             self.bar.update(self.task, text=self.last)
             tenth = max(1, state.max_steps // 10)
-            if (
-                not self.console.is_terminal
-                and state.global_step // tenth > (state.global_step - args.logging_steps) // tenth
-            ):
+            if not self.console.is_terminal and state.global_step // tenth > self.tenths:
+                self.tenths = state.global_step // tenth
                 self.console.print(
                     f"step {state.global_step} of {state.max_steps}  {self.last}", highlight=False, soft_wrap=True
                 )
@@ -75,6 +74,11 @@ class EarlyStop(_Callback):  # type: ignore[misc]
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True  # or the last weights could not be the best ones
+        self.on_evaluate(args, state, control)  # a run that had stopped, and is continued because its result was not written
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         steps = [entry["step"] for entry in state.log_history if "eval_loss" in entry]

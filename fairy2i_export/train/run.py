@@ -23,8 +23,10 @@ from fairy2i_export.source import open_source
 from fairy2i_export.train import checkpoint_guard, models
 from fairy2i_export.train.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks, too_short
 from fairy2i_export.train.card import model_card
+from fairy2i_export.train.continuing import complete_settings, entry_of, settings_text
 from fairy2i_export.train.curves import draw_curves
-from fairy2i_export.train.documents import check_files
+from fairy2i_export.train.documents import check_files, without_separator
+from fairy2i_export.train.interruptions import stops_explained
 from fairy2i_export.train.output import CHECKPOINTS, DATA, LOG, claimed, save_result
 from fairy2i_export.train.packing import Encoder, open_encoder
 from fairy2i_export.train.prepare import PrepareReport, config_entry
@@ -77,24 +79,33 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
             not finite. The last good checkpoint is whole then.
     """
     recipe.check()
-    check_files((*recipe.data, *recipe.eval_data))
+    check_files(recipe.data)
+    check_files(recipe.eval_data, "--eval-data")
     models.quiet_libraries()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     checkpoint = open_source(recipe.source)
+    recipe, warnings = complete_settings(recipe, checkpoint)
     settings = models.text_settings(checkpoint)
     encoder = open_encoder(checkpoint, settings.vocab_size, recipe.bos, recipe.eos)
     length = _block_length(recipe, settings.max_positions)
     arguments = models.training_arguments(recipe)
     main = arguments.process_index == 0
     console = Console(quiet=True) if recipe.quiet or not main else console or Console()
+    warnings += [
+        f"--separator {recipe.separator!r} does not occur in {name}, which is taken for one document"
+        for name in without_separator((*recipe.data, *recipe.eval_data), recipe.separator)
+    ]
+    for warning in warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     run = _Run(recipe, checkpoint, encoder, length, arguments, console)
     with ExitStack() as stack:
         with arguments.main_process_first(local=False, desc="claiming the output folder"):
             if main:
                 stack.enter_context(claimed(recipe, run.global_batch, checkpoint.directory))
                 checkpoint_guard.discard(Path(arguments.output_dir))
-        return run()
+        with stops_explained(recipe.output, Path(arguments.output_dir)):
+            return run()
 
 
 class _Run:
@@ -112,6 +123,8 @@ class _Run:
         recipe, encoder, length, arguments = self.recipe, self.encoder, self.length, self.arguments
         resume = _last_good(Path(arguments.output_dir), self._say)
         model, report = models.load_student(self.checkpoint, recipe)
+        if report is not None and entry_of(self.checkpoint):
+            self._say(f"the source was trained this way already; now: {settings_text(recipe)}")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self._say(f"{parameters:,} parameters, {report or 'nothing is quantized (method float)'}")
         teacher = self._teacher()
@@ -187,7 +200,14 @@ class _Run:
     def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int, speed: float) -> TrainingResult:
         """Round the weights to what is stored, measure them once more, and write the result."""
         recipe, history = self.recipe, trainer.state.log_history
-        steps = models.best_or_last(trainer, recipe)
+        steps = models.best_or_last(trainer, recipe, self.checkpoint)
+        if steps < trainer.state.global_step:
+            why = (
+                f"of step {steps}"
+                if steps
+                else "those of the source: no evaluation while training was better than the first"
+            )
+            self._say(f"keeping the best weights, {why}")
         models.round_weights(trainer.model, recipe)
         is_main = trainer.accelerator.is_main_process
         result = TrainingResult(

@@ -120,8 +120,7 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
         return norm
 
     def _diverged(self, what: str, value: float) -> TrainingError:
-        good = checkpoint_guard.good_checkpoints(self.checkpoints)
-        kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        kept = checkpoint_guard.what_is_kept(self.checkpoints)
         return TrainingError(
             f"step {self.state.global_step + 1}: {what} is {value}, expected a finite number; stopped before the weights are "
             f"changed, {kept}. Start anew with a smaller --lr or --clip or a longer --warmup; if it is the first step, look at "
@@ -231,13 +230,11 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
         return best_evaluation(self.state.log_history) if self.recipe.patience is not None else None
 
     def _not_saved(self, error: Exception) -> OutputError:
-        good = checkpoint_guard.good_checkpoints(self.checkpoints)
-        kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         free = human_bytes(shutil.disk_usage(self.checkpoints).free)
         return OutputError(
             f"{self.checkpoints}: the checkpoint of step {self.state.global_step} cannot be written: {reason} ({free} free); "
-            f"{kept}. Make room, then run the same command again to continue"
+            f"{checkpoint_guard.what_is_kept(self.checkpoints)}. Make room, then run the same command again to continue"
         )
 
 

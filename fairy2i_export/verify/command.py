@@ -22,17 +22,13 @@ from fairy2i_export.sample_text import DEFAULT_TEXT
 from fairy2i_export.source import open_source
 from fairy2i_export.verify.layers import LIMITS, LayerResult, Node, check_layers, read_nodes
 from fairy2i_export.verify.logits import LogitsComparison, compare
-from fairy2i_export.verify.reference import SourceWeights, is_rounded, torch_is_installed, torch_logits
+from fairy2i_export.verify.reference import CALIBRATED_NOTE, SourceWeights, is_rounded, torch_is_installed, torch_logits
 
 FAILED = 1
 PERPLEXITY_LIMIT = 0.005  # |log ratio| of default mode to exact mode
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
 TOP1_LIMIT = 0.99
 _ROWS_SHOWN = 5
-CALIBRATED_NOTE = (
-    "[yellow]note[/]: codes were found by calibration on a text (--calibrate): the source alone does not give them, so they "
-    "are not compared with it, and torch multiplies by the model's own dequantized layers"
-)
 
 
 def verify_command(
@@ -119,7 +115,7 @@ def _check_source(
         # a calibrated model's own codes would be compared with themselves
         differing = [] if source.calibrated else list(source.differing(nodes, lambda: progress.advance(task)))
     if source.calibrated:
-        out.print(CALIBRATED_NOTE, soft_wrap=True)
+        out.print(f"[yellow]note[/]: {CALIBRATED_NOTE}", soft_wrap=True)
     elif differing:
         name, reason = differing[0]
         problems.append(f"{len(differing)} of {len(nodes)} layers differ from the source, the first is {name}: {reason}")

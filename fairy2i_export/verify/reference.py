@@ -32,6 +32,11 @@ _HOW: dict[str, tuple[str, ...]] = {
     "scales": get_args(ScaleChoice),
 }
 
+CALIBRATED_NOTE = (
+    "codes were found by calibration on a text (--calibrate): the source alone does not give them, so they are not compared with "
+    "it, and torch multiplies by the model's own dequantized layers"
+)
+
 
 def torch_is_installed() -> bool:
     """Whether the ``train`` extra (torch and transformers) can be imported."""
@@ -45,6 +50,7 @@ class SourceWeights:
 
     Attributes:
         calibrated: the model's codes come from calibration.
+        joint: codes of all stages were found together, not one stage after the other.
 
     Args:
         checkpoint: the opened source.
@@ -57,6 +63,7 @@ class SourceWeights:
     def __init__(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
         self.checkpoint = checkpoint
         self.calibrated = "fairy2i.calibration" in metadata
+        self.joint = self.calibrated or metadata.get("fairy2i.quantizer") == "joint"
         self.rope_scaling = metadata.get("fairy2i.rope_scaling")
         self._how = {key: metadata.get(f"fairy2i.{key}", first) for key, (first, *_) in _HOW.items()}
         known = self._how["profile"] and all(self._how[key] in allowed for key, allowed in _HOW.items())

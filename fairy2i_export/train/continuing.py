@@ -1,0 +1,146 @@
+"""A source that comes from Fairy2i training: train on with its settings, and with what it has learned besides its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from fairy2i_export.checkpoint import Checkpoint
+from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.train.options import QuantizationOptions, options_of
+from fairy2i_export.train.prepare import LEARNED_KINDS, LM_HEAD, load_learned
+from fairy2i_export.train.qat_modules import QATLinear
+from fairy2i_export.training_recipe import Recipe
+
+_SETTINGS = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales", "activation_bits")
+_FAIRY2I_ONLY = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales")
+
+
+def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, list[str]]:
+    """Fill in how layers are quantized: what the recipe says, else what the source's config.json says, else the defaults.
+
+    Args:
+        recipe: as given.
+        checkpoint: the source.
+
+    Returns:
+        The recipe with every setting of quantization (``activation_bits`` 0: none), and warnings where a given option
+        contradicts what the source was trained with.
+
+    Raises:
+        OptionError: the source's weights are dequantized, or were trained with something that this training does not have.
+        CheckpointError: config.json's entry ``fairy2i`` cannot be understood.
+    """
+    entry = entry_of(checkpoint)
+    trained: dict[str, Any] = {"method": "fairy2i", "skip_lm_head": False, **_values(QuantizationOptions())}
+    stated = {}
+    if entry:
+        stated = {
+            "method": str(entry.get("method", "fairy2i")),
+            "skip_lm_head": entry.get("lm_head", "fairy2i") != "fairy2i",
+            **_values(options_of(entry)),
+        }
+        if recipe.method not in (None, stated["method"]) or stated["method"] != "fairy2i":
+            stated = {name: value for name, value in stated.items() if name not in _FAIRY2I_ONLY}
+        trained |= stated
+    given = {name: getattr(recipe, name) for name in trained if getattr(recipe, name) is not None}
+    warnings = [
+        _contradiction(name, stated[name], value)
+        for name, value in given.items()
+        if name in stated and stated[name] != value
+    ]
+    globs = {"include": recipe.include, "exclude": recipe.exclude}
+    excluded = tuple(entry.get("exclude", ()))
+    if not any(globs.values()):
+        globs["exclude"] = excluded
+    elif excluded and recipe.exclude != excluded:
+        chosen = "; ".join(f"{name} {', '.join(patterns)}" for name, patterns in globs.items() if patterns)
+        warnings.append(_contradiction("exclude", ", ".join(excluded), chosen, ""))
+    return replace(recipe, **{**trained, **given, **globs}), warnings
+
+
+def entry_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """config.json's entry ``fairy2i``, empty if there is none.
+
+    Raises:
+        OptionError, CheckpointError: as :func:`complete_settings`.
+    """
+    entry = checkpoint.config.get("fairy2i")
+    where = f"{checkpoint.directory / 'config.json'}: fairy2i"
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where}: expected an object, found {entry!r}")
+    if entry.get("latent", True) is not True:
+        raise OptionError(
+            f'{checkpoint.directory}: config.json says "latent": false: its weights are dequantized already; train on from the '
+            "latent ones"
+        )
+    if entry.get("col_multiplier", "none") != "none":
+        raise OptionError(
+            f"{where}: col_multiplier is {entry['col_multiplier']!r}, and this training has no column multipliers: the model "
+            "cannot be trained further here"
+        )
+    patterns = entry.get("exclude", [])
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise CheckpointError(f"{where}: exclude: expected a list of globs, found {patterns!r}")
+    options_of(entry)
+    return entry
+
+
+def check_teacher(recipe: Recipe, teacher: Checkpoint) -> None:
+    """Raise OptionError if the teacher's weights are latent ones: without quantizing they are no model to learn from."""
+    if not entry_of(teacher):
+        return
+    which = f"--teacher {recipe.teacher}" if recipe.teacher else f"{recipe.source}, the default for the teacher"
+    raise OptionError(
+        f"{which}: is a model of quantization-aware training (config.json: fairy2i), whose latent weights are no float model; "
+        "name the float model with --teacher"
+    )
+
+
+def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Read the source's learned scales and row multipliers where this run learns them too, and return how many.
+
+    Scales fit a number of stages and a kind of row multiplier: with others they start from the weights, as do layers that
+    the source left float.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape.
+    """
+    entry = entry_of(checkpoint)
+    if not entry or recipe.method != "fairy2i" or entry.get("method", "fairy2i") != "fairy2i":
+        return 0
+    before = options_of(entry)
+    same = (before.stages, before.row_multiplier) == (recipe.stages, recipe.row_multiplier)
+    have = {"row_multiplier": before.row_multiplier == "learned", "scales": before.learned_scales and same}
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, QATLinear)
+        and not any(fnmatchcase(name, pattern) for pattern in entry.get("exclude", ()))
+        and (name.rpartition(".")[2] != LM_HEAD or entry.get("lm_head", "fairy2i") == "fairy2i")
+    ]
+    return load_learned(model, checkpoint.directory, [kind for kind in LEARNED_KINDS if have[kind]], layers)
+
+
+def settings_text(recipe: Recipe) -> str:
+    """The settings of quantization in a few words: method, and what differs from none."""
+    names = _SETTINGS if recipe.method == "fairy2i" else ("activation_bits",)
+    values = {name.replace("_", " "): getattr(recipe, name) for name in names}
+    return ", ".join(
+        [f"method {recipe.method}", *(f"{name} {value}" for name, value in values.items() if value not in (None, 0, "none"))]
+    ).replace("learned scales True", "learned scales")
+
+
+def _values(options: QuantizationOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in _SETTINGS} | {"activation_bits": options.activation_bits or 0}
+
+
+def _contradiction(name: str, stated: Any, value: Any, key: str | None = None) -> str:
+    said = f"{name if key is None else key} {value}".strip()
+    return f"config.json says that the source was trained with {name} {stated}; training with {said} as asked"
