@@ -177,7 +177,7 @@ typedef struct f2i_points {
 
 enum { F2I_MAX_POINTS = 72 };
 
-/* scales [stages][2 (re, im)], stages 1 to 4. */
+/* scales [stages][2 (re, im)], stages 1 to 4, finite. */
 f2i_status f2i_points_init(f2i_points *points, const float *scales, size_t scales_count, f2i_message *message);
 
 /* codes [stages][count] of the points nearest to re + i im, and what they stand for; either may be NULL. */
@@ -191,7 +191,8 @@ f2i_status f2i_nearest_sums(const f2i_points *points, const float *re, const flo
 
 /* The dequantized matrix as training computes with it: complex rows [begin, end), that is real rows i and n/2 + i, of
  * out [n][k], F2I_FLOAT32 or F2I_BFLOAT16, straight from the latent weights and all scales. Sums are rounded as the
- * profile says; then they are multiplied by row_divisor and col_divisor, if there are any, and rounded to the type of out. */
+ * profile says; then they are multiplied by row_divisor and col_divisor, if there are any, and rounded to the type of
+ * out. */
 f2i_status f2i_quantize_dequantized(const f2i_latent *latent, const float *scales, size_t scales_count, int64_t begin,
                                     int64_t end, int64_t dtype, void *out, size_t out_bytes, f2i_message *message);
 
