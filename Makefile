@@ -93,6 +93,7 @@ sanitize: $(VENV)/.installed-test
 	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/sanitize
 	$(WORK)/sanitize/test_quantize
+	$(WORK)/sanitize/test_quantize_arguments
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider

@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 import torch.distributed as dist  # noqa: E402
 
 from fairy2i_export.train import QuantizationOptions, fake_quantize, prepare  # noqa: E402
+from training_worker import run_forked  # noqa: E402
 
 STEPS = 3
 IDS = torch.arange(32).reshape(2, 16) * 7 % 60
@@ -81,7 +82,7 @@ def worker(rank: int, kind: str, folder: str) -> None:
 
 @pytest.mark.parametrize("kind", ["fsdp", "ddp"])
 def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (kind, str(tmp_path)), nprocs=2)
+    assert run_forked(worker, [(rank, kind, str(tmp_path)) for rank in range(2)]) == [0, 0]
     result = torch.load(tmp_path / "result.pt")
     model = make_model()
     losses = train(model, IDS)

@@ -228,18 +228,38 @@ def test_activations_of_8_bits() -> None:
     assert torch.equal(layer(x), torch.nn.functional.linear(y, layer.quantized_weight(), layer.bias))
 
 
+LEARNED: dict[str, Any] = {"learned_scales": True, "row_multiplier": "learned"}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_not_finite(value: float) -> None:
-    layer = QATLinear(8, 6, name="model.layers.3.mlp.up_proj")
-    with torch.no_grad():
-        layer.weight[1, 2] = value
-    for _ in range(2):  # nothing half-made is kept
-        with pytest.raises(WeightError, match=r"model\.layers\.3\.mlp\.up_proj: .*training diverged"):
-            layer(torch.ones(1, 8))
-    with torch.no_grad():
-        layer.weight[1, 2] = 0
-    assert layer(torch.ones(1, 8)).isfinite().all()
-    assert not in_torch(torch.full((2, 2), value), QuantizationOptions()).isfinite().all()  # elsewhere: not silent either
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["library", "torch"])  # float64 is beyond the library
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"stages": 4, "profile": "fp32"}, {"row_multiplier": "rms"}, {"learned_scales": True}, LEARNED,
+        {"quantizer": "joint", "stages": 4}, {"quantizer": "joint", "stages": 4, **LEARNED},
+        {"method": "binary"}, {"method": "ternary", "profile": "fp32"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_weights_that_are_not_finite(settings: dict[str, Any], dtype: Any, value: float) -> None:
+    if dtype == torch.float64 and "quantizer" in settings:
+        pytest.skip("an OptionError")
+    options = QuantizationOptions(**settings)
+    layer = QATLinear(8, 6, options=options, dtype=dtype, name="model.layers.3.mlp.up_proj")
+    x = torch.ones(1, 8, dtype=dtype)
+    kept = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    for name, parameter in layer.named_parameters():
+        if name == "bias":
+            continue
+        with torch.no_grad():
+            parameter.view(-1)[3] = value
+        for _ in range(2):  # nothing half-made is kept
+            with pytest.raises(WeightError, match=r"model\.layers\.3\.mlp\.up_proj: .*training diverged"):
+                layer(x)
+        with torch.no_grad():
+            parameter.copy_(kept[name])
+    assert layer(x).isfinite().all()
 
 
 @pytest.mark.parametrize(

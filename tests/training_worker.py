@@ -1,6 +1,6 @@
 """Processes that train together, or get killed while they do: the environment of ``torchrun``, without its start-up time.
 
-A server process imports torch and transformers once and forks the workers.
+A server process imports torch, transformers and what the two import later once for all tests, and forks the workers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,28 @@ FSDP = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "ACCELERATE_TORCH_DEVICE": "cpu",
 }
+# what workers need; some of it torch imports only when an optimizer steps or a model is sharded, which takes seconds
+PRELOADED = [
+    "pytest",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint.state_dict",
+    "transformers.models.llama.modeling_llama",
+    "training_worker",
+    "fairy2i_export.train.trainer",
+    "fairy2i_export.train.progress",
+    "datasets",
+    "fairy2i_runtime.core",
+]
 
 
-def launch(recipe: Recipe, reports: Path, *, world: int = 2, fsdp: bool = False, die_at: int | None = None) -> list[int]:
-    """Train in ``world`` processes; returns their exit codes. Each leaves ``reports``/rank.json."""
+def run_forked(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Run ``target``, a function of a module, in one process per tuple of arguments; returns exit codes (-9: killed)."""
     context = multiprocessing.get_context("forkserver")
-    paths = [entry for entry in sys.path if entry] + [str(Path(__file__).parent)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for the server
-    context.set_forkserver_preload(
-        ["training_worker", "fairy2i_export.train.trainer", "fairy2i_export.train.progress", "datasets"]
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    reports.mkdir(exist_ok=True)
-    workers = [
-        context.Process(target=work, args=(rank, world, port, recipe, reports, fsdp, die_at)) for rank in range(world)
-    ]
+    paths = [str(Path(__file__).parent), *(entry for entry in sys.path if entry)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for the server
+    context.set_forkserver_preload(PRELOADED)
+    workers = [context.Process(target=target, args=given) for given in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -49,6 +55,15 @@ def launch(recipe: Recipe, reports: Path, *, world: int = 2, fsdp: bool = False,
         worker.kill()
         worker.join()
     return [worker.exitcode if worker.exitcode is not None else -1 for worker in workers]
+
+
+def launch(recipe: Recipe, reports: Path, *, world: int = 2, fsdp: bool = False, die_at: int | None = None) -> list[int]:
+    """Train in ``world`` processes; returns their exit codes. Each leaves ``reports``/rank.json."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reports.mkdir(exist_ok=True)
+    return run_forked(work, [(rank, world, port, recipe, reports, fsdp, die_at) for rank in range(world)])
 
 
 def work(rank: int, world: int, port: int, recipe: Recipe, reports: Path, fsdp: bool, die_at: int | None) -> None:

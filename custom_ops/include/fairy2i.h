@@ -177,7 +177,7 @@ typedef struct f2i_points {
 
 enum { F2I_MAX_POINTS = 72 };
 
-/* scales [stages][2 (re, im)], stages 1 to 4. */
+/* scales [stages][2 (re, im)], stages 1 to 4, finite. */
 f2i_status f2i_points_init(f2i_points *points, const float *scales, size_t scales_count, f2i_message *message);
 
 /* codes [stages][count] of the points nearest to re + i im, and what they stand for; either may be NULL. */

@@ -1,6 +1,7 @@
 /* points.c - the points of a joint quantizer: a table per set of scales, and the public functions on plain arrays. */
 #include "points.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "message.h"
@@ -22,7 +23,8 @@ void f2i_points_fill(f2i_points *points, const float *scales, int64_t stride, in
       re += code & 1 ? 0.0f : value;
       im += code & 1 ? value : 0.0f;
     }
-    if (re < 0 || im < 0) continue;
+    /* below zero, or not a number: each of those would count as a new point, up to 4^stages of them */
+    if (!(re >= 0 && im >= 0)) continue;
     int known = 0; /* the same point from a lower combination */
     for (int64_t i = 0; i < count; ++i) known |= points->re[i] == re && points->im[i] == im;
     if (known) continue;
@@ -43,6 +45,12 @@ f2i_status f2i_points_init(f2i_points *points, const float *scales, size_t scale
   if (points == NULL || scales == NULL || scales_count % 2 != 0 || scales_count < 2 || scales_count > 8) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "scales: expected 2 per stage of 1 to 4, got %zu",
                     points == NULL || scales == NULL ? (size_t)0 : scales_count);
+  }
+  for (size_t i = 0; i < scales_count; ++i) {
+    if (!isfinite(scales[i])) {
+      return f2i_fail(message, F2I_INVALID_ARGUMENT, "scales: expected finite values, got %g at %zu", (double)scales[i],
+                      i);
+    }
   }
   f2i_points_fill(points, scales, 2, (int64_t)(scales_count / 2));
   return f2i_ok(message);

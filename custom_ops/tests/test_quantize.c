@@ -1,4 +1,5 @@
 /* test_quantize.c - the quantizer of every ISA against the baseline one, to the bit, and the packer, without Python.
+ * What the public functions refuse: test_quantize_arguments.c.
  *
  * Every buffer ends at an inaccessible page, so a byte too far is a crash; weights lie unaligned for it. What codes and
  * scales have to be is tested from Python (tests/test_quantizer.py) against an independent derivation.
@@ -35,8 +36,8 @@ static void fill(f2i_latent *latent, char *data) {
 }
 
 typedef struct results {
-  buffer squares, sums, counts, codes, errors;
-  size_t squares_bytes, sums_bytes, codes_bytes, errors_bytes;
+  buffer squares, sums, counts, codes, errors, dense, dense16;
+  size_t squares_bytes, sums_bytes, codes_bytes, errors_bytes, dense_bytes;
 } results;
 
 static results run(const f2i_quantizer *quantizer, const f2i_latent *latent, const float *scales) {
@@ -46,14 +47,19 @@ static results run(const f2i_quantizer *quantizer, const f2i_latent *latent, con
   r.sums_bytes = rows * 4 * sizeof(double);
   r.codes_bytes = (size_t)latent->stages * rows * (size_t)latent->k;
   r.errors_bytes = rows * 2 * sizeof(double);
+  r.dense_bytes = (size_t)(latent->n * latent->k) * sizeof(float);
   r.squares = guarded(r.squares_bytes);
   r.sums = guarded(r.sums_bytes);
   r.counts = guarded(r.sums_bytes);
   r.codes = guarded(r.codes_bytes);
   r.errors = guarded(r.errors_bytes);
+  r.dense = guarded(r.dense_bytes);
+  r.dense16 = guarded(r.dense_bytes / 2);
   quantizer->squares(latent, 0, (int64_t)rows, r.squares.data);
   quantizer->sums(latent, scales, latent->stages - 1, 0, (int64_t)rows, r.sums.data, r.counts.data);
   quantizer->codes(latent, scales, 0, (int64_t)rows, r.codes.data, r.errors.data);
+  quantizer->dequantized(latent, scales, 0, (int64_t)rows, r.dense.data, F2I_FLOAT32);
+  quantizer->dequantized(latent, scales, 0, (int64_t)rows, r.dense16.data, F2I_BFLOAT16);
   return r;
 }
 
@@ -63,6 +69,92 @@ static void release_results(results r) {
   release(&r.counts);
   release(&r.codes);
   release(&r.errors);
+  release(&r.dense);
+  release(&r.dense16);
+}
+
+/* Sums as the profile rounds them, written apart from the library's. */
+static float nearest_bfloat(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  const uint32_t below = bits & 0xFFFF0000u, rest = bits & 0xFFFFu;
+  bits = rest > 0x8000u || (rest == 0x8000u && (bits & 0x10000u)) ? below + 0x10000u : below;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static float rounded_sum(const f2i_latent *latent, float a, float b) {
+  return latent->profile == F2I_PROFILE_BF16 ? nearest_bfloat(a + b) : a + b;
+}
+
+/* re (part 0) or im (part 1) of an entry of U (matrix 0) or W: the scaled codes of all stages */
+static float entry_of(const f2i_latent *latent, const float *scales, const uint8_t *codes, int matrix, int part,
+                      int64_t row, int64_t column) {
+  const int64_t plane = latent->n / 2 * latent->k / 2;
+  float sum = 0;
+  for (int64_t t = 0; t < latent->stages; ++t) {
+    const int code = codes[(2 * t + matrix) * plane + row * latent->k / 2 + column];
+    const float scale = scales[4 * t + 2 * matrix + part];
+    sum = rounded_sum(latent, sum, code % 2 != part ? 0.0f : code / 2 ? -scale : scale);
+  }
+  return sum;
+}
+
+/* The dequantized matrix against one that is put together from the codes: Re(W + U), Im(W - U); Im(W + U), Re(U - W).
+ */
+static void compare_dense(const results *r, const char *isa, const f2i_latent *latent, const float *scales) {
+  const int64_t n = latent->n / 2, m = latent->k / 2;
+  int same = 1, same16 = 1;
+  for (int64_t i = 0; i < latent->n * latent->k; ++i) {
+    const int64_t row = i / latent->k, column = i % latent->k;
+    const int lower = row >= n, right = column >= m, part = lower != right;
+    const float u = entry_of(latent, scales, r->codes.data, 0, part, row % n, column % m);
+    const float w = entry_of(latent, scales, r->codes.data, 1, part, row % n, column % m);
+    float expected = lower && right ? rounded_sum(latent, u, -w) : rounded_sum(latent, w, right ? -u : u);
+    if (latent->row_divisor != NULL) expected *= latent->row_divisor[row];
+    if (latent->col_divisor != NULL) expected *= latent->col_divisor[column];
+    same &= memcmp((const float *)r->dense.data + i, &expected, sizeof expected) == 0;
+    const float half = nearest_bfloat(expected);
+    uint32_t bits;
+    memcpy(&bits, &half, sizeof bits);
+    const uint16_t high = (uint16_t)(bits >> 16);
+    same16 &= memcmp((const uint16_t *)r->dense16.data + i, &high, sizeof high) == 0;
+  }
+  check(same, "dequantized and codes", isa);
+  check(same16, "dequantized to bfloat16 and codes", isa);
+}
+
+/* The same from and to memory at odd addresses, a complex row at a time, last one first: nothing else is written. */
+static void compare_unaligned(const f2i_quantizer *quantizer, const char *isa, const f2i_latent *latent,
+                              const float *scales, const results *expected) {
+  const int64_t rows = latent->n / 2;
+  const buffer data = guarded(latent->bytes + 1), out = guarded(expected->dense_bytes + 1);
+  const buffer out16 = guarded(expected->dense_bytes / 2 + 1), codes = guarded(expected->codes_bytes);
+  f2i_latent moved = *latent;
+  moved.data = memcpy(data.data, latent->data, latent->bytes);
+  quantizer->codes(&moved, scales, 0, rows, codes.data, NULL);
+  check(memcmp(codes.data, expected->codes.data, expected->codes_bytes) == 0, "codes of unaligned weights", isa);
+  memset(out.data, 0xA5, expected->dense_bytes + 1);
+  for (int64_t row = rows - 1; row >= 0; --row) {
+    const int64_t first[2] = {row * latent->k, (rows + row) * latent->k};
+    const size_t bytes = (size_t)latent->k * sizeof(float);
+    quantizer->dequantized(&moved, scales, row, row + 1, out.data, F2I_FLOAT32);
+    quantizer->dequantized(&moved, scales, row, row + 1, out16.data, F2I_BFLOAT16);
+    int same = ((const uint8_t *)out.data)[expected->dense_bytes] == 0xA5;
+    for (int half = 0; half < 2; ++half) {
+      const char *all = expected->dense.data;
+      same &= memcmp((const char *)out.data + 4 * first[half], all + 4 * first[half], bytes) == 0;
+    }
+    same &=
+        row == 0 || (((const uint8_t *)out.data)[0] == 0xA5 && ((const uint8_t *)out.data)[4 * first[1] - 1] == 0xA5);
+    if (!same) check(0, "dequantized row", isa);
+  }
+  check(memcmp(out.data, expected->dense.data, expected->dense_bytes) == 0, "dequantized, unaligned", isa);
+  check(memcmp(out16.data, expected->dense16.data, expected->dense_bytes / 2) == 0, "bfloat16, unaligned", isa);
+  release(&data);
+  release(&out);
+  release(&out16);
+  release(&codes);
 }
 
 static void compare(const f2i_quantizer *quantizer, const char *isa, const f2i_latent *latent, const float *scales) {
@@ -72,6 +164,10 @@ static void compare(const f2i_quantizer *quantizer, const char *isa, const f2i_l
   check(memcmp(a.counts.data, b.counts.data, a.sums_bytes) == 0, "counts", isa);
   check(memcmp(a.codes.data, b.codes.data, a.codes_bytes) == 0, "codes", isa);
   check(memcmp(a.errors.data, b.errors.data, a.errors_bytes) == 0, "errors", isa);
+  check(memcmp(a.dense.data, b.dense.data, a.dense_bytes) == 0, "dequantized", isa);
+  check(memcmp(a.dense16.data, b.dense16.data, a.dense_bytes / 2) == 0, "dequantized to bfloat16", isa);
+  compare_dense(&b, isa, latent, scales);
+  compare_unaligned(quantizer, isa, latent, scales, &a);
 
   /* rows one by one and packed in guarded memory: the same codes */
   const int64_t rows = latent->n / 2, m = latent->k / 2;

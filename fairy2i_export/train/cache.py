@@ -2,7 +2,7 @@
 
 Whether it is the same is asked of its bytes: a fingerprint at the speed of memory, a small part of what quantizing costs.
 torch's version counters would be free, and wrong: assignments through ``.data``, optimizers that work on flat buffers
-(DeepSpeed, FSDP) and all-gathers change weights without counting. On devices where asking would mean waiting for the device
+(DeepSpeed, FSDP) and all-gathers change weights without counting. On other devices, whose bytes the library cannot read,
 nothing is kept: the result lives from the forward to the backward pass.
 
 The buffer is used again, so a layer owns at most one. Backward passes that still need what is overwritten fail with

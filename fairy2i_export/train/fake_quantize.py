@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +39,7 @@ def fake_quantize(
         name: how to call the weight in messages.
 
     Raises:
-        WeightError: values that are not finite, in tensors on the CPU.
+        WeightError: values that are not finite.
     """
     with torch.no_grad():
         dense = dequantize(weight, options, rows=rows, scales=scales, name=name) if made is None else made
@@ -75,7 +74,7 @@ def dequantize(
         name: as there.
 
     Raises:
-        WeightError: values that are not finite, in tensors on the CPU; a weight that is sharded.
+        WeightError: values that are not finite; a weight that is sharded.
     """
     dtype = weight.dtype if dtype is None else dtype
     if type(weight).__name__ == "DTensor":
@@ -87,18 +86,21 @@ def dequantize(
         values = (options.method, options.stages, options.profile, options.quantizer, options.row_multiplier)
         return torch.ops.fairy2i.dequantize(weight, rows, scales, *values, name).to(dtype)  # type: ignore[no-any-return]
     with torch.no_grad():
-        if options.method == "binary":
-            return baselines.binary(weight, options.profile).to(dtype)
-        if options.method == "ternary":
-            return baselines.ternary(weight, options.profile).to(dtype)
+        if options.method != "fairy2i":
+            dense, scale = (baselines.binary if options.method == "binary" else baselines.ternary)(weight, options.profile)
+            _require_finite(weight, name, scale)
+            return dense.to(dtype)
         if options.quantizer == "joint" and not in_reach(weight):
             return _in_main_memory(weight, options, rows, scales, name).to(dtype)
+        if scales is not None or not in_reach(weight):  # else scales that the C library computes show what the weight holds
+            learned = (x for x in (rows, scales) if x is not None)
+            _require_finite(weight, name, weight.sum(dtype=torch.float32), *learned)
         if not in_reach(weight):
             return _in_torch(weight, options, rows, scales, dtype)
         kind = dtype if dtype in _WRITTEN else torch.float32
         result = out if out is not None and out.dtype == kind else torch.empty(weight.shape, dtype=kind)
         found = native_quantizer.dequantize_into(result, weight.detach().contiguous(), options, rows, scales)
-        if not np.isfinite(found).all():
+        if found is None:
             raise diverged(name)
         return result.to(dtype)
 
@@ -106,9 +108,19 @@ def dequantize(
 def diverged(name: str) -> WeightError:
     """The error for latent weights that are not finite any more."""
     return WeightError(
-        f"{name}: the latent weight holds values that are not finite: training diverged; go back to an earlier checkpoint, "
-        "with a lower learning rate, gradient clipping or more warm-up"
+        f"{name}: the latent weight, or what is learned with it, holds values that are not finite: training diverged; go back to "
+        "an earlier checkpoint, with a lower learning rate, gradient clipping or more warm-up"
     )
+
+
+def _require_finite(weight: Tensor, name: str, *values: Tensor) -> None:
+    """Raise WeightError unless all ``values``, a few numbers per matrix, are finite; on a device this waits for them."""
+    if type(weight) not in (Tensor, torch.nn.Parameter) or weight.device.type == "meta" or _traced():
+        return  # there are no values to look at
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a graph that is recorded must not wait
+    if not bool(torch.stack([torch.isfinite(value).all() for value in values]).all()):
+        raise diverged(name)
 
 
 def in_reach(weight: Tensor) -> bool:

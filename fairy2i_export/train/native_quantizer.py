@@ -28,7 +28,10 @@ def _greedy(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, blocks: 
 
 
 def _joint(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, blocks: list[Rows]) -> F32:
-    return joint_scales(matrix, rnd, pool, _greedy(matrix, rnd, pool, blocks))
+    greedy = _greedy(matrix, rnd, pool, blocks)
+    if not np.isfinite(greedy).all():
+        return greedy  # there are no nearest points
+    return joint_scales(matrix, rnd, pool, greedy)
 
 
 def _unchecked(sums: Any) -> None:
@@ -80,7 +83,7 @@ def content(tensor: Tensor) -> tuple[int, ...]:
 
 def dequantize_into(
     out: Tensor, weight: Tensor, options: QuantizationOptions, rows: Tensor | None = None, scales: Tensor | None = None
-) -> F32:
+) -> F32 | None:
     """Write the dequantized form of ``weight`` [2n, 2m] into ``out``, float32 or bfloat16.
 
     Args:
@@ -91,7 +94,8 @@ def dequantize_into(
         scales: learned scales [stages, 2, 2], or None to find them.
 
     Returns:
-        The scales, float32 [stages, 2, 2]; not finite if the weight is not.
+        The scales, float32 [stages, 2, 2]. None if they are not finite, which they are not if they are computed from a weight
+        that is not; nothing is written then.
     """
     matrix, blocks, pool = _matrix(weight, options)
     rnd = rounding_of(options.profile)
@@ -104,6 +108,8 @@ def dequantize_into(
         _choose(matrix, options)
     else:
         found = STRATEGIES[options.quantizer](matrix, rnd, pool, blocks)
+    if not np.isfinite(found).all():
+        return None
     target = as_array(out)
     each(lambda part: matrix.dequantize(part, found, target), blocks, pool)
     return found
