@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from perplexities import in_torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,6 @@ from fairy2i_runtime.cli_measure import read_text
 from fairy2i_runtime.perplexity import Perplexity, Window, Windows, model_scorer
 from fairy2i_runtime.perplexity import measure as measure_windows
 from fairy2i_runtime.tokenizer import Tokenizer
-from measure import in_torch
 
 
 def parts_of(folder: Path, text: str, lengths: list[int], window: int) -> list[Windows]:

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from perplexities import in_onnxruntime, in_torch, windows_of
+
 from fairy2i_export import export
 from fairy2i_runtime.perplexity import Perplexity
-from measure import in_onnxruntime, in_torch, windows_of
 
 KERNELS = ("exact", "lut", "dot")
 
@@ -62,6 +63,8 @@ def main(task: dict[str, Any], out: Path) -> None:
 def untrained_loss(source: Path, recipe: dict[str, Any], options: dict[str, Any], windows: Any, out: Path) -> Perplexity:
     """The source exported with the quantizer of the run, before any training."""
     given = {key: recipe[key] for key in ("stages", "quantizer", "row_multiplier") if key in recipe}
+    if given.get("row_multiplier") == "learned":
+        given["row_multiplier"] = "rms"  # where learning starts
     if options.get("skip_lm_head"):
         given["lm_head"] = "float"
     folder = out.with_name(out.name + "-untrained")

@@ -46,7 +46,16 @@ METHODS = (
     trained("float", "float, trained on", "32", method="float"),
     trained("w2", "W2 (2 stages)", "2", stages=2),
     trained("w2-rms", "W2, row multiplier", "2", stages=2, row_multiplier="rms"),
-    trained("w2-joint", "W2, joint quantizer", "2", stages=2, quantizer="joint"),
+    trained("w2-joint", "W2, joint quantizer, scales fitted in every step", "2", stages=2, quantizer="joint"),
+    trained(
+        "w2-joint-learned",
+        "W2, joint quantizer, scales learned, row multiplier",
+        "2",
+        stages=2,
+        quantizer="joint",
+        learned_scales=True,
+        row_multiplier="rms",
+    ),
     trained("w1", "W1 (1 stage)", "1", stages=1),
     trained("ternary", "ternary (b1.58)", "1.58", method="ternary"),
     trained("binary", "binary (BitNet)", "1", method="binary"),
@@ -69,6 +78,13 @@ QUANTIZERS = (
         for stages in (2, 3, 4)  # at one stage there is nothing to choose together
         for quantizer in ("greedy", "joint")
         for rows in ("none", "rms")
+    ),
+    *(
+        trained(
+            f"joint-learned-{stages}-rms", "joint, scales learned", str(stages),
+            quantizer="joint", stages=stages, row_multiplier="rms", learned_scales=True,
+        )
+        for stages in (2, 3, 4)
     ),
 )  # fmt: skip
 

@@ -82,7 +82,8 @@ def quantizer_table(directory: Path) -> list[str]:
             before = found[0]["untrained"]["loss"]
             recipe = run.recipe
             cells = [
-                str(recipe["stages"]), recipe["quantizer"], recipe["row_multiplier"],
+                str(recipe["stages"]), recipe["quantizer"] + (", scales learned" if recipe.get("learned_scales") else ""),
+                recipe["row_multiplier"],
                 f"{before:.3f}", spread([result["kernels"]["exact"]["loss"] for result in found], 3),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
