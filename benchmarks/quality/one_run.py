@@ -34,9 +34,11 @@ def main(task: dict[str, Any], out: Path) -> None:
             options["max_tokens"] = setting["max_tokens"]
         texts = {"data": tuple(setting["data"]), "eval_data": (setting["eval"],)}
         recipe = Recipe(source=str(source), output=out, quiet=True, **texts, **options)
-        trained = train(recipe)
+        if not (out / "training_log.json").exists():  # else it was trained, and interrupted while it was measured
+            result["train_seconds"] = train(recipe).seconds
+        log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
         checkpoint = out
-        result |= {"tokens": trained.tokens, "train_seconds": trained.seconds, "curve": trained.history}
+        result |= {"tokens": log["tokens"], "curve": log["history"]}
         if run["recipe"].get("method", "fairy2i") == "fairy2i":
             result["untrained"] = summary(untrained_loss(source, run["recipe"], options, windows, out))
     if run["export"] is None:
