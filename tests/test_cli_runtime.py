@@ -263,9 +263,10 @@ def test_a_closed_pipe_ends_quietly(arguments):
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals and pipes")
 def test_ctrl_c_ends_generate_without_traceback():
     command = [*COMMAND, "generate", str(stories_folder()), "-"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # who runs the tests in the background may have it ignored, and children inherit that
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, **pipes, env=environment(), preexec_fn=listening) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         maps = Path(f"/proc/{process.pid}/maps")

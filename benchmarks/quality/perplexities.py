@@ -45,11 +45,12 @@ def in_torch(checkpoint: Path, windows: Windows) -> Perplexity:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fairy2i_export.train import convert, prepare
+    from fairy2i_export.train import convert, load_learned, prepare
 
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     if getattr(model.config, "fairy2i", None):
         prepare(model)
+        load_learned(model, checkpoint)
         model = convert(model)
 
     def score(ids: Sequence[int]) -> F64:
