@@ -132,7 +132,7 @@ def tables(
             blocks[name] = experiment_table(directory / name, name)
             if name == "stories":
                 blocks[f"{name}-kernels"] = kernel_table(directory / name, name)
-        if images is not None:
+        if images is not None and name == "stories":
             images.mkdir(parents=True, exist_ok=True)
             draw(directory / name, name, images / f"quality-{name}.png")
     if into is None:
