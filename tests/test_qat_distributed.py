@@ -76,6 +76,7 @@ def worker(rank: int, kind: str, folder: str) -> None:
         }
         if rank == 0:
             torch.save({"losses": losses, "state": state}, f"{folder}/result.pt")
+        dist.barrier()  # nobody leaves while another still talks
     finally:
         dist.destroy_process_group()
 

@@ -47,7 +47,7 @@ def run_forked(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
     paths = [str(Path(__file__).parent), *(entry for entry in sys.path if entry)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # for the server
     context.set_forkserver_preload(PRELOADED)
-    workers = [context.Process(target=target, args=given) for given in arguments]
+    workers = [context.Process(target=_run, args=(target, given)) for given in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -55,6 +55,14 @@ def run_forked(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
         worker.kill()
         worker.join()
     return [worker.exitcode if worker.exitcode is not None else -1 for worker in workers]
+
+
+def _run(target: Callable[..., None], given: tuple[Any, ...]) -> None:
+    """Leave without the interpreter's end, at which threads of gloo have been seen to wait for a peer that is gone."""
+    target(*given)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def launch(recipe: Recipe, reports: Path, *, world: int = 2, fsdp: bool = False, die_at: int | None = None) -> list[int]:
