@@ -8,15 +8,14 @@ machine that slows down slows all of them; printed are medians, the spread (quar
 each round. --cpu-time counts the seconds of the process instead of the clock's, for machines that have other work; use it with
 --threads 1. --memory runs every variant in a process of its own instead and prints the peak of its resident memory.
 
-"formulas" is a straightforward implementation of the published method: angles, a mask per direction, whole matrices at
-every step, an autograd function with identity gradient.
+"formulas" is a straightforward implementation of the published method, that of quantize.py: angles, a mask per direction, whole
+matrices at every step; as an autograd function with identity gradient.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import statistics
 import subprocess
@@ -28,56 +27,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantize import published_formulas
+
 SIZES = {"10M": (320, 800, 2048), "28M": (512, 1280, 4096)}  # hidden, intermediate, vocabulary
 LAYERS, BATCH, LENGTH, STAGES = 8, 4, 256, 2
 VARIANTS = ("dense", "ours", "formulas")
 
 
-def phase_quantize(re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
-    """One stage: every entry to the nearest of 1, i, -1, -i by its angle, times the mean magnitude on that axis."""
-    phase = torch.angle(torch.complex(re.float(), im.float()))
-    quarter = math.pi / 4
-    plus_re = (phase >= -quarter) & (phase < quarter)
-    plus_im = (phase >= quarter) & (phase < 3 * quarter)
-    minus_re = (phase >= 3 * quarter) | (phase < -3 * quarter)
-    minus_im = (phase >= -3 * quarter) & (phase < -quarter)
-    on_re, on_im = plus_re | minus_re, plus_im | minus_im
-    scale_re = re[on_re].abs().mean() if on_re.any() else torch.tensor(0.0, dtype=re.dtype)
-    scale_im = im[on_im].abs().mean() if on_im.any() else torch.tensor(0.0, dtype=im.dtype)
-    q_re, q_im = torch.zeros_like(re), torch.zeros_like(im)
-    q_re[plus_re], q_re[minus_re], q_im[plus_im], q_im[minus_im] = 1.0, -1.0, 1.0, -1.0
-    return q_re * scale_re.clamp(min=1e-6), q_im * scale_im.clamp(min=1e-6)
-
-
-class Phases(torch.autograd.Function):
-    """All stages of U or W, with a straight-through gradient."""
+class Formulas(torch.autograd.Function):
+    """The dequantized matrix of a latent one [2n, 2m], with a straight-through gradient."""
 
     @staticmethod
-    def forward(ctx: Any, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
-        total_re, total_im = torch.zeros_like(re), torch.zeros_like(im)
-        for _ in range(STAGES):
-            q_re, q_im = phase_quantize(re, im)
-            re, im = re - q_re, im - q_im
-            total_re, total_im = total_re + q_re, total_im + q_im
-        return total_re, total_im
+    def forward(ctx: Any, latent: Tensor) -> Tensor:
+        (u_re, u_im), (w_re, w_im) = published_formulas(latent, STAGES)
+        top = torch.cat([w_re + u_re, w_im - u_im], dim=1)
+        return torch.cat([top, torch.cat([w_im + u_im, u_re - w_re], dim=1)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads
+        return grads[0]
 
 
 class FormulaLinear(nn.Linear):
     """A linear layer that quantizes its weight by the formulas in every forward pass."""
 
     def forward(self, input: Tensor) -> Tensor:
-        n, m = self.out_features // 2, self.in_features // 2
-        a = self.weight
-        a11, a12, a21, a22 = a[:n, :m], a[:n, m:], a[n:, :m], a[n:, m:]
-        u_re, u_im = Phases.apply(0.5 * (a11 + a22), 0.5 * (a21 - a12))
-        w_re, w_im = Phases.apply(0.5 * (a11 - a22), 0.5 * (a12 + a21))
-        top = torch.cat([w_re + u_re, w_im - u_im], dim=1)
-        bottom = torch.cat([w_im + u_im, u_re - w_re], dim=1)
-        return nn.functional.linear(input, torch.cat([top, bottom]), self.bias)
+        return nn.functional.linear(input, Formulas.apply(self.weight), self.bias)
 
 
 def make_model(size: str, dtype: torch.dtype, variant: str) -> nn.Module:
@@ -155,7 +130,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"variants": {}}
     for variant in arguments.variants:
         command = [sys.executable, __file__, "--size", arguments.size, "--dtype", arguments.dtype, "--alone", variant]
-        command += ["--accumulate", str(arguments.accumulate)]
+        command += ["--accumulate", str(arguments.accumulate), "--threads", str(arguments.threads)]
         result["variants"][variant] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     base = result["variants"]["dense"]["peak"]
     for figures in result["variants"].values():

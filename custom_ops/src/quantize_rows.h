@@ -288,7 +288,14 @@ F2I_INLINE void combinations(const f2i_points *points, const float *scales, int6
   }
 }
 
-/* points: of U and W, or NULL for the greedy quantizer */
+/* The points of U and W, made in `tables`, or NULL for the greedy quantizer. */
+static const f2i_points *points_of(const f2i_latent *latent, const float *scales, f2i_points tables[2]) {
+  if (latent->quantizer != F2I_JOINT) return NULL;
+  for (int matrix = 0; matrix < 2; ++matrix) f2i_points_fill(tables + matrix, scales + 2 * matrix, 4, latent->stages);
+  return tables;
+}
+
+/* points: what points_of returns */
 F2I_INLINE void row_codes_of(const f2i_latent *latent, const f2i_points *points, const float *scales, int64_t row,
                              int64_t plane, uint8_t *codes, double *errors, int bf16) {
   const int64_t n = latent->n / 2, m = latent->k / 2;
@@ -327,11 +334,7 @@ static void row_codes(const f2i_latent *latent, const float *scales, int64_t beg
                       double *errors) {
   const int64_t m = latent->k / 2, plane = (end - begin) * m;
   f2i_points tables[2];
-  const f2i_points *points = NULL;
-  if (latent->quantizer == F2I_JOINT) {
-    for (int matrix = 0; matrix < 2; ++matrix) f2i_points_fill(tables + matrix, scales + 2 * matrix, 4, latent->stages);
-    points = tables;
-  }
+  const f2i_points *points = points_of(latent, scales, tables);
   for (int64_t row = begin; row < end; ++row, codes += m) {
     if (latent->profile == F2I_PROFILE_BF16) {
       row_codes_of(latent, points, scales, row, plane, codes, errors, 1);
@@ -385,7 +388,7 @@ F2I_INLINE void store(const f2i_latent *latent, int64_t row, int64_t column, int
   }
 }
 
-/* points: of U and W, or NULL for the greedy quantizer */
+/* points: what points_of returns */
 F2I_INLINE void row_dequantized_of(const f2i_latent *latent, const f2i_points *points, const float *scales, int64_t row,
                                    void *out, int64_t dtype, int bf16) {
   const int64_t n = latent->n / 2, m = latent->k / 2;
@@ -417,11 +420,7 @@ F2I_INLINE void row_dequantized_of(const f2i_latent *latent, const f2i_points *p
 static void row_dequantized(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, void *out,
                             int64_t dtype) {
   f2i_points tables[2];
-  const f2i_points *points = NULL;
-  if (latent->quantizer == F2I_JOINT) {
-    for (int matrix = 0; matrix < 2; ++matrix) f2i_points_fill(tables + matrix, scales + 2 * matrix, 4, latent->stages);
-    points = tables;
-  }
+  const f2i_points *points = points_of(latent, scales, tables);
   for (int64_t row = begin; row < end; ++row) {
     if (latent->profile == F2I_PROFILE_BF16) {
       row_dequantized_of(latent, points, scales, row, out, dtype, 1);

@@ -12,7 +12,7 @@ from torch import nn
 from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.train.options import QuantizationOptions, options_of
-from fairy2i_export.train.prepare import LEARNED_KINDS, LM_HEAD, load_learned
+from fairy2i_export.train.prepare import LEARNED_KINDS, is_lm_head, load_learned
 from fairy2i_export.train.qat_modules import QATLinear
 from fairy2i_export.training_recipe import Recipe
 
@@ -123,7 +123,7 @@ def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Reci
         for name, module in model.named_modules()
         if isinstance(module, QATLinear)
         and not any(fnmatchcase(name, pattern) for pattern in entry.get("exclude", ()))
-        and (name.rpartition(".")[2] != LM_HEAD or entry.get("lm_head", "fairy2i") == "fairy2i")
+        and (not is_lm_head(name) or entry.get("lm_head", "fairy2i") == "fairy2i")
     ]
     return load_learned(model, checkpoint.directory, [kind for kind in LEARNED_KINDS if have[kind]], layers)
 

@@ -18,6 +18,7 @@ from fairy2i_export.tokenizer_files import check_tokenizer
 from fairy2i_export.train import checkpoint_guard
 from fairy2i_export.train.continuing import check_teacher, load_what_was_learned
 from fairy2i_export.train.options import QuantizationOptions
+from fairy2i_export.train.output import CHECKPOINTS
 from fairy2i_export.train.packing import Encoder
 from fairy2i_export.train.prepare import PrepareReport, prepare
 from fairy2i_export.training_recipe import Recipe
@@ -76,7 +77,7 @@ def training_arguments(recipe: Recipe) -> Any:
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     kind: Any = TrainingArguments
     arguments = kind(
-        output_dir=str(recipe.output / "checkpoints"),
+        output_dir=str(recipe.output / CHECKPOINTS),
         per_device_train_batch_size=recipe.batch,
         gradient_accumulation_steps=recipe.accumulate,
         learning_rate=recipe.learning_rate,
@@ -231,7 +232,7 @@ def best_or_last(trainer: Any, recipe: Recipe, source: Checkpoint) -> int:
     if best == 0:  # there is no checkpoint of it
         _load_start(trainer, recipe, source)
         return 0
-    folder = recipe.output / "checkpoints" / f"checkpoint-{best}"
+    folder = recipe.output / CHECKPOINTS / f"checkpoint-{best}"
     trainer._load_from_checkpoint(str(folder), trainer.model_wrapped if trainer.is_fsdp_enabled else None)
     return best
 

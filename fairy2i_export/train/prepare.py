@@ -177,8 +177,8 @@ def config_entry(model: nn.Module | QuantizationOptions) -> dict[str, Any]:
         and not isinstance(module, QATLinear)
         and not (module.in_features % 2 or module.out_features % 2)
     ]
-    heads = [name for name in layers if _is_lm_head(name)]
-    return _entry(options.pop(), bool(heads), [name for name in plain if not _is_lm_head(name)])
+    heads = [name for name in layers if is_lm_head(name)]
+    return _entry(options.pop(), bool(heads), [name for name in plain if not is_lm_head(name)])
 
 
 def _entry(options: QuantizationOptions, lm_head: bool, exclude: Sequence[str]) -> dict[str, Any]:
@@ -200,7 +200,8 @@ def _entry(options: QuantizationOptions, lm_head: bool, exclude: Sequence[str]) 
     return entry
 
 
-def _is_lm_head(name: str) -> bool:
+def is_lm_head(name: str) -> bool:
+    """Whether a module of that name counts as output layer."""
     return name.rpartition(".")[2] == LM_HEAD
 
 
@@ -217,7 +218,7 @@ def _reason(
         return "quantizes already"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "its parent uses the weight without calling it"
-    if skip_lm_head and _is_lm_head(name):
+    if skip_lm_head and is_lm_head(name):
         return "skip_lm_head"
     if include and not any(fnmatchcase(name, pattern) for pattern in include):
         return "not in include"
