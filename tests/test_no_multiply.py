@@ -70,7 +70,7 @@ class Instruction:
     def loads_indexed_vector(self) -> bool:
         """A 64-byte vector at base + index, unscaled: an entry of a table that holds a value for each row of x."""
         return bool(re.fullmatch(r"vmovdq[au]\d*", self.mnemonic)) and bool(
-            re.match(r"(0x[0-9a-f]+)?\(%\w+,%\w+(,1)?\),%zmm", self.operands)
+            re.match(r"(-?0x[0-9a-f]+)?\(%\w+,%\w+(,1)?\),%zmm", self.operands)
         )
 
 

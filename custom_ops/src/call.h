@@ -3,6 +3,8 @@
 #ifndef F2I_CALL_H
 #define F2I_CALL_H
 
+#include <string.h>
+
 #include "cpu.h"
 #include "kernels.h"
 
@@ -47,17 +49,22 @@ static inline const uint8_t *f2i_ahead(const f2i_call *c, size_t k, size_t first
 /* The activations of one row and K-block: [F2I_BLOCK_COLS] each. */
 static inline void f2i_load_block(const f2i_call *c, size_t row, size_t block, float *re, float *im) {
   const size_t first = block * F2I_BLOCK_COLS;
-  const float *x = c->x + (int64_t)row * c->ldx;
-  const float *factor = c->w->col_multiplier;
-  for (size_t j = 0; j < F2I_BLOCK_COLS; ++j) {
-    const size_t column = first + j;
-    const int inside = column < c->m;
-    re[j] = inside ? x[column] : 0.0f;
-    im[j] = inside ? x[c->m + column] : 0.0f;
-    if (inside && factor != NULL) {
-      re[j] *= factor[column];
-      im[j] *= factor[c->m + column];
-    }
+  const size_t count = c->m - first < F2I_BLOCK_COLS ? c->m - first : F2I_BLOCK_COLS;
+  const float *x = c->x + (int64_t)row * c->ldx + first;
+  if (count < F2I_BLOCK_COLS) {
+    memset(re, 0, F2I_BLOCK_COLS * sizeof(float));
+    memset(im, 0, F2I_BLOCK_COLS * sizeof(float));
+    memcpy(re, x, count * sizeof(float));
+    memcpy(im, x + c->m, count * sizeof(float));
+  } else { /* of a constant size: a few vector moves */
+    memcpy(re, x, F2I_BLOCK_COLS * sizeof(float));
+    memcpy(im, x + c->m, F2I_BLOCK_COLS * sizeof(float));
+  }
+  if (c->w->col_multiplier == NULL) return;
+  const float *factor = c->w->col_multiplier + first;
+  for (size_t j = 0; j < count; ++j) {
+    re[j] *= factor[j];
+    im[j] *= factor[c->m + j];
   }
 }
 

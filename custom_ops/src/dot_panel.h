@@ -16,16 +16,16 @@ enum {
   HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
 };
 
-/* Operands of a K-block. 128 is added to weights because the instructions multiply unsigned by signed bytes: bias is
- * what that adds to each sum of a row of x, with the sign changed. */
+/* Operands of a K-block. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights: bias is what that
+ * adds to each sum of a row of x, with the sign changed. */
 typedef struct panel_operands {
   int8_t x[PANEL_ROWS][STEPS][4];
   int32_t bias[PANEL_ROWS];
 } panel_operands;
 
-/* Unpacked weights, plus 128: [half of the rows][real, imaginary output][U, W][step][row][column] */
+/* Unpacked weights: [half of the rows][real, imaginary output][U, W][step][row][column] */
 typedef struct panel_weights {
-  uint8_t w[HALVES][2][2][STEPS][F2I_HALF_ROWS][4];
+  int8_t w[HALVES][2][2][STEPS][F2I_HALF_ROWS][4];
 } panel_weights;
 
 /* Sums of a tile: [half][row of x][real, imaginary][row of the half] */
@@ -80,34 +80,45 @@ static inline __m512i look_up(const int8_t *values, __m512i index) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
 }
 
-/* Four columns of one matrix. values: [re, im], plus 128. */
+/* Four columns of one matrix. values: [re, im]. With 128 added, too: 0 - (v + 128) = -v + 128 in a byte. */
 static inline void store_blocks(const __m512i values[2], int matrix, int step,
-                                uint8_t out[2][2][STEPS][F2I_HALF_ROWS][4]) {
-  const __m512i re = values[0], im = values[1], zero = _mm512_setzero_si512(); /* 0 - (v + 128) = -v + 128 */
+                                int8_t out[2][2][STEPS][F2I_HALF_ROWS][4]) {
+  const __m512i re = values[0], im = values[1], zero = _mm512_setzero_si512();
   _mm512_store_si512(out[0][matrix][step], re);
   _mm512_store_si512(out[0][matrix][step + 1], matrix ? im : _mm512_sub_epi8(zero, im));
   _mm512_store_si512(out[1][matrix][step], im);
   _mm512_store_si512(out[1][matrix][step + 1], matrix ? _mm512_sub_epi8(zero, re) : re);
 }
 
-/* Unpacks the K-block of one tile. packed: [byte plane][F2I_PLANE_BYTES] */
-static inline void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes, int stages, panel_weights *out) {
+/* Adds what a byte plane says about a matrix. values: [parity][re, im]; tables: [re, im][16] */
+static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], const __m512i index[2]) {
+  for (int part = 0; part < 2; ++part) {
+    values[0][part] = _mm512_add_epi8(values[0][part], look_up(tables[part], index[0]));
+    values[1][part] = _mm512_add_epi8(values[1][part], look_up(tables[part], index[1]));
+  }
+}
+
+/* Unpacks the K-block of one tile and adds `plus` to every weight. packed: [byte plane][F2I_PLANE_BYTES]. stages and
+ * plus are constants where this is called: all values stay in registers. */
+static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes,
+                                                              const int stages, const int plus, panel_weights *out) {
+  const __m512i start = _mm512_set1_epi8((char)plus);
   for (int half = 0; half < HALVES; ++half) {
     for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
-      __m512i values[2][2][2]; /* [parity][U, W][re, im], plus 128 */
-      for (int i = 0; i < 8; ++i) values[i / 4][i / 2 % 2][i % 2] = _mm512_set1_epi8((char)0x80);
-      for (int p = 0; p < stages; ++p) {
-        __m512i index[2];
-        indices(transpose(packed + p * F2I_PLANE_BYTES + group * 2 * F2I_CELL_BYTES, half), index);
-        for (int i = 0; i < (planes[p].both ? 4 : 2); ++i) {
-          const int matrix = planes[p].both ? i / 2 : planes[p].matrix;
-          for (int parity = 0; parity < 2; ++parity) {
-            __m512i *value = &values[parity][matrix][i % 2];
-            *value = _mm512_add_epi8(*value, look_up(planes[p].value[i], index[parity]));
-          }
-        }
+      const uint8_t *cells = packed + group * 2 * F2I_CELL_BYTES;
+      __m512i u[2][2] = {{start, start}, {start, start}}, w[2][2] = {{start, start}, {start, start}};
+      __m512i index[2];
+      for (int p = 0; p < stages;
+           ++p) { /* planes as F2I_BYTE_PLANES has them: of U and W in turns, an odd last of both */
+        const int is_both = p + 1 == stages && stages % 2;
+        indices(transpose(cells + p * F2I_PLANE_BYTES, half), index);
+        if (is_both || p % 2 == 0) add_plane(u, planes[p].value, index);
+        if (is_both || p % 2 == 1) add_plane(w, planes[p].value + (is_both ? 2 : 0), index);
       }
-      for (int i = 0; i < 4; ++i) store_blocks(values[i / 2][i % 2], i % 2, group * 4 + i / 2 * 2, out->w[half]);
+      for (int parity = 0; parity < 2; ++parity) {
+        store_blocks(u[parity], 0, group * 4 + parity * 2, out->w[half]);
+        store_blocks(w[parity], 1, group * 4 + parity * 2, out->w[half]);
+      }
     }
   }
 }
@@ -130,7 +141,7 @@ static inline void read_panel(const void *state, float *out) {
 #define F2I_DOT_PANEL(block_fn)           \
   {.rows = PANEL_ROWS,                    \
    .least = 5,                            \
-   .strip_tiles = 1,                      \
+   .strip_tiles = 4,                      \
    .operand_bytes = 0,                    \
    .extra_bytes = sizeof(panel_operands), \
    .state_bytes = sizeof(panel_state),    \

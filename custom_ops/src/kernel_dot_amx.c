@@ -20,29 +20,30 @@ static void configure(void) {
   _tile_loadconfig(&config);
 }
 
-static inline void add_sums(const int32_t sums[X_ROWS][F2I_HALF_ROWS], const int32_t *bias, const float *units,
-                            float (*out)[2][F2I_HALF_ROWS], int part) {
+/* out += unit * sum, for 16 rows of x. sums: [real, imaginary][row of x][row of the half]; out: [row of x][real,
+ * imaginary][row of the half] */
+static inline void add_sums(const int32_t *sums, const float *units, float *out) {
+  __asm__("" : "+r"(sums), "+r"(units), "+r"(out)); /* one base address each: gcc would keep 32 in vector registers */
+#pragma GCC unroll 16
   for (int r = 0; r < X_ROWS; ++r) {
-    const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums[r]), _mm512_set1_epi32(bias[r]));
-    const __m512 product = _mm512_mul_ps(_mm512_set1_ps(units[r]), _mm512_cvtepi32_ps(sum));
-    _mm512_store_ps(out[r][part], _mm512_add_ps(_mm512_load_ps(out[r][part]), product));
+    const __m512 unit = _mm512_set1_ps(units[r]);
+    for (int part = 0; part < 2; ++part) {
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (part * X_ROWS + r) * F2I_HALF_ROWS));
+      float *to = out + (r * 2 + part) * F2I_HALF_ROWS;
+      _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), _mm512_mul_ps(unit, sum)));
+    }
   }
 }
 
-static void f2i_block_dot__amx_panel(const f2i_panel *p) {
-  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
+static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel *p, const int stages) {
+  const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
   const panel_operands *x = p->operands;
   panel_state *state = p->state;
   _Alignas(64) panel_weights weights;
   _Alignas(64) int32_t sums[2][X_ROWS][F2I_HALF_ROWS];
-  if (p->rows <= X_ROWS) { /* hardly more than one tile of x */
-    f2i_panel_dot__avx512.block(p);
-    return;
-  }
-  configure();
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
-    unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, &weights);
+    unpack_tile(p->packed + tile * tile_bytes, p->shared, stages, 0, &weights);
     for (int half = 0; half < HALVES; ++half) {
       _tile_loadd(0, weights.w[half][0][0], 64);
       _tile_loadd(1, weights.w[half][0][1], 64);
@@ -52,18 +53,28 @@ static void f2i_block_dot__amx_panel(const f2i_panel *p) {
         _tile_loadd(4, x->x[row], 64);
         _tile_zero(5);
         _tile_zero(6);
-        _tile_dpbsud(5, 4, 0);
-        _tile_dpbsud(6, 4, 2);
-        _tile_dpbsud(5, 4, 1);
-        _tile_dpbsud(6, 4, 3);
+        _tile_dpbssd(5, 4, 0);
+        _tile_dpbssd(6, 4, 2);
+        _tile_dpbssd(5, 4, 1);
+        _tile_dpbssd(6, 4, 3);
         _tile_stored(5, sums[0], 64);
         _tile_stored(6, sums[1], 64);
-        for (int part = 0; part < 2; ++part) {
-          add_sums(sums[part], x->bias + row, p->units + row, state[tile].sum[half] + row, part);
-        }
+        add_sums(sums[0][0], p->units + row, state[tile].sum[half][row][0]);
       }
     }
   }
+}
+
+static void f2i_block_dot__amx_panel(const f2i_panel *p) {
+  if (p->rows <= X_ROWS) { /* hardly more than one tile of x */
+    f2i_panel_dot__avx512.block(p);
+    return;
+  }
+  configure();
+  if (p->stages == 1) tiles_of_panel(p, 1);
+  if (p->stages == 2) tiles_of_panel(p, 2);
+  if (p->stages == 3) tiles_of_panel(p, 3);
+  if (p->stages == 4) tiles_of_panel(p, 4);
   _tile_release();
 }
 

@@ -34,13 +34,13 @@ static inline void multiply(const panel_weights *weights, int half, const panel_
   }
 }
 
-static void f2i_block_dot__avx512_panel(const f2i_panel *p) {
-  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
+static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel *p, const int stages) {
+  const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
   panel_state *state = p->state;
   _Alignas(64) panel_weights weights;
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
-    unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, &weights);
+    unpack_tile(p->packed + tile * tile_bytes, p->shared, stages, 128, &weights);
     for (int half = 0; half < HALVES; ++half) {
       size_t row = 0;
       for (; row + AT_ONCE <= p->rows; row += AT_ONCE) {
@@ -50,6 +50,13 @@ static void f2i_block_dot__avx512_panel(const f2i_panel *p) {
       for (; row < p->rows; ++row) multiply(&weights, half, p->operands, row, 1, p->units, &state[tile]);
     }
   }
+}
+
+static void f2i_block_dot__avx512_panel(const f2i_panel *p) {
+  if (p->stages == 1) tiles_of_panel(p, 1);
+  if (p->stages == 2) tiles_of_panel(p, 2);
+  if (p->stages == 3) tiles_of_panel(p, 3);
+  if (p->stages == 4) tiles_of_panel(p, 4);
 }
 
 const f2i_panel_kernel f2i_panel_dot__avx512 = F2I_DOT_PANEL(f2i_block_dot__avx512_panel);

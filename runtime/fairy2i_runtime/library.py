@@ -11,10 +11,12 @@ import platform
 import re
 import weakref
 from pathlib import Path
-
-import onnxruntime as ort
+from typing import TYPE_CHECKING
 
 from fairy2i_runtime.errors import LibraryError
+
+if TYPE_CHECKING:  # the exporter and training use the library without onnxruntime
+    import onnxruntime as ort
 
 LIBRARY_VARIABLE = "FAIRY2I_LIBRARY"
 MINIMUM_ORT = (1, 18)  # the C API version the library asks for
@@ -56,6 +58,8 @@ def register(session_options: ort.SessionOptions) -> None:
     """
     if session_options in _registered:  # onnxruntime itself refuses a second registration
         return
+    import onnxruntime as ort
+
     if ort_version() < MINIMUM_ORT:
         raise LibraryError(
             f"onnxruntime {MINIMUM_ORT[0]}.{MINIMUM_ORT[1]} or newer is needed, found {ort.__version__}; "
@@ -71,6 +75,8 @@ def register(session_options: ort.SessionOptions) -> None:
 
 def ort_version() -> tuple[int, int]:
     """Major and minor version of the onnxruntime that is imported."""
+    import onnxruntime as ort
+
     numbers = [int(number) for number in re.findall(r"\d+", ort.__version__)]
     return numbers[0], numbers[1]
 
