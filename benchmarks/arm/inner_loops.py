@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from loops import innermost_loops, run_mca
 
 OBJDUMP = "aarch64-linux-gnu-objdump"
 FILES = {  # object, and the function with the loops
@@ -58,23 +60,9 @@ class Loop:
 
 def loops(path: Path) -> Iterator[Loop]:
     """Innermost loops of an object file that look something up."""
-    text = subprocess.run([OBJDUMP, "-d", "--no-show-raw-insn", path], capture_output=True, text=True, check=True).stdout
-    for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
-        name = re.match(r"[0-9a-f]+ <(.*)>:", function)
-        lines = [
-            (int(address, 16), op, operands.split("//")[0].strip())
-            for address, op, operands in re.findall(r"^ +([0-9a-f]+):\t(\S+)[ \t]*(.*)$", function, re.M)
-        ]
-        back = []
-        for address, op, operands in lines:
-            target = re.search(r"\b([0-9a-f]+) <", operands)
-            if target and re.match(r"b(\.|$)|cbn?z|tbn?z", op) and int(target[1], 16) <= address:
-                back.append((int(target[1], 16), address))
-        for first, last in back:
-            inside = any((a, b) != (first, last) and first <= a and b <= last for a, b in back)
-            body = [(op, operands) for address, op, operands in lines if first <= address <= last]
-            if name and not inside and sum(op == "tbl" for op, _ in body) >= 8:
-                yield Loop(name[1], body)
+    for function, body in innermost_loops(path, OBJDUMP, r"b(\.|$)|cbn?z|tbn?z"):
+        if sum(op == "tbl" for op, _ in body) >= 8:
+            yield Loop(function, body)
 
 
 def check(kernel: str, loop: Loop) -> list[str]:
@@ -91,20 +79,8 @@ def check(kernel: str, loop: Loop) -> list[str]:
 
 def estimate(mca: str, loop: Loop, model: str) -> tuple[float, str]:
     """Cycles per iteration, and the share of the vector units' time that is taken."""
-    source = "\n".join(f"{op} {operands}" for op, operands in loop.body if "<" not in operands)
-    command = [
-        mca,
-        "-mtriple=aarch64",
-        "-mattr=+dotprod,+i8mm",
-        f"-mcpu={model}",
-        "-iterations=200",
-        "-instruction-info=false",
-    ]
-    text = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
-    cycles = float(re.findall(r"Total Cycles: +(\d+)", text)[0]) / 200
-    units = re.findall(r"^\[[\d.]+\] +- [A-Z]+\d+Unit(\w+)", text, re.M)
-    pressure = re.findall(r"Resource pressure per iteration:\n.*\n(.*)", text)[0].split()
-    busiest = sorted(zip((float(p) if p != "-" else 0.0 for p in pressure), units, strict=True), reverse=True)[:2]
+    cycles, pressure = run_mca(mca, loop.body, "-mtriple=aarch64", "-mattr=+dotprod,+i8mm", f"-mcpu={model}")
+    busiest = sorted(((p, unit.partition("Unit")[2]) for unit, p in pressure.items()), reverse=True)[:2]
     names = {"W": "F0", "X": "F1"}  # the manual's names of the A72's two vector pipes
     return cycles, " ".join(f"{names.get(u, u)} {100 * p / cycles:.0f} %" for p, u in busiest)
 

@@ -1,0 +1,76 @@
+"""What the x86 kernels are bound by: llvm-mca's estimate of their inner loops, port by port.
+
+    python benchmarks/x86_ports.py BUILD [--mca llvm-mca-19] [--cpu sapphirerapids] [--ghz 2.0]
+
+BUILD is a build of custom_ops. Estimates assume data in the first-level cache and nothing but the loop: sums of a K-block that
+become floats behind it are not in, nor is anything that memory takes. "per line" is for 64 bytes of packed codes (256 weights at
+2 bits) and one row of x; GB/s is how fast a core at that clock would pass over packed codes if the loop were all.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from loops import Body, innermost_loops, run_mca
+
+FILES = {  # kernel: object
+    "lut/avx512": "kernel_avx512",
+    "lut/avx512, panel": "kernel_avx512_panel",
+    "lut/avx2": "kernel_avx2",
+    "dot/avx512": "kernel_dot_avx512",
+    "dot/avx512, panel": "kernel_dot_avx512_panel",
+}
+LINE = 256  # weights of 64 bytes
+PORTS = {"p0": r"Port0?0$", "p1": r"Port0?1$", "p5": r"Port0?5$", "loads": r"Port(0?2|0?3|11)$"}
+
+
+def weights_of(kernel: str, body: Body) -> int:
+    """Weights times rows of x of an iteration, by what a look-up or a dot product covers at two stages."""
+    zmm = [op for op, operands in body if "%zmm" in operands]
+    ymm = [op for op, operands in body if "%ymm" in operands and "%zmm" not in operands]
+    if kernel.startswith("dot"):  # 64 products: a weight of U or W is 2 bits and half of the 4 products of two stages
+        return 32 * zmm.count("vpdpbusd")
+    if kernel.endswith("panel"):  # an entry for 32 rows of x; four bits are two weights
+        return 64 * sum(op == "movzwl" for op, _ in body)
+    # indices of 64 (32) nibbles meet two tables, real and imaginary output
+    return 64 * zmm.count("vpshufb") + 32 * ymm.count("vpshufb")
+
+
+def busy_ports(units: dict[str, float], cycles: float) -> str:
+    """Share of the time that ports work; vectors of 64 bytes only go to p0 and p5."""
+    shares = []
+    for port, pattern in PORTS.items():
+        used = [work for unit, work in units.items() if re.search(pattern, unit)]
+        shares.append(f"{port} {100 * sum(used) / len(used) / cycles:.0f} %")
+    return ", ".join(shares)
+
+
+def main(
+    build: Annotated[Path, typer.Argument(help="A build folder of custom_ops, with its object files.")],
+    mca: Annotated[str, typer.Option(help="An llvm-mca that knows the processor.")] = "llvm-mca-19",
+    cpu: Annotated[str, typer.Option(help="LLVM's name of the processor.")] = "sapphirerapids",
+    ghz: Annotated[float, typer.Option(help="Its clock with 512-bit vectors.")] = 2.0,
+) -> None:
+    """Print cycles and port use of every inner loop that looks up or multiplies."""
+    table = Table("kernel", "instructions", "weights", "cycles", "cycles / line", "busy", f"GB/s at {ghz:g} GHz", title=cpu)
+    for kernel, name in FILES.items():
+        path = build / "CMakeFiles/fairy2i_ops.dir/src" / f"{name}.c.o"
+        found = {(weights_of(kernel, body), len(body)): body for _, body in innermost_loops(path, "objdump", "j")}
+        for (weights, count), body in sorted(found.items()):
+            if weights < LINE:
+                continue
+            cycles, units = run_mca(mca, body, "-mtriple=x86_64", f"-mcpu={cpu}")
+            per_line = cycles / weights * LINE
+            cells = [kernel, str(count), str(weights), f"{cycles:.1f}", f"{per_line:.1f}"]
+            table.add_row(*cells, busy_ports(units, cycles), f"{64 / per_line * ghz:.1f}")
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
