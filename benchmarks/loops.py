@@ -23,7 +23,7 @@ def innermost_loops(path: Path, objdump: str, branch: str) -> Iterator[tuple[str
     for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
         name = re.match(r"[0-9a-f]+ <(.*)>:", function)
         lines = [
-            (int(address, 16), op, re.split(r"\s*(?://|#)", operands + " ")[0].strip())
+            (int(address, 16), op, re.split(r"\s*//|\s+# ", operands + " ")[0].strip())
             for address, op, operands in re.findall(r"^ +([0-9a-f]+):\t(\S+)[ \t]*(.*)$", function, re.M)
         ]
         back = []
