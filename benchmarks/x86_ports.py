@@ -61,7 +61,8 @@ def main(
     table = Table("kernel", "instructions", "weights", "cycles", "cycles / line", "busy", f"GB/s at {ghz:g} GHz", title=cpu)
     for kernel, name in FILES.items():
         path = build / "CMakeFiles/fairy2i_ops.dir/src" / f"{name}.c.o"
-        found = {(weights_of(kernel, body), len(body)): body for _, body in innermost_loops(path, "objdump", "j")}
+        loops = [body for symbol, body in innermost_loops(path, "objdump", "j") if "build" not in symbol]
+        found = {(weights_of(kernel, body), len(body)): body for body in loops}
         for (weights, count), body in sorted(found.items()):
             if weights < LINE:
                 continue
