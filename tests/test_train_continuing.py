@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from export_helpers import edit_json
 from fairy2i_export.errors import OptionError
+from fairy2i_export.source import open_source
 from fairy2i_export.tools_cli import main
 from fairy2i_export.train import QATLinear, Recipe, TrainingResult, prepare, train
+from fairy2i_export.train.continuing import complete_settings
 from training_helpers import SEPARATOR, arguments_of, make_recipe
 
 
@@ -128,3 +130,13 @@ def test_prepare_leaves_alone_what_the_config_says(first: tuple[Recipe, Training
     report = prepare(model)
     assert set(report.left) == {"lm_head", "model.layers.0.self_attn.q_proj"}
     assert not isinstance(model.lm_head, QATLinear)
+
+
+@pytest.mark.parametrize(("learned", "expected"), [(None, 1), (True, 0)])
+def test_a_joint_quantizer_without_learned_scales_is_warned_about(
+    first: tuple[Recipe, TrainingResult], learned: bool | None, expected: int
+) -> None:
+    recipe = replace(first[0], exclude=(), learned_scales=learned, quantizer="joint")
+    _, warnings = complete_settings(recipe, open_source(recipe.source))
+    assert sum("add --learned-scales" in warning for warning in warnings) == expected
+    assert complete_settings(replace(recipe, quantizer=None), open_source(recipe.source))[1] == []

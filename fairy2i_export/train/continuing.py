@@ -29,7 +29,7 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
 
     Returns:
         The recipe with every setting of quantization (``activation_bits`` 0: none), and warnings where a given option
-        contradicts what the source was trained with.
+        contradicts what the source was trained with or where a choice is known to train badly.
 
     Raises:
         OptionError: the source's weights are dequantized, or were trained with something that this training does not have.
@@ -60,7 +60,13 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
     elif excluded and recipe.exclude != excluded:
         chosen = "; ".join(f"{name} {', '.join(patterns)}" for name, patterns in globs.items() if patterns)
         warnings.append(_contradiction("exclude", ", ".join(excluded), chosen, ""))
-    return replace(recipe, **{**trained, **given, **globs}), warnings
+    complete = replace(recipe, **{**trained, **given, **globs})
+    if (complete.method, complete.quantizer, complete.learned_scales) == ("fairy2i", "joint", False):
+        warnings.append(
+            "--quantizer joint fits its scales anew in every step, which trains slowly and up to 3 stages worse than greedy; "
+            "add --learned-scales, with which it trains best (docs/quality.md)"
+        )
+    return complete, warnings
 
 
 def entry_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
