@@ -1,4 +1,4 @@
-/* kernel_avx512.c - "lut" with 64-byte shuffles, on the tables of the AVX2 builder. Compiled with -mavx512bw.
+/* kernel_avx512.c - "lut" with 64-byte shuffles, on the tables of tables_avx512.c. Compiled with -mavx512bw.
  *
  * Widening looked-up bytes to 16 bits costs more than looking them up, so bytes are first added bit by bit: a
  * carry-save adder (two ternary operations) turns three bytes into a sum and a carry of twice the weight without

@@ -5,7 +5,7 @@
  * there. No include guard: included once for the declarations, once for the table.
  */
 #if defined(F2I_HAVE_AVX512)
-F2I_KERNEL("lut", "avx512", F2I_CPU_AVX512, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__avx2, f2i_block_lut__avx512,
+F2I_KERNEL("lut", "avx512", F2I_CPU_AVX512, F2I_PLANE_ENTRIES, NULL, f2i_build_lut__avx512, f2i_block_lut__avx512,
            f2i_order_lut__avx512, &f2i_panel_lut__avx512)
 #endif
 #if defined(F2I_HAVE_AVX2)
