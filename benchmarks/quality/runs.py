@@ -128,7 +128,7 @@ _STORIES = {
 }  # fmt: skip
 
 _SMOLLM2 = {
-    "block_length": 256, "batch": 4, "distill": 1.0, "schedule": "cosine", "warmup": 10, "learning_rate": 1e-4, "clip": 1.0,
+    "block_length": 256, "batch": 4, "distill": 1.0, "schedule": "cosine", "warmup": 10, "learning_rate": 1e-3, "clip": 1.0,
     "bf16": True, "skip_lm_head": True, "eval_tokens": 2048, "threads": 1,
 }  # fmt: skip
 

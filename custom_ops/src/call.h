@@ -10,7 +10,7 @@
 
 enum {
   F2I_ALIGN = 64,            /* of everything in the workspace */
-  F2I_STRIPS_PER_CPU = 3,    /* at least, so that threads find even work in small layers */
+  F2I_STRIPS_PER_CPU = 4,    /* at least, so that threads find even work in small layers */
   F2I_AHEAD_BYTES = 8 << 10, /* distance of prefetching: what memory delivers in about two of its latencies */
 };
 
@@ -31,10 +31,23 @@ static inline size_t f2i_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; 
 static inline size_t f2i_aligned(size_t bytes) { return f2i_ceil_div(bytes, F2I_ALIGN) * F2I_ALIGN; }
 static inline size_t f2i_tile_bytes(const f2i_call *c) { return (size_t)c->w->stages * F2I_PLANE_BYTES; }
 
-/* Row tiles of a strip: at most `longest`, fewer where there would be too few strips. */
-static inline size_t f2i_strip_tiles(const f2i_call *c, size_t longest, size_t shortest) {
-  const size_t even = c->tiles / (F2I_STRIPS_PER_CPU * f2i_cpu_count());
-  return even < shortest ? shortest : even < longest ? even : longest;
+/* How many strips the row tiles are cut into, so that a strip has at most `longest` and, unless that leaves processors
+ * without one, at least `shortest`: whole rounds of all processors, so that all have as much to do. longest is even. */
+static inline size_t f2i_strips(const f2i_call *c, size_t longest, size_t shortest) {
+  const size_t cpus = f2i_cpu_count(), least = f2i_ceil_div(c->tiles, longest), most = c->tiles / shortest;
+  size_t strips = F2I_STRIPS_PER_CPU * cpus;
+  if (strips > most) strips = most > cpus ? most : cpus;
+  if (strips < least) strips = least;
+  strips = f2i_ceil_div(strips, cpus) * cpus;
+  return strips < c->tiles ? strips : c->tiles;
+}
+
+/* The first row tile of a strip; that of strip number `strips` is behind the last. Strips of an even number of tiles
+ * where there are enough: kernels take two at a time. */
+static inline size_t f2i_strip_begin(const f2i_call *c, size_t strips, size_t strip) {
+  const size_t step = 2 * strips <= c->tiles ? 2 : 1;
+  const size_t begin = strip * f2i_ceil_div(c->tiles, step) / strips * step;
+  return begin < c->tiles ? begin : c->tiles;
 }
 
 /* What the thread that works on K-block k of the strip of `tiles` tiles at `first` should prefetch: the bytes of the

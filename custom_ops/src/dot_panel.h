@@ -137,11 +137,12 @@ static inline void read_panel(const void *state, float *out) {
   }
 }
 
-/* One tile at a time goes through all blocks, so that its sums stay in the first-level cache. */
+/* Four tiles at a time go through all blocks: their sums stay in the second-level cache, the operands in the first. */
 #define F2I_DOT_PANEL(block_fn)           \
   {.rows = PANEL_ROWS,                    \
    .least = 5,                            \
-   .strip_tiles = 4,                      \
+   .strip_most = 4,                       \
+   .strip_least = 1,                      \
    .operand_bytes = 0,                    \
    .extra_bytes = sizeof(panel_operands), \
    .state_bytes = sizeof(panel_state),    \

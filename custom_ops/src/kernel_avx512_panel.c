@@ -274,7 +274,8 @@ static void read(const void *state, float *out) {
 
 const f2i_panel_kernel f2i_panel_lut__avx512 = {.rows = ROWS,
                                                 .least = 24,
-                                                .strip_tiles = 32,
+                                                .strip_most = 32,
+                                                .strip_least = 2,
                                                 .operand_bytes = PLANE_TABLES * TABLE_BYTES,
                                                 .extra_bytes = 0,
                                                 .state_bytes = F2I_TILE_ROWS * sizeof(row_sums),

@@ -71,7 +71,8 @@ typedef struct f2i_panel {
 
 typedef struct f2i_panel_kernel {
   size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` */
-  size_t strip_tiles;   /* row tiles that go through a block before the next one, at most */
+  size_t strip_most;    /* row tiles that go through a block before the next one, at most ... */
+  size_t strip_least;   /* ... and so many that operands are worth loading */
   size_t operand_bytes; /* of one K-block of all rows of x, for each byte plane, plus ... */
   size_t extra_bytes;   /* ... once for each K-block */
   size_t state_bytes;   /* of one row tile */

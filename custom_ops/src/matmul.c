@@ -24,7 +24,7 @@ _Static_assert(STRIP_TILES *F2I_ACC_PER_TILE <= ACC_FLOATS, "accumulators of a s
 
 typedef struct rows_call {
   const f2i_call *c;
-  size_t strip_tiles;
+  size_t strips;
   size_t operand_bytes; /* of one K-block of one row of x */
   float *units;         /* [blocks][rows] */
   uint8_t *operands;    /* [blocks][rows][operand_bytes] */
@@ -98,8 +98,8 @@ static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float 
 static void strip_task(void *arg, size_t index) {
   const rows_call *r = arg;
   const f2i_call *c = r->c;
-  const size_t first = index * r->strip_tiles;
-  const size_t tiles = c->tiles - first < r->strip_tiles ? c->tiles - first : r->strip_tiles;
+  const size_t first = f2i_strip_begin(c, r->strips, index);
+  const size_t tiles = f2i_strip_begin(c, r->strips, index + 1) - first;
   float acc[ACC_FLOATS];
   f2i_block block = {
       .shared = c->shared,
@@ -130,13 +130,12 @@ static void strip_task(void *arg, size_t index) {
 
 static void rows_group(const f2i_call *c, void *workspace) {
   rows_call r = {.c = c,
-                 .strip_tiles = f2i_strip_tiles(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, 1),
+                 .strips = f2i_strips(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, 1),
                  .operand_bytes = operand_bytes(c),
                  .units = workspace,
                  .operands = (uint8_t *)workspace + units_bytes(c, c->rows)};
   f2i_run(c->rows * c->blocks > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->blocks, &r);
-  f2i_run(c->rows * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task,
-          f2i_ceil_div(c->tiles, r.strip_tiles), &r);
+  f2i_run(c->rows * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips, &r);
 }
 
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,

@@ -10,18 +10,18 @@
 typedef struct panel_call {
   const f2i_call *c;
   const f2i_panel_kernel *kernel;
-  size_t strip_tiles, operand_bytes; /* of one K-block */
-  float *units;                      /* [blocks][rows of the kernel] */
-  uint8_t *operands;                 /* [blocks][operand_bytes] */
-  uint8_t *state;                    /* [tiles][state_bytes] */
+  size_t strips;
+  size_t operand_bytes; /* of one K-block */
+  float *units;         /* [blocks][rows of the kernel] */
+  uint8_t *operands;    /* [blocks][operand_bytes] */
+  uint8_t *state;       /* [tiles][state_bytes] */
 } panel_call;
 
 static panel_call shape(const f2i_call *c) {
   const f2i_panel_kernel *kernel = c->kernel->panel;
-  const size_t longest = kernel->strip_tiles;
   const panel_call p = {.c = c,
                         .kernel = kernel,
-                        .strip_tiles = f2i_strip_tiles(c, longest, f2i_ceil_div(longest, 4)),
+                        .strips = f2i_strips(c, kernel->strip_most, kernel->strip_least),
                         .operand_bytes = (size_t)c->w->stages * kernel->operand_bytes + kernel->extra_bytes};
   return p;
 }
@@ -50,8 +50,8 @@ static void build_task(void *arg, size_t block) {
 static void strip_task(void *arg, size_t index) {
   const panel_call *p = arg;
   const f2i_call *c = p->c;
-  const size_t first = index * p->strip_tiles;
-  const size_t tiles = c->tiles - first < p->strip_tiles ? c->tiles - first : p->strip_tiles;
+  const size_t first = f2i_strip_begin(c, p->strips, index);
+  const size_t tiles = f2i_strip_begin(c, p->strips, index + 1) - first;
   uint8_t *state = p->state + first * p->kernel->state_bytes;
   f2i_panel panel = {.shared = c->shared, .tiles = tiles, .stages = (int)c->w->stages, .rows = c->rows, .state = state};
   memset(state, 0, tiles * p->kernel->state_bytes);
@@ -75,5 +75,5 @@ void f2i_panel_group(const f2i_call *c, void *workspace) {
   p.operands = (uint8_t *)workspace + units_bytes(&p);
   p.state = p.operands + c->blocks * p.operand_bytes;
   f2i_run(c->parallel, build_task, c->blocks, &p);
-  f2i_run(c->parallel, strip_task, f2i_ceil_div(c->tiles, p.strip_tiles), &p);
+  f2i_run(c->parallel, strip_task, p.strips, &p);
 }
