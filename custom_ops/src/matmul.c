@@ -13,7 +13,8 @@
 
 enum {
   ROWS_AT_ONCE = 8,     /* rows of x that share one pass over a strip: their tables stay near */
-  STRIP_TILES = 16,     /* row tiles of a strip for a single row of x: long runs of packed bytes */
+  STRIP_TILES = 16,     /* row tiles of a strip for a single row of x: long runs of packed bytes ... */
+  STRIP_LEAST = 4,      /* ... if there are enough */
   STRIP_TILES_MANY = 8, /* for more rows: the accumulators of all of them stay in the first-level cache */
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
   ALONE_BLOCKS = 48, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
@@ -130,7 +131,7 @@ static void strip_task(void *arg, size_t index) {
 
 static void rows_group(const f2i_call *c, void *workspace) {
   rows_call r = {.c = c,
-                 .strips = f2i_strips(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, 1),
+                 .strips = f2i_strips(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, STRIP_LEAST),
                  .operand_bytes = operand_bytes(c),
                  .units = workspace,
                  .operands = (uint8_t *)workspace + units_bytes(c, c->rows)};
