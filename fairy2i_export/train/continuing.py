@@ -63,8 +63,8 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
     complete = replace(recipe, **{**trained, **given, **globs})
     if (complete.method, complete.quantizer, complete.learned_scales) == ("fairy2i", "joint", False):
         warnings.append(
-            "--quantizer joint fits its scales anew in every step, which trains slowly and up to 3 stages worse than greedy; "
-            "add --learned-scales, with which it trains best (docs/quality.md)"
+            "--quantizer joint fits its scales anew in every step, which is slow and has trained a small model worse than greedy; "
+            "add --learned-scales, with which it trained best (docs/quality.md)"
         )
     return complete, warnings
 
