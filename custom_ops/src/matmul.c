@@ -17,7 +17,7 @@ enum {
   STRIP_LEAST = 4,      /* ... if there are enough */
   STRIP_TILES_MANY = 8, /* for more rows: the accumulators of all of them stay in the first-level cache */
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
-  ALONE_BLOCKS = 48, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
+  ALONE_BLOCKS = 16, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
   ALONE_BYTES = 48 << 10,
   GROUP_ROWS = 32, /* rows of x whose tables exist at one time, unless a panel takes more */
 };
