@@ -108,8 +108,8 @@ static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *pac
       const uint8_t *cells = packed + group * 2 * F2I_CELL_BYTES;
       __m512i u[2][2] = {{start, start}, {start, start}}, w[2][2] = {{start, start}, {start, start}};
       __m512i index[2];
-      for (int p = 0; p < stages;
-           ++p) { /* planes as F2I_BYTE_PLANES has them: of U and W in turns, an odd last of both */
+      /* planes as F2I_BYTE_PLANES has them: of U and W in turns, an odd last one of both */
+      for (int p = 0; p < stages; ++p) {
         const int is_both = p + 1 == stages && stages % 2;
         indices(transpose(cells + p * F2I_PLANE_BYTES, half), index);
         if (is_both || p % 2 == 0) add_plane(u, planes[p].value, index);
