@@ -10,6 +10,7 @@ become floats behind it are not in, nor is anything that memory takes. "per line
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +59,12 @@ def main(
     ghz: Annotated[float, typer.Option(help="Its clock with 512-bit vectors.")] = 2.0,
 ) -> None:
     """Print cycles and port use of every inner loop that looks up or multiplies."""
+    if not (build / "CMakeFiles/fairy2i_ops.dir/src").is_dir():
+        raise typer.BadParameter(
+            f"{build}: expected a build folder: cmake -S custom_ops -B {build} && cmake --build {build}"
+        )
+    if shutil.which(mca) is None:
+        raise typer.BadParameter(f"--mca {mca}: not found; install llvm, or name another llvm-mca of LLVM 17 or later")
     table = Table("kernel", "instructions", "weights", "cycles", "cycles / line", "busy", f"GB/s at {ghz:g} GHz", title=cpu)
     for kernel, name in FILES.items():
         path = build / "CMakeFiles/fairy2i_ops.dir/src" / f"{name}.c.o"
