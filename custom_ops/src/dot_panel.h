@@ -90,6 +90,9 @@ static inline void store_blocks(const __m512i values[2], int matrix, int step,
   _mm512_store_si512(out[1][matrix][step + 1], matrix ? _mm512_sub_epi8(zero, re) : re);
 }
 
+/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
+static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
+
 /* Adds what a byte plane says about a matrix. values: [parity][re, im]; tables: [re, im][16] */
 static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], const __m512i index[2]) {
   for (int part = 0; part < 2; ++part) {
@@ -108,12 +111,11 @@ static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *pac
       const uint8_t *cells = packed + group * 2 * F2I_CELL_BYTES;
       __m512i u[2][2] = {{start, start}, {start, start}}, w[2][2] = {{start, start}, {start, start}};
       __m512i index[2];
-      /* planes as F2I_BYTE_PLANES has them: of U and W in turns, an odd last one of both */
       for (int p = 0; p < stages; ++p) {
-        const int is_both = p + 1 == stages && stages % 2;
+        const int low = byte_planes[stages - 1][p][0][1], high = byte_planes[stages - 1][p][1][1]; /* matrices */
         indices(transpose(cells + p * F2I_PLANE_BYTES, half), index);
-        if (is_both || p % 2 == 0) add_plane(u, planes[p].value, index);
-        if (is_both || p % 2 == 1) add_plane(w, planes[p].value + (is_both ? 2 : 0), index);
+        if (low == 0) add_plane(u, planes[p].value, index);
+        if (high == 1) add_plane(w, planes[p].value + (low == 1 ? 0 : 2), index);
       }
       for (int parity = 0; parity < 2; ++parity) {
         store_blocks(u[parity], 0, group * 4 + parity * 2, out->w[half]);
