@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import heed_interrupts
 from fairy2i_export.tools_cli import main
 from fairy2i_runtime import load
 from fairy2i_runtime.chat_loop import chat_loop
@@ -264,9 +265,7 @@ def test_a_closed_pipe_ends_quietly(arguments):
 def test_ctrl_c_ends_generate_without_traceback():
     command = [*COMMAND, "generate", str(stories_folder()), "-"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # who runs the tests in the background may have it ignored, and children inherit that
-    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    with subprocess.Popen(command, **pipes, env=environment(), preexec_fn=listening) as process:
+    with subprocess.Popen(command, **pipes, env=environment(), preexec_fn=heed_interrupts) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         maps = Path(f"/proc/{process.pid}/maps")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from conftest import heed_interrupts
 from export_helpers import edit_json, make_checkpoint, write_safetensors
 from fairy2i_export import export
 from fairy2i_export.checkpoint import open_checkpoint
@@ -122,18 +123,13 @@ def test_a_killed_export_is_continued(source: Path, tmp_path: Path, times: int) 
     assert report.source_sha256 == reference.source_sha256 == open_checkpoint(source).sha256()
 
 
-def _heed_interrupts() -> None:
-    """Shells start background jobs with SIGINT ignored, and so are the tests' own processes then."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_keep_what_is_finished(tmp_path: Path, number: signal.Signals, code: int) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
     source = make_checkpoint(tmp_path / "model", num_hidden_layers=8, **sizes)
     command = [sys.executable, "-m", "fairy2i_export.cli", str(source), "-o", str(tmp_path / "out"), "--stages", "4", "-j1"]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ, preexec_fn=_heed_interrupts
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ, preexec_fn=heed_interrupts
     )
     journal = tmp_path / ".out.partial" / "journal"
     deadline = time.monotonic() + 60
