@@ -138,7 +138,7 @@ void f2i_block_lut__avx512(const f2i_block *b) {
   for (; row + ROWS <= b->rows; row += ROWS) {
     for (size_t tile = 0; tile < b->tiles; ++tile) tile_of_rows(b, row, tile);
   }
-  const size_t half = b->tiles / 2; /* pairs this far apart come from memory 5 % faster than neighbours: two streams */
+  const size_t half = b->tiles / 2; /* pairs this far apart come from memory faster than neighbours: two streams */
   for (; row < b->rows; ++row) {
     for (size_t tile = 0; tile < half; ++tile) tiles_of_row(b, row, tile, half, 2);
     if (b->tiles % 2) tiles_of_row(b, row, 2 * half, 0, 1);
