@@ -20,7 +20,7 @@ from rich.console import Console
 import engines
 import shapes
 from fairy2i_runtime import core
-from fairy2i_runtime.console import new_app, run_app
+from fairy2i_runtime.commands.console import new_app, run_app
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from measure import Plan, Timing, measure, records
 from report import print_tables

@@ -25,8 +25,8 @@ import ml_dtypes
 import numpy as np
 import typer
 
-from fairy2i_export.quantizer import find_scales
-from fairy2i_export.weights import pack_scaled
+from fairy2i_export.codes.quantizer import find_scales
+from fairy2i_export.compile.tasks import pack_scaled
 from synthetic_checkpoint import gaussian_table, linear_shapes, llama_config, random_latents, write_checkpoint
 
 EXPORT = """

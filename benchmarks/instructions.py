@@ -43,7 +43,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @lru_cache(maxsize=1)
 def _program() -> Path:
-    headers = [f"-I{folder}" for folder in (Path(library_path()).parent, Path(core.__file__).parent / "lib")]
+    headers = [f"-I{folder}" for folder in (Path(library_path()).parent, Path(core.__file__).parent.parent / "lib")]
     program = Path(_folder().name) / "call_once"
     compiler = os.environ.get("CC", "gcc").split()
     source = str(Path(__file__).with_name("call_once.c"))

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fairy2i_export.layout import packed_size
+from fairy2i_export.codes.layout import packed_size
 from shapes import Shape
 
 PAGE = 4096
@@ -89,7 +89,7 @@ class LayerKind:
 
 
 def _ternary_nodes(shape: Shape, weights: list[str], output: str, accuracy_level: int) -> list[onnx.NodeProto]:
-    """The nodes of fairy2i_export/backends/matmulnbits.py for x [rows, K]."""
+    """The nodes of fairy2i_export/onnx_graph/formats/matmulnbits.py for x [rows, K]."""
     make, name = helper.make_node, output
     size: dict[str, Any] = {"K": 2 * STAGES * shape.k, "N": shape.n // 2, "bits": 2, "block_size": BLOCK}
     return [

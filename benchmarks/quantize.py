@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import typer
 
-from fairy2i_export.quantizer import find_scales
-from fairy2i_export.weights import pack_scaled
+from fairy2i_export.codes.quantizer import find_scales
+from fairy2i_export.compile.tasks import pack_scaled
 
 
 def main(

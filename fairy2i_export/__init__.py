@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairy2i_export.layout import PackedLinear, pack, unpack
-from fairy2i_export.quantizer import QuantizedLinear, quantize
+from fairy2i_export.codes.layout import PackedLinear, pack, unpack
+from fairy2i_export.codes.quantizer import QuantizedLinear, quantize
 
 if TYPE_CHECKING:
-    from fairy2i_export.exporter import export
-    from fairy2i_export.report import ExportReport
+    from fairy2i_export.compile.report import ExportReport
+    from fairy2i_export.compile.run import export
     from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
 
 __all__ = [
@@ -24,16 +25,18 @@ __all__ = [
     "unpack",
 ]
 __version__ = "0.1.0"
+# modules that documentation named before they moved: scripts and launch commands hold those names
+__path__.append(str(Path(__file__).with_name("former")))
 
 
 def __getattr__(name: str) -> Any:
     # loaded on first use: the exporter needs onnx, which takes a while to import and the quantizer does not need
     if name == "export":
-        from fairy2i_export.exporter import export
+        from fairy2i_export.compile.run import export
 
         return export
     if name == "ExportReport":
-        from fairy2i_export.report import ExportReport
+        from fairy2i_export.compile.report import ExportReport
 
         return ExportReport
     if name in ("rewrite_onnx", "RewriteReport"):

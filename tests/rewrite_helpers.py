@@ -17,7 +17,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 import oracle
-from fairy2i_export.layout import PackedLinear, unpack
+from fairy2i_export.codes.layout import PackedLinear, unpack
 from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
 from fairy2i_runtime import register
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fairy2i_export.exporter import export
+from fairy2i_export.compile.run import export
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "examples/models/stories260K-fairy2i-w2"
 CHAT_TEMPLATE = """\

@@ -30,8 +30,8 @@ from architecture_helpers import (
 )
 from export_helpers import SharedCache
 from fairy2i_export import export
+from fairy2i_export.commands.tools import main
 from fairy2i_export.errors import OptionError
-from fairy2i_export.tools_cli import main
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "phi3"])

@@ -24,9 +24,9 @@ from architecture_helpers import (
 )
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import export
-from fairy2i_export.architectures import ARCHITECTURES, describe
+from fairy2i_export.commands.tools import main
+from fairy2i_export.decoder.architectures import ARCHITECTURES, describe
 from fairy2i_export.errors import ArchitectureError, CheckpointError
-from fairy2i_export.tools_cli import main
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
 LONGROPE = {

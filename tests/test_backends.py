@@ -15,12 +15,12 @@ import pytest
 import fairy2i_runtime
 from export_helpers import GrowingCache, dequantized_torch_model, make_checkpoint, relative_difference, torch_logits
 from fairy2i_export import ExportReport, export, quantize
-from fairy2i_export.backends import BACKENDS, matmulnbits
-from fairy2i_export.cli import main
-from fairy2i_export.dry_run import dry_run
+from fairy2i_export.commands.export import main
+from fairy2i_export.commands.tools import main as tools
+from fairy2i_export.compile.dry_run import dry_run
+from fairy2i_export.compile.options import GivenOptions
 from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.options import GivenOptions
-from fairy2i_export.tools_cli import main as tools
+from fairy2i_export.onnx_graph.formats import BACKENDS, matmulnbits
 from fairy2i_runtime.errors import OptionError as RuntimeOptionError
 
 PROMPT, STEPS = 12, 20

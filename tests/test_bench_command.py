@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from fairy2i_export.tools_cli import main
-from fairy2i_runtime import bench
+from fairy2i_export.commands.tools import main
 from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.measure import bench
 from runtime_models import copy_of_stories, stories_folder
 
 

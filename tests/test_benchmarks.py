@@ -180,7 +180,7 @@ def test_synthetic_checkpoint_is_one_that_exports(tmp_path: Path) -> None:
     """What benchmarks/export_7b.py measures: several shards, every tensor of the architecture, random latents."""
     import synthetic_checkpoint as synthetic
     from fairy2i_export import export
-    from fairy2i_export.checkpoint import open_checkpoint
+    from fairy2i_export.source.checkpoint import open_checkpoint
 
     config = synthetic.llama_config(layers=2, hidden=64, inner=96, heads=4, vocab=100)
     synthetic.SHARD_BYTES, before = 40_000, synthetic.SHARD_BYTES

@@ -31,15 +31,17 @@ from architecture_helpers import (
     stepwise_logits,
 )
 from export_helpers import edit_json, make_checkpoint
-from fairy2i_export import cli, export, quantize, tools_cli
-from fairy2i_export.calibrate import walk
-from fairy2i_export.calibrate.matrix import calibrate_matrix
-from fairy2i_export.calibrate.metric import Metric, Statistics
-from fairy2i_export.calibrate.text import read_texts
-from fairy2i_export.checkpoint import open_checkpoint
+from fairy2i_export import export, quantize
+from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.codes.layout import unpack
+from fairy2i_export.commands import export as cli
+from fairy2i_export.commands import tools as tools_cli
+from fairy2i_export.compile.calibrate import walk
+from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
+from fairy2i_export.compile.calibrate.metric import Metric, Statistics
+from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.layout import unpack
-from fairy2i_export.verify.layers import read_nodes
+from fairy2i_export.source.checkpoint import open_checkpoint
 from test_export_resume import Recorder, assert_same
 
 TOKENS = 600
@@ -275,7 +277,7 @@ def test_an_interrupted_calibration_is_continued(source: Path, text: Path, tmp_p
 
 COMMAND = """
 import os, sys
-from fairy2i_export import exporter
+from fairy2i_export.compile import run as exporter
 
 class Dies(exporter.Observer):
     left = int(sys.argv[4])

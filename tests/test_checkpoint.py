@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from export_helpers import edit_json, make_checkpoint, tensors_of, write_safetensors
-from fairy2i_export.architectures import describe
-from fairy2i_export.checkpoint import Checkpoint, open_checkpoint
+from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
-from fairy2i_export.source import open_source
+from fairy2i_export.source.checkpoint import Checkpoint, open_checkpoint
+from fairy2i_export.source.hub import open_source
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from export_helpers import edit_json, make_checkpoint, write_tokenizer
 from fairy2i_export import __version__
-from fairy2i_export.cli import main
+from fairy2i_export.commands.export import main
 
 Run = Callable[..., tuple[int, str, str]]
 

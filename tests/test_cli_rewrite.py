@@ -17,9 +17,9 @@ import pytest
 from onnx import helper
 
 import fairy2i_export
-from fairy2i_export.cli import main
+from fairy2i_export.commands.export import main
+from fairy2i_export.compile.run import Observer
 from fairy2i_export.errors import ModelError
-from fairy2i_export.exporter import Observer
 from fairy2i_runtime import core, library_path
 from rewrite_helpers import rewrite_onnx, run, save_model
 
@@ -294,7 +294,7 @@ def test_weights_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     import gc
     import weakref
 
-    import fairy2i_export.rewrite.weights as weights
+    import fairy2i_export.rewrite.operands as weights
 
     nodes = "a = MatMul (x, w0)\nb = MatMul (a, w1)\ny = MatMul (b, w2)"
     initializers = {f"w{i}": rng.standard_normal((64, 64)).astype(np.float32) for i in range(3)}

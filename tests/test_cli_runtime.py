@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from conftest import heed_interrupts
-from fairy2i_export.tools_cli import main
+from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
-from fairy2i_runtime.chat_loop import chat_loop
+from fairy2i_runtime.commands.chat_loop import chat_loop
 from runtime_models import chat_folder, copy_of_stories, stories_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "Once upon a time"
-COMMAND = [sys.executable, "-m", "fairy2i_export.tools_cli"]
+COMMAND = [sys.executable, "-m", "fairy2i_export.commands.tools"]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_help_lists_every_command_and_option(capsys, flag):
 
 
 def test_without_lm_eval_only_its_command_is_missed(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "fairy2i_export.lm_eval_model", raising=False)
+    monkeypatch.delitem(sys.modules, "fairy2i_export.check.lm_eval", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert main(["--help"]) == 0
     assert "lm-eval" in capsys.readouterr().out
@@ -280,7 +280,7 @@ def test_ctrl_c_ends_generate_without_traceback():
 
 
 def test_bugs_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("fairy2i_runtime.cli.load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("fairy2i_runtime.commands.main.load", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "x", "y"])
 

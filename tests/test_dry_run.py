@@ -11,11 +11,11 @@ import pytest
 from architecture_helpers import save_tiny
 from export_helpers import make_checkpoint
 from fairy2i_export import export
-from fairy2i_export.cli import main
-from fairy2i_export.dry_run import PROMPT_TOKENS, dry_run
+from fairy2i_export.commands.export import main
+from fairy2i_export.compile.dry_run import PROMPT_TOKENS, dry_run
+from fairy2i_export.compile.options import GivenOptions
 from fairy2i_export.errors import OptionError, OutputError
-from fairy2i_export.options import GivenOptions
-from fairy2i_runtime import decoder
+from fairy2i_runtime.engine import decoder
 
 
 @pytest.fixture

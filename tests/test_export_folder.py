@@ -15,12 +15,13 @@ import pytest
 
 import fairy2i_export
 from export_helpers import config_of, edit_json, make_checkpoint, write_tokenizer
-from fairy2i_export import export, exporter
-from fairy2i_export.checkpoint import open_checkpoint
+from fairy2i_export import export
+from fairy2i_export.codes.layout import PackedLinear, unpack
+from fairy2i_export.compile import run as exporter
+from fairy2i_export.compile.report import Estimate
+from fairy2i_export.compile.run import Observer
 from fairy2i_export.errors import CheckpointError, OutputError, WeightError
-from fairy2i_export.exporter import Observer
-from fairy2i_export.layout import PackedLinear, unpack
-from fairy2i_export.report import Estimate
+from fairy2i_export.source.checkpoint import open_checkpoint
 
 
 @pytest.fixture
@@ -319,7 +320,7 @@ import sys
 import fairy2i_export
 assert "onnx" not in sys.modules, "importing the package shall be cheap"
 fairy2i_export.export(sys.argv[1], sys.argv[2])
-import fairy2i_export.cli, fairy2i_export.cli_display
+import fairy2i_export.commands.export, fairy2i_export.commands.display
 print(sorted({"torch", "transformers", "safetensors.torch"} & set(sys.modules)))
 """
     assert run_python(code, str(source), str(tmp_path / "out")).strip() == "[]"

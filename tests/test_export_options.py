@@ -21,9 +21,9 @@ from export_helpers import (
     torch_logits,
 )
 from fairy2i_export import export
-from fairy2i_export.checkpoint import open_checkpoint
+from fairy2i_export.compile.options import EMBEDDINGS, GivenOptions, resolve_options
 from fairy2i_export.errors import CheckpointError, OptionError, WeightError
-from fairy2i_export.options import EMBEDDINGS, GivenOptions, resolve_options
+from fairy2i_export.source.checkpoint import open_checkpoint
 
 IDS = np.random.default_rng(3).integers(3, 200, (1, 25))
 

@@ -16,10 +16,10 @@ import pytest
 from conftest import heed_interrupts
 from export_helpers import edit_json, make_checkpoint, write_safetensors
 from fairy2i_export import export
-from fairy2i_export.checkpoint import open_checkpoint
+from fairy2i_export.compile.run import Observer
 from fairy2i_export.errors import CheckpointError, LibraryError, OptionError, OutputError
-from fairy2i_export.exporter import Observer
-from fairy2i_export.journal import Journal
+from fairy2i_export.output.journal import Journal
+from fairy2i_export.source.checkpoint import open_checkpoint
 from fairy2i_runtime import core
 
 FILES = ("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "config.json")
@@ -76,7 +76,8 @@ def assert_same(a: Path, b: Path) -> None:
 
 COMMAND = """
 import sys, time
-from fairy2i_export import exporter, weights
+from fairy2i_export.compile import run as exporter
+from fairy2i_export.compile import tasks as weights
 
 class Slow(exporter.Observer):
     def advance(self, amount):
@@ -127,7 +128,17 @@ def test_a_killed_export_is_continued(source: Path, tmp_path: Path, times: int) 
 def test_signals_keep_what_is_finished(tmp_path: Path, number: signal.Signals, code: int) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
     source = make_checkpoint(tmp_path / "model", num_hidden_layers=8, **sizes)
-    command = [sys.executable, "-m", "fairy2i_export.cli", str(source), "-o", str(tmp_path / "out"), "--stages", "4", "-j1"]
+    command = [
+        sys.executable,
+        "-m",
+        "fairy2i_export.commands.export",
+        str(source),
+        "-o",
+        str(tmp_path / "out"),
+        "--stages",
+        "4",
+        "-j1",
+    ]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ, preexec_fn=heed_interrupts
     )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fairy2i_export.decoder.rope import Rope, read_rope
 from fairy2i_export.errors import ArchitectureError, CheckpointError
-from fairy2i_export.graph.rope import rotary_tables
-from fairy2i_export.rope_config import Rope, read_rope
+from fairy2i_export.onnx_graph.rope_tables import rotary_tables
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64}

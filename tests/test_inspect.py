@@ -11,10 +11,10 @@ import pytest
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.checkpoint import open_checkpoint
-from fairy2i_export.inspection.command import histogram
-from fairy2i_export.layout import packed_size
-from fairy2i_export.tools_cli import main
+from fairy2i_export.codes.layout import packed_size
+from fairy2i_export.commands.inspect import histogram
+from fairy2i_export.commands.tools import main
+from fairy2i_export.source.checkpoint import open_checkpoint
 from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
 
 

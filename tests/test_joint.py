@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import oracle
 from fairy2i_export import pack, quantize
+from fairy2i_export.codes.joint import fit_scales, nearest_codes, point_error
+from fairy2i_export.codes.native import Points
+from fairy2i_export.codes.quantizer import find_scales
+from fairy2i_export.compile.tasks import pack_scaled
 from fairy2i_export.errors import FormatError, OptionError, WeightError
-from fairy2i_export.joint import fit_scales, nearest_codes, point_error
-from fairy2i_export.native import Points
-from fairy2i_export.quantizer import find_scales
-from fairy2i_export.weights import pack_scaled
 
 KINDS = ("gauss", "laplace", "rows", "rank 1", "few values", "real axis", "zeros", "tiny")
 

@@ -14,14 +14,14 @@ import pytest
 import fairy2i_runtime
 from export_helpers import GrowingCache, edit_json, make_checkpoint, plain_session, relative_difference, torch_logits
 from fairy2i_export import export, quantize
-from fairy2i_export.checkpoint import open_checkpoint
+from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.check.source_weights import SourceWeights
+from fairy2i_export.commands.tools import main as tools
+from fairy2i_export.compile.options import GivenOptions
+from fairy2i_export.compile.prepare import prepare
 from fairy2i_export.errors import CheckpointError, WeightError
-from fairy2i_export.journal import identity
-from fairy2i_export.options import GivenOptions
-from fairy2i_export.prepare import prepare
-from fairy2i_export.tools_cli import main as tools
-from fairy2i_export.verify.layers import read_nodes
-from fairy2i_export.verify.reference import SourceWeights
+from fairy2i_export.output.journal import identity
+from fairy2i_export.source.checkpoint import open_checkpoint
 
 ENTRY: dict[str, Any] = {
     "method": "fairy2i",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fairy2i_export.tools_cli import main
+from fairy2i_export.commands.tools import main
 from runtime_models import CHECKPOINT, chat_folder, stories_folder
 
 pytest.importorskip("lm_eval")
@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 from lm_eval.api.instance import Instance
 
-from fairy2i_export.lm_eval_model import Fairy2iLM
+from fairy2i_export.check.lm_eval import Fairy2iLM
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +47,9 @@ def twin() -> Any:
     import transformers
     from lm_eval.models.huggingface import HFLM
 
-    from fairy2i_export.checkpoint import open_checkpoint
-    from fairy2i_export.verify.layers import read_nodes
-    from fairy2i_export.verify.reference import SourceWeights, torch_model
+    from fairy2i_export.check.layers import read_nodes
+    from fairy2i_export.check.source_weights import SourceWeights, torch_model
+    from fairy2i_export.source.checkpoint import open_checkpoint
     from fairy2i_runtime import load
 
     folder = stories_folder()

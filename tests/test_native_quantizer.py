@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from fairy2i_export import pack, quantize
+from fairy2i_export.codes.layout import packed_size
+from fairy2i_export.codes.native import LatentMatrix, each, pack_rows, row_blocks
+from fairy2i_export.codes.quantizer import find_scales
+from fairy2i_export.compile.tasks import pack_scaled
 from fairy2i_export.errors import FormatError
-from fairy2i_export.layout import packed_size
-from fairy2i_export.native import LatentMatrix, each, pack_rows, row_blocks
-from fairy2i_export.quantizer import find_scales
-from fairy2i_export.weights import pack_scaled
-from fairy2i_runtime.core import binding
+from fairy2i_runtime.ops.core import binding
 
 
 @pytest.mark.parametrize("row_multiplier", ["none", "rms"])

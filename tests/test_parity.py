@@ -15,7 +15,7 @@ import pytest
 
 import fairy2i_runtime
 from fairy2i_export import export, quantize
-from fairy2i_export.source import open_source
+from fairy2i_export.source.hub import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tokenizers
 
-from fairy2i_export.tools_cli import main
+from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
 from fairy2i_runtime.__main__ import main as runtime_main
 from fairy2i_runtime.errors import ContextError, Fairy2iRuntimeError, OptionError
-from fairy2i_runtime.perplexity import Window, measure, reference_windows, sliding_windows, text_prefix
-from fairy2i_runtime.scoring import score_tokens
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.measure.perplexity import Window, measure, reference_windows, sliding_windows, text_prefix
+from fairy2i_runtime.measure.scoring import score_tokens
+from fairy2i_runtime.text.tokenizer import Tokenizer
 from runtime_models import CHECKPOINT, stories_folder
 
 TEXT = Path(__file__).resolve().parent.parent / "examples/data/tinystories/tinystories_sample.txt"

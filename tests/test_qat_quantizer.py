@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from fairy2i_export import QuantizedLinear, quantize
+from fairy2i_export.codes.greedy import exact_means
 from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.greedy import exact_means
 
 torch = pytest.importorskip("torch")
 
-from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize, native_quantizer, torch_quantizer  # noqa: E402
-from fairy2i_export.train.activations import round_activations  # noqa: E402
+from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize  # noqa: E402
+from fairy2i_export.train.qat import native_quantizer, torch_quantizer  # noqa: E402
+from fairy2i_export.train.qat.activations import round_activations  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

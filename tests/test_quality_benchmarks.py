@@ -20,8 +20,8 @@ import weight_error
 
 from fairy2i_export import export
 from fairy2i_runtime import load
-from fairy2i_runtime.perplexity import model_scorer
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.measure.perplexity import model_scorer
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
 
 def test_weight_errors(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from hypothesis.extra import numpy as hnp
 
 import oracle
 from fairy2i_export import QuantizedLinear, quantize
-from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.quantizer import (
+from fairy2i_export.codes.quantizer import (
     looks_dequantized,
     merge_widely_linear,
 )
+from fairy2i_export.errors import OptionError, WeightError
 
 
 def bf16_weights(rng: np.random.Generator, rows: int, cols: int, std: float = 0.02) -> np.ndarray:

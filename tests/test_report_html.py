@@ -13,13 +13,13 @@ import pytest
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.checkpoint import open_checkpoint
-from fairy2i_export.report_html.charts import agreement_plot, cloud, heatmap, nice_ticks
-from fairy2i_export.report_html.collect import agreement, constellation, place_of
-from fairy2i_export.report_html.page import small_percent
-from fairy2i_export.report_html.palette import DARK, LIGHT, SHADES, ramp, shade
-from fairy2i_export.tools_cli import main
-from fairy2i_export.verify.layers import read_nodes
+from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.check.page.charts import agreement_plot, cloud, heatmap, nice_ticks
+from fairy2i_export.check.page.collect import agreement, constellation, place_of
+from fairy2i_export.check.page.page import small_percent
+from fairy2i_export.check.page.palette import DARK, LIGHT, SHADES, ramp, shade
+from fairy2i_export.commands.tools import main
+from fairy2i_export.source.checkpoint import open_checkpoint
 from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -110,7 +110,7 @@ def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
 def test_other_stages_kept_layers_and_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     source = make_checkpoint(tmp_path / "source")
     export(source, tmp_path / "model", stages=3, exclude=["*.1.mlp.*"], lm_head="int8")
-    monkeypatch.setattr("fairy2i_export.report_html.collect.torch_is_installed", lambda: False)
+    monkeypatch.setattr("fairy2i_export.check.page.collect.torch_is_installed", lambda: False)
     (tmp_path / "words.txt").write_text("w5 w6 w7 w8 w9 w10")
     out = tmp_path / "report.html"
     arguments = ["report", str(tmp_path / "model"), "--against", str(source), "-o", str(out)]

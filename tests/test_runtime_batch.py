@@ -11,7 +11,7 @@ import fairy2i_runtime
 from architecture_helpers import dequantized, reference_logits, save_tiny
 from fairy2i_export import export
 from fairy2i_runtime import Model, load
-from fairy2i_runtime.batch import Batch
+from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.errors import ContextError, OptionError
 from runtime_models import stories_folder
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fairy2i_runtime.chat_template import ChatTemplate
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
+from fairy2i_runtime.text.chat_template import ChatTemplate
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 MESSAGES = [

@@ -10,10 +10,11 @@ import onnxruntime as ort
 import pytest
 
 import fairy2i_runtime
-from fairy2i_runtime import library, library_path, register
+from fairy2i_runtime import library_path, register
+from fairy2i_runtime.engine.session import create_session
+from fairy2i_runtime.engine.threads import ORT_DEFAULT, default_threads
 from fairy2i_runtime.errors import LibraryError
-from fairy2i_runtime.session import create_session
-from fairy2i_runtime.threads import ORT_DEFAULT, default_threads
+from fairy2i_runtime.ops import library
 from runtime_models import stories_folder
 
 MODEL = "model.onnx"
@@ -153,7 +154,7 @@ def test_default_threads_without_topology_leaves_it_to_onnxruntime(tmp_path):
 
 
 def test_importing_the_package_brings_in_neither_torch_nor_the_exporter():
-    code = "import sys, fairy2i_runtime, fairy2i_runtime.cli; print(*sys.modules)"
+    code = "import sys, fairy2i_runtime, fairy2i_runtime.commands.main; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in modules
     assert not {"torch", "transformers", "fairy2i_export", "onnx", "onnx_ir", "safetensors"} & set(modules)

@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 
 from fairy2i_runtime import Fairy2iRuntimeError, Model, load, register
-from fairy2i_runtime.decoder import Decoder
+from fairy2i_runtime.engine.decoder import Decoder
+from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
 from fairy2i_runtime.errors import ContextError, OptionError
-from fairy2i_runtime.kvcache import CacheShape, KVCache
 from runtime_models import stories_folder
 
 PROMPT = "Once upon a time"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairy2i_runtime.errors import Fairy2iRuntimeError, OptionError
-from fairy2i_runtime.sampling import Sampler, SamplingOptions, keep_top_k, keep_top_p, penalize, softmax
+from fairy2i_runtime.text.sampling import Sampler, SamplingOptions, keep_top_k, keep_top_p, penalize, softmax
 
 
 def random_logits(seed: int, size: int = 500) -> np.ndarray:

@@ -12,8 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from fairy2i_runtime.streaming import REPLACEMENT, StopMatcher, StreamDecoder
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.text.streaming import REPLACEMENT, StopMatcher, StreamDecoder
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
 CORPUS = ["the cat sat on the mat", "once upon a time there was a bird", "the time the cat was a bird"] * 3
 TEXT = st.text(

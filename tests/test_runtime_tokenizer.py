@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.text.tokenizer import Tokenizer
 from runtime_models import copy_of_stories, stories_folder
 
 TEXTS = ["Once upon a time", "", " two  spaces ", "naïve café", "日本語 👍", "line\nbreak\ttab", "</s> inside"]

@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from fairy2i_export.quantizer import quantize
+from fairy2i_export.codes.quantizer import quantize
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CHECKPOINT = EXAMPLES / "models" / "stories260K-fairy2i-w2"

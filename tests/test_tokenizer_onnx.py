@@ -14,14 +14,14 @@ import pytest
 from onnxruntime_extensions import get_library_path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from fairy2i_export.cli import main as export_main
+from fairy2i_export.commands.export import main as export_main
+from fairy2i_export.commands.tools import main as tools_main
 from fairy2i_export.errors import TokenizerError
-from fairy2i_export.sample_text import DEFAULT_TEXT
-from fairy2i_export.tokenizer_graph import DETOKENIZER, TOKENIZER, write_tokenizer_graphs
-from fairy2i_export.tokenizer_graph.byte_level import reachable
-from fairy2i_export.tokenizer_graph.check import check_graphs
-from fairy2i_export.tokenizer_graph.description import describe_tokenizer
-from fairy2i_export.tools_cli import main as tools_main
+from fairy2i_export.onnx_graph.tokenizer import DETOKENIZER, TOKENIZER, write_tokenizer_graphs
+from fairy2i_export.onnx_graph.tokenizer.byte_level import reachable
+from fairy2i_export.onnx_graph.tokenizer.check import check_graphs
+from fairy2i_export.onnx_graph.tokenizer.description import describe_tokenizer
+from fairy2i_export.source.sample_text import DEFAULT_TEXT
 from fairy2i_runtime import register
 
 STORIES = Path(__file__).parents[1] / "examples" / "models" / "stories260K-fairy2i-w2"

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from export_helpers import edit_json
+from fairy2i_export.commands.tools import main
 from fairy2i_export.errors import OptionError
-from fairy2i_export.source import open_source
-from fairy2i_export.tools_cli import main
+from fairy2i_export.source.hub import open_source
 from fairy2i_export.train import QATLinear, Recipe, TrainingResult, prepare, train
 from fairy2i_export.train.continuing import complete_settings
 from training_helpers import SEPARATOR, arguments_of, make_recipe

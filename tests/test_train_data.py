@@ -16,14 +16,14 @@ pytest.importorskip("datasets")
 
 import torch
 
-from fairy2i_export.source import open_source
-from fairy2i_export.train.blocks import ShuffledBlocks, StreamedBlocks, stored_blocks
-from fairy2i_export.train.distill import cross_entropy_sum, divergence_sum, predictions
-from fairy2i_export.train.documents import open_documents
-from fairy2i_export.train.packing import IGNORED, Encoder, open_encoder
-from fairy2i_export.train.schedule import SCHEDULES, Shape
-from fairy2i_export.training_recipe import SCHEDULES as SCHEDULE_NAMES
-from fairy2i_export.training_recipe import Bos, Recipe
+from fairy2i_export.source.hub import open_source
+from fairy2i_export.train.data.blocks import ShuffledBlocks, StreamedBlocks, stored_blocks
+from fairy2i_export.train.data.documents import open_documents
+from fairy2i_export.train.data.packing import IGNORED, Encoder, open_encoder
+from fairy2i_export.train.loop.distill import cross_entropy_sum, divergence_sum, predictions
+from fairy2i_export.train.loop.schedule import SCHEDULES, Shape
+from fairy2i_export.train.recipe import SCHEDULES as SCHEDULE_NAMES
+from fairy2i_export.train.recipe import Bos, Recipe
 from training_helpers import SEPARATOR, make_recipe, write_text
 
 
@@ -72,7 +72,7 @@ def test_the_same_documents_from_every_kind_of_file(tmp_path: Path) -> None:
 
 
 def test_long_texts_are_cut_at_separators_wherever_chunks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fairy2i_export.train import documents
+    from fairy2i_export.train.data import documents
 
     path = tmp_path / "text.txt"
     path.write_text("eins<|end|>zwei\r\nzwei<|end|>  <|end|>drei", encoding="utf-8", newline="")

@@ -15,7 +15,7 @@ pytest.importorskip("accelerate")
 from safetensors.numpy import load_file
 
 from fairy2i_export.train import train
-from fairy2i_export.training_recipe import Recipe
+from fairy2i_export.train.recipe import Recipe
 from training_helpers import curve, make_recipe
 from training_worker import launch
 

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from export_helpers import edit_json, tensors_of, write_safetensors
-from fairy2i_export import train_command
-from fairy2i_export.tools_cli import main
-from fairy2i_export.train import checkpoint_guard, train
-from fairy2i_export.train.trainer import QATTrainer
-from fairy2i_export.training_recipe import Recipe
+from fairy2i_export.commands import train as train_command
+from fairy2i_export.commands.tools import main
+from fairy2i_export.train import train
+from fairy2i_export.train.loop import checkpoint_guard
+from fairy2i_export.train.loop.trainer import QATTrainer
+from fairy2i_export.train.recipe import Recipe
 from training_helpers import arguments_of, curve, make_recipe, make_source
 
 Refuse = Callable[..., str]
@@ -299,7 +300,7 @@ def test_without_the_extra(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_two_runs_in_one_folder(refuse: Refuse, tmp_path: Path) -> None:
-    from fairy2i_export.train.output import claimed
+    from fairy2i_export.train.result.folder import claimed
 
     recipe = make_recipe(tmp_path)
     with claimed(recipe, 4, Path(recipe.source)):

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM
 
 import fairy2i_export
 import fairy2i_runtime
-from fairy2i_export.tools_cli import main
+from fairy2i_export.commands.tools import main
 from fairy2i_export.train import TrainingResult, train
-from fairy2i_export.train.checkpoint_guard import good_checkpoints
-from fairy2i_export.training_recipe import Recipe
-from fairy2i_runtime.perplexity import measure, model_scorer, sliding_windows
+from fairy2i_export.train.loop.checkpoint_guard import good_checkpoints
+from fairy2i_export.train.recipe import Recipe
+from fairy2i_runtime.measure.perplexity import measure, model_scorer, sliding_windows
 from training_helpers import SEPARATOR, arguments_of, curve, make_recipe
 from training_worker import launch
 
@@ -121,7 +121,7 @@ def test_interrupted_inside_an_epoch_with_distillation_and_accumulation(
     recipe = make_recipe(tmp_path, distill=0.7, temperature=2.0, batch=2, accumulate=2, eval_data=(), log_every=4)
     train(recipe)
     again = replace(recipe, output=tmp_path / "again")
-    from fairy2i_export.train.trainer import QATTrainer
+    from fairy2i_export.train.loop.trainer import QATTrainer
 
     step = QATTrainer.training_step
 

@@ -13,9 +13,9 @@ pytest.importorskip("transformers")
 
 import torch
 
-from fairy2i_export.tools_cli import main
+from fairy2i_export.commands.tools import main
 from fairy2i_export.train import Recipe, TrainingResult, train
-from fairy2i_export.train.qat_modules import QATLinear
+from fairy2i_export.train.qat.modules import QATLinear
 from training_helpers import arguments_of, curve, make_recipe
 from training_worker import launch
 
@@ -83,7 +83,7 @@ def test_a_streamed_run_continues_with_the_same_curve(how: str, tmp_path: Path, 
     if how == "killed":
         assert launch(again, tmp_path / "reports", world=1, die_at=13) == [-signal.SIGKILL]  # in the second pass
     else:
-        from fairy2i_export.train.trainer import QATTrainer
+        from fairy2i_export.train.loop.trainer import QATTrainer
 
         step = QATTrainer.training_step
 

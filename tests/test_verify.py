@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from fairy2i_export import export
-from fairy2i_export.tools_cli import main
-from fairy2i_export.verify.layers import check_layers, dense_product, read_nodes, relative_error
-from fairy2i_export.verify.logits import compare
+from fairy2i_export.check.layers import check_layers, dense_product, read_nodes, relative_error
+from fairy2i_export.check.logits import compare
+from fairy2i_export.commands.tools import main
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from export_helpers import make_checkpoint
-from fairy2i_export.training_recipe import Recipe
+from fairy2i_export.train.recipe import Recipe
 
 SEPARATOR = "<|end|>"
 

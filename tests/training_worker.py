@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairy2i_export.training_recipe import Recipe
+from fairy2i_export.train.recipe import Recipe
 
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -34,10 +34,10 @@ PRELOADED = [
     "torch.distributed.checkpoint.state_dict",
     "transformers.models.llama.modeling_llama",
     "training_worker",
-    "fairy2i_export.train.trainer",
-    "fairy2i_export.train.progress",
+    "fairy2i_export.train.loop.trainer",
+    "fairy2i_export.train.loop.progress",
     "datasets",
-    "fairy2i_runtime.core",
+    "fairy2i_runtime.ops.core",
 ]
 
 
@@ -83,7 +83,7 @@ def work(rank: int, world: int, port: int, recipe: Recipe, reports: Path, fsdp: 
     if fsdp:
         _shard_on_the_cpu()
     from fairy2i_export.train import train
-    from fairy2i_export.train.trainer import QATTrainer
+    from fairy2i_export.train.loop.trainer import QATTrainer
 
     writes: set[str] = set()
     out = str(recipe.output.resolve())
@@ -116,7 +116,7 @@ def _shard_on_the_cpu() -> None:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    from fairy2i_export.train import models
+    from fairy2i_export.train.loop import models
 
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
     models.has_accelerator = lambda: True

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fairy2i_runtime import load
-from fairy2i_runtime.cli_measure import read_text
-from fairy2i_runtime.perplexity import Perplexity, Window, Windows, model_scorer
-from fairy2i_runtime.perplexity import measure as measure_windows
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.commands.measure import read_text
+from fairy2i_runtime.measure.perplexity import Perplexity, Window, Windows, model_scorer
+from fairy2i_runtime.measure.perplexity import measure as measure_windows
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
 
 def parts_of(folder: Path, text: str, lengths: list[int], window: int) -> list[Windows]:

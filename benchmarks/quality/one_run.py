@@ -12,7 +12,7 @@ from typing import Any
 from perplexities import in_onnxruntime, in_torch, windows_of
 
 from fairy2i_export import export
-from fairy2i_runtime.perplexity import Perplexity
+from fairy2i_runtime.measure.perplexity import Perplexity
 
 KERNELS = ("exact", "lut", "dot")
 
@@ -27,7 +27,7 @@ def main(task: dict[str, Any], out: Path) -> None:
     checkpoint = source
     if run["recipe"] is not None:
         from fairy2i_export.train import train
-        from fairy2i_export.training_recipe import Recipe
+        from fairy2i_export.train.recipe import Recipe
 
         options = {**task["shared"], **run["recipe"], "seed": 42 + task["seed"]}
         if setting["max_tokens"] is not None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fairy2i_runtime import load
-from fairy2i_runtime.perplexity import Perplexity, Window, Windows, measure, model_scorer, sliding_windows
-from fairy2i_runtime.scoring import F64, token_log_probs
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.measure.perplexity import Perplexity, Window, Windows, measure, model_scorer, sliding_windows
+from fairy2i_runtime.measure.scoring import F64, token_log_probs
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
 
 def windows_of(folder: Path, text: str, window: int, tokens: int | None, separator: str | None) -> Windows:

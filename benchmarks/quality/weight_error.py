@@ -25,9 +25,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fairy2i_export.checkpoint import open_checkpoint
-from fairy2i_export.quantizer import QUANTIZERS, Quantizer, find_scales, quantize
-from fairy2i_export.weights import pack_scaled
+from fairy2i_export.codes.quantizer import QUANTIZERS, Quantizer, find_scales, quantize
+from fairy2i_export.compile.tasks import pack_scaled
+from fairy2i_export.source.checkpoint import open_checkpoint
 
 F32 = npt.NDArray[np.float32]
 ROWS = ("none", "rms", "fitted")

@@ -1,4 +1,4 @@
-/* Constants of packed format v1. Generated: python -m fairy2i_export.layout > custom_ops/src/f2i_layout.h */
+/* Constants of packed format v1. Generated: python -m fairy2i_export.codes.layout > custom_ops/src/f2i_layout.h */
 /* clang-format off */
 #ifndef F2I_LAYOUT_H
 #define F2I_LAYOUT_H

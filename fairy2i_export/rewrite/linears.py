@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from fairy2i_export.quantizer import Profile, Quantizer, RowMultiplier
+from fairy2i_export.codes.quantizer import Profile, Quantizer, RowMultiplier
 
 Origin = Literal["quantized", "recovered", "trained"]
 

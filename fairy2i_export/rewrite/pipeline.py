@@ -12,26 +12,26 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fairy2i_export.data_file import ALIGNMENT, DATA, INLINE_BYTES
+from fairy2i_export.codes.layout import LAYOUT_VERSION
+from fairy2i_export.codes.native import check_library
+from fairy2i_export.compile.options import check_quantizer
+from fairy2i_export.compile.run import MODEL, Observer, thread_count
 from fairy2i_export.errors import ModelError
-from fairy2i_export.exporter import MODEL, Observer, thread_count
-from fairy2i_export.layout import LAYOUT_VERSION
-from fairy2i_export.native import check_library
-from fairy2i_export.options import check_quantizer
-from fairy2i_export.output import REWRITE_MARKERS, check_space, output_folder
-from fairy2i_export.rewrite.companions import copy_genai_files, copy_library
-from fairy2i_export.rewrite.constants import Constants
-from fairy2i_export.rewrite.define import define_operator, describe
-from fairy2i_export.rewrite.find import find_linears, operator_names, operator_nodes
+from fairy2i_export.output.companions import copy_genai_files, copy_library
+from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES
+from fairy2i_export.output.workspace import REWRITE_MARKERS, check_space, output_folder
 from fairy2i_export.rewrite.linears import Linear
-from fairy2i_export.rewrite.model_file import files_sha256, model_files, open_model
-from fairy2i_export.rewrite.prune import prune
-from fairy2i_export.rewrite.recognise import Recogniser, Setting
-from fairy2i_export.rewrite.replace import Replacer
+from fairy2i_export.rewrite.operands import Names, PackedWeights
+from fairy2i_export.rewrite.passes.define import define_operator, describe
+from fairy2i_export.rewrite.passes.find import find_linears, operator_names, operator_nodes
+from fairy2i_export.rewrite.passes.prune import prune
+from fairy2i_export.rewrite.passes.recognise import Recogniser, Setting
+from fairy2i_export.rewrite.passes.replace import Replacer
+from fairy2i_export.rewrite.passes.resolve import resolve_weights
+from fairy2i_export.rewrite.passes.select import select_linears
 from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLinear
-from fairy2i_export.rewrite.resolve import resolve_weights
-from fairy2i_export.rewrite.select import select_linears
-from fairy2i_export.rewrite.weights import Names, PackedWeights
+from fairy2i_export.rewrite.values.constants import Constants
+from fairy2i_export.rewrite.values.model_file import files_sha256, model_files, open_model
 
 REPORT = REWRITE_MARKERS[1]
 

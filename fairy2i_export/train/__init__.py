@@ -1,16 +1,21 @@
 """Quantization-aware training in torch: linear layers that compute with the exporter's quantizer and train latent weights.
 
-Needs torch (``pip install 'fairy2i-export[train]'``). Nothing outside this package imports it at module level.
+Needs torch (``pip install 'fairy2i-export[train]'``); what is named here is imported when it is asked for, because the recipe of a
+run (recipe.py) is also read where torch is not.
 """
 
 from __future__ import annotations
 
-from fairy2i_export.train.fake_quantize import fake_quantize
-from fairy2i_export.train.options import METHODS, QuantizationOptions, options_of
-from fairy2i_export.train.prepare import PrepareReport, config_entry, convert, load_learned, prepare
-from fairy2i_export.train.qat_modules import QATLinear
-from fairy2i_export.train.run import TrainingResult, train
-from fairy2i_export.training_recipe import Recipe
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fairy2i_export.train.qat.fake_quantize import fake_quantize
+    from fairy2i_export.train.qat.modules import QATLinear
+    from fairy2i_export.train.qat.options import METHODS, QuantizationOptions, options_of
+    from fairy2i_export.train.qat.prepare import PrepareReport, config_entry, convert, load_learned, prepare
+    from fairy2i_export.train.recipe import Recipe
+    from fairy2i_export.train.run import TrainingResult, train
 
 __all__ = [
     "METHODS",
@@ -27,3 +32,28 @@ __all__ = [
     "prepare",
     "train",
 ]
+_MODULES = {
+    "METHODS": "train.qat.options",
+    "PrepareReport": "train.qat.prepare",
+    "QATLinear": "train.qat.modules",
+    "QuantizationOptions": "train.qat.options",
+    "Recipe": "train.recipe",
+    "TrainingResult": "train.run",
+    "config_entry": "train.qat.prepare",
+    "convert": "train.qat.prepare",
+    "fake_quantize": "train.qat.fake_quantize",
+    "load_learned": "train.qat.prepare",
+    "options_of": "train.qat.options",
+    "prepare": "train.qat.prepare",
+    "train": "train.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"fairy2i_export.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.train.options import QuantizationOptions
-from fairy2i_export.train.prepare import convert, prepare
+from fairy2i_export.train.qat.options import QuantizationOptions
+from fairy2i_export.train.qat.prepare import convert, prepare
 
 COMPLEX_PHASE = {f"complex_phase_v{stages}": stages for stages in (1, 2, 3, 4)}
 METHOD_NAMES = ("bitnet", *COMPLEX_PHASE)

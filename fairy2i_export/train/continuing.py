@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from fairy2i_export.checkpoint import Checkpoint
 from fairy2i_export.errors import CheckpointError, OptionError
-from fairy2i_export.train.options import QuantizationOptions, options_of
-from fairy2i_export.train.prepare import LEARNED_KINDS, is_lm_head, load_learned
-from fairy2i_export.train.qat_modules import QATLinear
-from fairy2i_export.training_recipe import Recipe
+from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.train.qat.modules import QATLinear
+from fairy2i_export.train.qat.options import QuantizationOptions, options_of
+from fairy2i_export.train.qat.prepare import LEARNED_KINDS, is_lm_head, load_learned
+from fairy2i_export.train.recipe import Recipe
 
 _SETTINGS = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales", "activation_bits")
 _FAIRY2I_ONLY = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales")

@@ -16,22 +16,22 @@ import torch
 from rich.console import Console
 
 from fairy2i_export import __version__
-from fairy2i_export.checkpoint import Checkpoint
+from fairy2i_export.compile.report import human_bytes
 from fairy2i_export.errors import OptionError, OutputError
-from fairy2i_export.report import human_bytes
-from fairy2i_export.source import open_source
-from fairy2i_export.train import checkpoint_guard, models
-from fairy2i_export.train.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks, too_short
-from fairy2i_export.train.card import model_card
+from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.hub import open_source
 from fairy2i_export.train.continuing import complete_settings, entry_of, settings_text
-from fairy2i_export.train.curves import draw_curves
-from fairy2i_export.train.documents import check_files, without_separator
-from fairy2i_export.train.interruptions import stops_explained
-from fairy2i_export.train.output import CHECKPOINTS, DATA, LOG, claimed, save_result
-from fairy2i_export.train.packing import Encoder, open_encoder
-from fairy2i_export.train.prepare import PrepareReport, config_entry
-from fairy2i_export.train.teacher_text import teacher_blocks
-from fairy2i_export.training_recipe import MAX_BLOCK, Recipe
+from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks, too_short
+from fairy2i_export.train.data.documents import check_files, without_separator
+from fairy2i_export.train.data.packing import Encoder, open_encoder
+from fairy2i_export.train.data.teacher_text import teacher_blocks
+from fairy2i_export.train.loop import checkpoint_guard, models
+from fairy2i_export.train.loop.interruptions import stops_explained
+from fairy2i_export.train.qat.prepare import PrepareReport, config_entry
+from fairy2i_export.train.recipe import MAX_BLOCK, Recipe
+from fairy2i_export.train.result.card import model_card
+from fairy2i_export.train.result.curves import draw_curves
+from fairy2i_export.train.result.folder import CHECKPOINTS, DATA, LOG, claimed, save_result
 
 
 @dataclass(frozen=True)

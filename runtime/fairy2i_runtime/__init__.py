@@ -11,12 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fairy2i_runtime.errors import Fairy2iRuntimeError
-from fairy2i_runtime.library import library_path, register
+from fairy2i_runtime.ops.library import library_path, register
 
 if TYPE_CHECKING:
-    from fairy2i_runtime.conversation import Conversation
-    from fairy2i_runtime.generation import Result, TextStream, Timings
     from fairy2i_runtime.model import Model, load
+    from fairy2i_runtime.ops import core
+    from fairy2i_runtime.text.conversation import Conversation
+    from fairy2i_runtime.text.generation import Result, TextStream, Timings
 
 __all__ = [
     "Conversation",
@@ -25,19 +26,22 @@ __all__ = [
     "Result",
     "TextStream",
     "Timings",
+    "core",
     "library_path",
     "load",
     "register",
 ]
+
 __version__ = "0.1.0"
 
 # imported when asked for: the exporter and training use the operator library without onnxruntime, which takes 20 MB
 _MODULES = {
-    "Conversation": "conversation",
+    "Conversation": "text.conversation",
     "Model": "model",
-    "Result": "generation",
-    "TextStream": "generation",
-    "Timings": "generation",
+    "Result": "text.generation",
+    "TextStream": "text.generation",
+    "Timings": "text.generation",
+    "core": "ops",
     "load": "model",
 }
 
@@ -45,7 +49,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = import_module(f"{__name__}.{_MODULES[name]}")
+    return import_module(f"{module.__name__}.{name}") if _MODULES[name] == "ops" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

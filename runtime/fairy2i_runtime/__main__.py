@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fairy2i_runtime.cli import main
+from fairy2i_runtime.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from fairy2i_runtime.batch import Batch, generate_batch
-from fairy2i_runtime.chat_template import ChatTemplate
-from fairy2i_runtime.conversation import Conversation
-from fairy2i_runtime.decoder import F32, Decoder
+from fairy2i_runtime.engine.batch import Batch, generate_batch
+from fairy2i_runtime.engine.decoder import F32, Decoder
+from fairy2i_runtime.engine.session import create_session
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
-from fairy2i_runtime.generation import GenerationOptions, Result, TextStream, Timings
-from fairy2i_runtime.session import create_session
-from fairy2i_runtime.streaming import StreamDecoder
-from fairy2i_runtime.tokenizer import Tokenizer
+from fairy2i_runtime.text.chat_template import ChatTemplate
+from fairy2i_runtime.text.conversation import Conversation
+from fairy2i_runtime.text.generation import GenerationOptions, Result, TextStream, Timings
+from fairy2i_runtime.text.streaming import StreamDecoder
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1  # newest model format this release reads
 
@@ -138,7 +138,7 @@ class Model:
         Args:
             prompt: a text (the tokenizer's beginning-of-text token is added) or token ids (taken as they are).
             on_text: called with every piece of text as soon as it is certain.
-            **options: fields of :class:`~fairy2i_runtime.generation.GenerationOptions`: ``max_new_tokens=128``,
+            **options: fields of :class:`~fairy2i_runtime.text.generation.GenerationOptions`: ``max_new_tokens=128``,
                 ``temperature=0`` (greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``.
 
         Raises:

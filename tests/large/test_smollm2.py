@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import fairy2i_runtime
-from fairy2i_export.tools_cli import main
-from fairy2i_export.verify.command import DEFAULT_TEXT
-from fairy2i_export.verify.layers import check_layers, read_nodes
+from fairy2i_export.check.layers import check_layers, read_nodes
+from fairy2i_export.commands.tools import main
+from fairy2i_export.commands.verify import DEFAULT_TEXT
 
 pytestmark = pytest.mark.large
 SOURCE = Path(os.environ.get("FAIRY2I_SMOLLM2", "does not exist"))

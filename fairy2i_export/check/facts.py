@@ -1,0 +1,278 @@
+"""What an exported model holds, as data. Nothing is executed, and weights are looked at one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fairy2i_export.check.layers import DOMAIN, OP, Node, read_nodes
+from fairy2i_export.codes.layout import unpack
+from fairy2i_export.errors import FormatError, OptionError
+from fairy2i_runtime.engine.decoder import PREFILL_CHUNK
+from fairy2i_runtime.folder import open_folder
+
+I64 = npt.NDArray[np.int64]
+
+# what a tensor is, by the operator that reads it; the first that fits
+_KINDS = {
+    "MatMulNBits": "other linear layers",
+    "MatMul": "other linear layers",
+    "GatherBlockQuantized": "embedding",
+    "Gather": "embedding",
+    "RotaryEmbedding": "rotary tables",
+    "SkipSimplifiedLayerNormalization": "norms",
+}
+_OPERANDS = ("", "packed codes", "scales", "biases", "row and column multipliers", "row and column multipliers")
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One Fairy2iMatMul node.
+
+    Attributes:
+        name: the module's name.
+        shape: (N, K), output and input features.
+        stages: residual stages.
+        scales: float32 [stages, 2 (U, W), 2 (re, im)].
+        code_counts: int64 [stages, 2 (U, W), 4]: how often each code k (for i^k) occurs, padding not counted.
+        row_multiplier: (smallest, mean, largest), or None.
+        col_multiplier: as row_multiplier.
+        bias: whether there is one.
+        stored_bytes: packed codes with padding, scales, multipliers.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    stages: int
+    scales: npt.NDArray[np.float32]
+    code_counts: I64
+    row_multiplier: tuple[float, float, float] | None
+    col_multiplier: tuple[float, float, float] | None
+    bias: bool
+    stored_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.stored_bytes / self.parameters
+
+    @property
+    def stage_scales(self) -> npt.NDArray[np.float64]:
+        """Root mean square of the scales of each stage, float64 [stages]."""
+        return np.asarray(np.sqrt(np.square(self.scales, dtype=np.float64).mean(axis=(1, 2))))
+
+    @property
+    def entropy(self) -> npt.NDArray[np.float64]:
+        """Bits that a code carries, float64 [stages, 2]: 2 if all four are equally frequent."""
+        share = self.code_counts / self.code_counts.sum(axis=-1, keepdims=True)
+        return np.asarray(-(share * np.log2(np.maximum(share, 1e-300))).sum(axis=-1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "stages": self.stages,
+            "scales": self.scales.tolist(),
+            "code_counts": self.code_counts.tolist(),
+            "row_multiplier": _named(self.row_multiplier),
+            "col_multiplier": _named(self.col_multiplier),
+            "bias": self.bias,
+            "bits_per_weight": self.bits_per_weight,
+            "bytes": self.stored_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model file without its layers.
+
+    Attributes:
+        model_file: the .onnx file.
+        producer: program and version that wrote it.
+        metadata: what it recorded.
+        opsets: operator set versions by domain.
+        tensor_bytes: bytes of the stored tensors by what they are; adds up to all of them.
+        files: size of every file, of the folder if it is a model folder.
+        vocab: number of logits, None if unknown.
+        cache_bytes_per_token: of the key-value cache.
+        context_length: that the memory is told for; None if unknown.
+    """
+
+    model_file: Path
+    producer: str
+    metadata: dict[str, str]
+    opsets: dict[str, int]
+    tensor_bytes: dict[str, int]
+    files: dict[str, int]
+    vocab: int | None
+    cache_bytes_per_token: int
+    context_length: int | None
+
+    @property
+    def memory(self) -> dict[str, int] | None:
+        """Bytes at a full context, without Python and onnxruntime themselves; None where the context is unknown."""
+        if self.context_length is None:
+            return None
+        name = self.model_file.name
+        weights = sum(size for file, size in self.files.items() if file.startswith(name))
+        cache = self.cache_bytes_per_token * self.context_length
+        logits = 4 * (self.vocab or 0) * min(PREFILL_CHUNK, self.context_length)
+        return {"weights_mapped": weights, "kv_cache": cache, "logits": logits, "total": weights + cache + logits}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "file": str(self.model_file),
+            "producer": self.producer,
+            "metadata": self.metadata,
+            "opsets": self.opsets,
+            "tensor_bytes": self.tensor_bytes,
+            "files": self.files,
+            "vocab_size": self.vocab,
+            "context_length": self.context_length,
+            "memory": self.memory,
+        }
+
+
+def open_nodes(path: Path) -> tuple[Path, int | None, list[Node]]:
+    """The model file of a folder or of a path to a .onnx file, its context length if known, and its operator nodes.
+
+    Raises:
+        FormatError: if it is no model with our nodes.
+        ModelFolderError: if a folder is no model folder.
+    """
+    context: int | None = None
+    model_file = path
+    if path.is_file() and path.suffix == ".onnx":
+        if (path.parent / "genai_config.json").is_file():
+            folder = open_folder(path.parent)
+            context = folder.context_length if folder.model_file.name == path.name else None
+    else:
+        folder = open_folder(path)
+        model_file, context = folder.model_file, folder.context_length
+    try:
+        return model_file, context, read_nodes(model_file)
+    except FormatError:
+        raise
+    except Exception as error:  # protobuf, onnx_ir and the file system each have their own
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise FormatError(f"{model_file}: expected an ONNX model with its data file beside it: {reason}") from error
+
+
+def layer_facts(nodes: list[Node], done: Callable[[], None] = lambda: None) -> Iterator[LayerFacts]:
+    """Facts of every node, one layer unpacked at a time.
+
+    Raises:
+        FormatError: if operands contradict the format.
+    """
+    for node in nodes:
+        p = node.operands
+        try:
+            q = unpack(p)
+        except FormatError as error:
+            raise FormatError(f"node {node.name}: {error}") from error
+        counts = np.empty((p.stages, 2, 4), np.int64)
+        for place in np.ndindex(p.stages, 2):
+            codes = q.codes[place]
+            counts[place][1:] = [np.count_nonzero(codes == code) for code in (1, 2, 3)]
+            counts[place][0] = codes.size - counts[place][1:].sum()
+        operands = (p.packed, p.scales, p.row_multiplier, p.col_multiplier)
+        yield LayerFacts(
+            name=node.name,
+            shape=(2 * p.n, 2 * p.m),
+            stages=p.stages,
+            scales=np.asarray(p.scales),
+            code_counts=counts,
+            row_multiplier=_range(p.row_multiplier),
+            col_multiplier=_range(p.col_multiplier),
+            bias=node.bias is not None,
+            stored_bytes=sum(operand.nbytes for operand in operands if operand is not None),
+        )
+        done()
+
+
+def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
+    """Everything but the layers.
+
+    Args:
+        model_file: the .onnx file.
+        context_length: to tell the memory for.
+    """
+    model = ir.load(model_file)
+    graph = model.graph
+    logits = next((value for value in graph.outputs if value.name == "logits"), None)
+    vocab = None if logits is None or logits.shape is None else logits.shape[-1]
+    folder = model_file.parent
+    is_folder = (folder / "genai_config.json").is_file()
+    files = {
+        file.name: file.stat().st_size
+        for file in sorted(folder.iterdir())
+        if file.is_file() and (is_folder or file.name.startswith(model_file.name))
+    }
+    return ModelFacts(
+        model_file=model_file,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))) or "unknown",
+        metadata=dict(sorted(model.metadata_props.items())),
+        opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        tensor_bytes=_tensor_bytes(graph),
+        files=files,
+        vocab=vocab if isinstance(vocab, int) else None,
+        cache_bytes_per_token=sum(_cache_bytes(value) for value in graph.inputs),
+        context_length=context_length,
+    )
+
+
+def checked_context(wanted: int | None, known: int | None) -> int | None:
+    """The context to tell the memory for.
+
+    Raises:
+        OptionError: if it is less than 1 or more than the model was built for.
+    """
+    if wanted is not None and not 1 <= wanted <= (known or 1 << 24):
+        raise OptionError(f"--context-length: expected 1 to {known or 1 << 24}, got {wanted}")
+    return known if wanted is None else wanted
+
+
+def _tensor_bytes(graph: ir.Graph) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for value in graph.initializers.values():
+        if value.const_value is None:
+            continue
+        kind = _kind(value)
+        found[kind] = found.get(kind, 0) + value.const_value.nbytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _kind(value: ir.Value) -> str:
+    for usage in value.uses():
+        if usage.node.domain == DOMAIN and usage.node.op_type == OP:
+            return _OPERANDS[usage.idx]
+        if usage.node.op_type in _KINDS:
+            return _KINDS[usage.node.op_type]
+    return "other tensors"
+
+
+def _cache_bytes(value: ir.Value) -> int:
+    """Bytes per token of one past_key_values input [batch, heads, tokens, head size]."""
+    if not (value.name or "").startswith("past_key_values.") or value.shape is None or value.dtype is None:
+        return 0
+    heads, size = value.shape[1], value.shape[3]
+    return int(heads * size * value.dtype.itemsize) if isinstance(heads, int) and isinstance(size, int) else 0
+
+
+def _range(values: npt.NDArray[np.float32] | None) -> tuple[float, float, float] | None:
+    return None if values is None else (float(values.min()), float(values.mean()), float(values.max()))
+
+
+def _named(values: tuple[float, float, float] | None) -> dict[str, float] | None:
+    return None if values is None else dict(zip(("min", "mean", "max"), values, strict=True))

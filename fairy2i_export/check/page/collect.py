@@ -1,0 +1,283 @@
+"""Everything the report shows, measured: from the model, its source and a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.check.facts import LayerFacts, ModelFacts, layer_facts, model_facts
+from fairy2i_export.check.layers import LayerResult, Node, check_layers
+from fairy2i_export.check.logits import log_softmax
+from fairy2i_export.check.source_weights import CALIBRATED_NOTE, SourceWeights, torch_is_installed, torch_logits
+from fairy2i_export.codes.analysis import relative_error, split_widely_linear
+from fairy2i_export.codes.layout import unpack
+from fairy2i_export.codes.native import F32
+from fairy2i_export.codes.quantizer import CODE_IM, CODE_RE, QuantizedLinear
+from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_runtime import Model, load
+
+F64 = npt.NDArray[np.float64]
+Step = Callable[[str], None]  # called with the name of every layer or phase that is done
+
+_PLACE = re.compile(r"(?:.*\.)?layers\.(\d+)\.(?:.*\.)?([^.]+)")
+_CLOUD_POINTS = 900  # latent weights drawn per layer
+_COUNTED = 1 << 22  # entries whose code pairs are counted per layer
+
+
+@dataclass(frozen=True)
+class Constellation:
+    """One layer's U as points of the complex plane.
+
+    Attributes:
+        layer: its name.
+        cloud: complex64 [points], latent entries in units of the row multiplier, drawn at random.
+        levels: complex64 [4^stages], the values that codes can express.
+        shares: float64 [4^stages], how often each occurs.
+    """
+
+    layer: str
+    cloud: npt.NDArray[np.complex64]
+    levels: npt.NDArray[np.complex64]
+    shares: F64
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: facts, errors, and where it stands in the model.
+
+    Attributes:
+        facts: shapes, scales, codes.
+        depth: number of the decoder block, None outside the blocks.
+        module: short name of the module, such as ``q_proj``.
+        stage_errors: ``|A - Q(A)| / |A|`` when only the first stages are kept, for each number of stages; of codes that were
+            found for all stages together, which the first stages alone do not approximate, with all stages only.
+        kernel: relative errors by kernel and activations.
+    """
+
+    facts: LayerFacts
+    depth: int | None
+    module: str
+    stage_errors: list[float]
+    kernel: LayerResult
+
+    @property
+    def quantization_error(self) -> float:
+        return self.stage_errors[-1]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Logits of default mode compared with a reference, by position of a text.
+
+    Attributes:
+        reference: what it is compared with: ``torch`` or ``exact mode``.
+        tokens: text of every token.
+        kl: float64 [length], KL(reference || model) in nats at every position.
+        same: bool [length], whether the most likely next token is the same.
+        best: most likely next tokens, (model's, reference's), as text.
+        probability: float64 [length, 2], how likely each finds its own.
+        loss: float64 [length - 1, 2], of the next token, model and reference, nats.
+    """
+
+    reference: str
+    tokens: list[str]
+    kl: F64
+    same: npt.NDArray[np.bool_]
+    best: list[tuple[str, str]]
+    probability: F64
+    loss: F64
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All there is to show; ``joint``: codes of all stages were found together, ``calibrated``: on a text."""
+
+    title: str
+    source: str
+    source_bytes: int
+    facts: ModelFacts
+    layers: list[LayerReport]
+    constellations: list[Constellation]
+    agreement: Agreement
+    notes: list[str] = field(default_factory=list)
+    joint: bool = False
+    calibrated: bool = False
+
+
+def collect(
+    model: Model,
+    nodes: list[Node],
+    checkpoint: Checkpoint,
+    ids: npt.NDArray[np.int64],
+    step: Step = lambda name: None,
+    *,
+    use_torch: bool = True,
+) -> ReportData:
+    """Measure everything.
+
+    Args:
+        model: loaded in default mode.
+        nodes: of the model.
+        checkpoint: what it was exported from.
+        ids: token ids [length] of the text to run.
+        step: hears about progress, two calls per layer and three for the logits.
+        use_torch: compare the logits with torch's, if it is installed; else with the model's own exact mode.
+
+    Raises:
+        CheckpointError: if the source does not fit the model.
+    """
+    source = SourceWeights(checkpoint, model.metadata)
+    notes = []
+    stated = model.metadata.get("fairy2i.source_sha256")
+    if stated and stated != checkpoint.sha256():
+        notes.append("The model was exported from other files than the source given: errors below say little.")
+    if source.calibrated:
+        notes.append(f"{CALIBRATED_NOTE[0].upper()}{CALIBRATED_NOTE[1:]}.")
+    model_file = model.folder.model_file
+    facts = list(layer_facts(nodes))
+    drawn = _layers_to_draw([node.name for node in nodes])
+    stage_errors: dict[str, list[float]] = {}
+    constellations = {}
+    for node in nodes:
+        weight = _weight(source, node)
+        q = unpack(node.operands)
+        first = q.stages if source.joint else 1
+        stage_errors[node.name] = [relative_error(weight, _first_stages(q, n)) for n in range(first, q.stages + 1)]
+        if node.name in drawn:
+            constellations[node.name] = constellation(node.name, weight, q)
+        step(node.name)
+    kernel: list[LayerResult] = []
+    for result in check_layers(model_file, nodes, ids[None]):
+        kernel.append(result)
+        step(result.name)
+    places = [place_of(node.name) for node in nodes]
+    layers = [
+        LayerReport(fact, depth, module, stage_errors[fact.name], result)
+        for fact, (depth, module), result in zip(facts, places, kernel, strict=True)
+    ]
+    agreement = _agreement(model, source if use_torch else None, nodes, ids, notes, step)
+    return ReportData(
+        title=model.folder.path.resolve().name,
+        source=checkpoint.name,
+        source_bytes=checkpoint.weight_bytes(),
+        facts=model_facts(model_file, model.context_length),
+        layers=layers,
+        constellations=[constellations[name] for name in drawn],
+        joint=source.joint,
+        calibrated=source.calibrated,
+        agreement=agreement,
+        notes=notes,
+    )
+
+
+def place_of(name: str) -> tuple[int | None, str]:
+    """Number of the decoder block and short module name of a layer: ``model.layers.3.mlp.up_proj`` -> (3, "up_proj")."""
+    match = _PLACE.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name.rpartition(".")[2])
+
+
+def constellation(name: str, weight: npt.NDArray[Any], q: QuantizedLinear) -> Constellation:
+    """Draw a layer's U: a sample of latent entries, and the levels with their shares.
+
+    Args:
+        name: of the layer.
+        weight: latent [2n, 2m], any float type; of a large matrix only some rows are looked at.
+        q: its quantized form.
+    """
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(q.n, max(1, min(q.n, _COUNTED // q.m)), replace=False))
+    real_rows = np.concatenate([rows, q.n + rows])
+    a = weight[real_rows].astype(np.float32)
+    if q.row_multiplier is not None:
+        a /= q.row_multiplier[real_rows, None]
+    if q.col_multiplier is not None:
+        a /= q.col_multiplier[None, :]
+    re_part, im_part, _, _ = split_widely_linear(a)
+    picked = rng.choice(re_part.size, min(_CLOUD_POINTS, re_part.size), replace=False)
+    cloud = (re_part.reshape(-1)[picked] + 1j * im_part.reshape(-1)[picked]).astype(np.complex64)
+    combined = np.zeros((len(rows), q.m), np.uint8)  # at most 4 stages of 2 bits
+    levels = np.zeros(1, np.complex64)
+    for stage in range(q.stages):
+        combined |= q.codes[stage, 0, rows] << (2 * stage)
+        s_re, s_im = q.scales[stage, 0]
+        step = (CODE_RE * s_re + 1j * CODE_IM * s_im).astype(np.complex64)
+        levels = (step[:, None] + levels[None, :]).reshape(-1)  # later stages in the higher bits
+    counts = np.bincount(combined.reshape(-1), minlength=4**q.stages)
+    return Constellation(name, cloud, levels, counts / counts.sum())
+
+
+def _layers_to_draw(names: list[str]) -> list[str]:
+    """One layer of every module: that of the middle block, and those outside the blocks."""
+    depths = sorted({depth for depth, _ in map(place_of, names) if depth is not None})
+    middle = depths[len(depths) // 2] if depths else None
+    return [name for name in names if place_of(name)[0] in (None, middle)]
+
+
+def _weight(source: SourceWeights, node: Node) -> npt.NDArray[Any]:
+    name = source.tensor_of(node.name)
+    weight = source.checkpoint.read(name)
+    expected = (2 * node.operands.n, 2 * node.operands.m)
+    if weight.shape != expected:
+        raise CheckpointError(
+            f"{source.checkpoint.directory}: tensor {name}: expected shape {list(expected)} as in the model, found "
+            f"{list(weight.shape)}; give the checkpoint that the model was exported from"
+        )
+    return weight
+
+
+def _first_stages(q: QuantizedLinear, stages: int) -> QuantizedLinear:
+    return QuantizedLinear(q.codes[:stages], q.scales[:stages], q.profile, q.row_multiplier, q.col_multiplier)
+
+
+def _agreement(
+    model: Model, source: SourceWeights | None, nodes: list[Node], ids: npt.NDArray[np.int64], notes: list[str], step: Step
+) -> Agreement:
+    found = model.logits(ids.tolist())
+    step("logits of the model")
+    if source is not None and torch_is_installed():
+        reference, logits = "torch", torch_logits(source, nodes, ids)
+    else:
+        if source is not None:
+            notes.append(
+                "torch and transformers are not installed: logits are compared with the model's exact mode instead."
+            )
+        reference, logits = "exact mode", load(model.folder.path, kernel="exact").logits(ids.tolist())
+    step("logits of the reference")
+    result = agreement(found, logits, ids, model.tokenizer.decode, reference)
+    step("agreement")
+    return result
+
+
+def agreement(
+    found: F32, expected: F32, ids: npt.NDArray[np.int64], decode: Callable[[list[int]], str], reference: str
+) -> Agreement:
+    """Compare logits [length, vocab] of a text with token ids [length]."""
+    q, p = log_softmax(found), log_softmax(expected)
+    best = np.stack([found.argmax(-1), expected.argmax(-1)], axis=1)
+    rows = np.arange(len(ids))
+    here = rows[:-1]
+    return Agreement(
+        reference=reference,
+        tokens=token_texts(ids.tolist(), decode),
+        kl=np.maximum((np.exp(p) * (p - q)).sum(-1), 0),
+        same=best[:, 0] == best[:, 1],
+        best=[(decode([int(a)]), decode([int(b)])) for a, b in best],
+        probability=np.exp(np.stack([q[rows, best[:, 0]], p[rows, best[:, 1]]], axis=1)),
+        loss=np.stack([-q[here, ids[1:]], -p[here, ids[1:]]], axis=1),
+    )
+
+
+def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The text that every token adds to those before it; special tokens add nothing."""
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[:end])
+        texts.append(text[len(before) :])
+        before = text
+    return texts

@@ -1,0 +1,207 @@
+"""Packed format v1: how codes become bytes. Specified byte by byte in docs/format.md.
+
+Every code k is stored as two sign bits, its Gray code ``k ^ (k >> 1)``: bit 0 is the sign of Re - Im, bit 1 the sign of
+Re + Im of i^k (1 = negative). Two neighbouring columns of one plane (U or W at one stage) make a nibble, the index into a
+table of 16 sums; two planes of the same columns make a byte, as many "byte planes" as there are stages:
+
+    byte = column 2c, low plane | column 2c+1, low plane << 2 | column 2c, high plane << 4 | column 2c+1, high plane << 6
+
+The bytes are ordered [K-block][row tile][byte plane][cell], one cell being a cache line:
+
+    cell (64 bytes) = [2 row halves][2 byte columns][16 rows]
+
+so a row tile has 32 complex rows, a cell 4 complex columns, a K-block 32 complex columns. Rows and columns beyond the matrix
+hold zero bits; there is no zero code, so kernels discard those rows and feed those columns activations of zero.
+
+This module is the only place that knows the constants (the packer itself is C, :func:`unpack` is its inverse in numpy):
+``python -m fairy2i_export.codes.layout`` prints the C header made of them
+(custom_ops/src/f2i_layout.h, kept equal by a test).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.codes.native import F32, U8, pack_rows
+from fairy2i_export.codes.quantizer import MAX_STAGES, QuantizedLinear
+from fairy2i_export.errors import FormatError
+
+LAYOUT_VERSION = 1
+SCALE_SCOPE_MATRIX = 0  # one (re, im) pair per stage and per U, W; the only scope of layout version 1
+TILE_ROWS = 32  # complex rows of a row tile
+BLOCK_COLS = 32  # complex columns of a K-block
+CELL_BYTES = 64
+CELL_COLS = 4  # complex columns of a cell
+HALF_ROWS = 16  # rows that share one 16-byte table look-up
+MAX_FEATURES = 1 << 24  # of K and of N
+ALIGNMENT = 64  # smallest alignment of packed bytes in a file
+
+_CELLS_PER_BLOCK = BLOCK_COLS // CELL_COLS
+_GRAY = np.array([0, 1, 3, 2], np.uint8)  # code -> two sign bits; its own inverse
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """The operands of one ``Fairy2iMatMul`` node.
+
+    Attributes:
+        packed: uint8 [packed_size(n, m, stages)], format v1.
+        scales: float32 [stages, 2 (U, W), 2 (re, im)].
+        n: complex rows, half the output features N.
+        m: complex columns, half the input features K.
+        stages: 1 to 4.
+        row_multiplier: float32 [2n] or None.
+        col_multiplier: float32 [2m] or None.
+        layout_version: version of the byte layout.
+        scale_scope: what a scale covers; 0 = the whole matrix.
+    """
+
+    packed: U8
+    scales: F32
+    n: int
+    m: int
+    stages: int
+    row_multiplier: F32 | None = None
+    col_multiplier: F32 | None = None
+    layout_version: int = LAYOUT_VERSION
+    scale_scope: int = SCALE_SCOPE_MATRIX
+
+
+def tiles_of(n: int) -> int:
+    """Row tiles of a matrix with ``n`` complex rows, the last one padded."""
+    return -(-n // TILE_ROWS)
+
+
+def blocks_of(m: int) -> int:
+    """K-blocks of a matrix with ``m`` complex columns, the last one padded."""
+    return -(-m // BLOCK_COLS)
+
+
+def packed_size(n: int, m: int, stages: int) -> int:
+    """Bytes of a packed matrix of ``n`` complex rows and ``m`` complex columns."""
+    return blocks_of(m) * tiles_of(n) * stages * _CELLS_PER_BLOCK * CELL_BYTES
+
+
+def byte_planes(stages: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Which two planes share a byte: byte plane -> ((stage, matrix) of the low nibble, (stage, matrix) of the high nibble).
+
+    Stages go in pairs, U then W; the last stage of an odd number pairs its U with its W.
+    """
+    planes: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    for stage in range(0, stages - 1, 2):
+        planes += [((stage, matrix), (stage + 1, matrix)) for matrix in range(2)]
+    if stages % 2:
+        planes.append(((stages - 1, 0), (stages - 1, 1)))
+    return planes
+
+
+def pack(q: QuantizedLinear) -> PackedLinear:
+    """Pack codes to format v1 (the bytes are written by custom_ops/src/pack.c).
+
+    Raises:
+        FormatError: if codes or scales have the wrong shape or a code is above 3.
+    """
+    _check_codes(q)
+    packed = np.empty(packed_size(q.n, q.m, q.stages), np.uint8)
+    pack_rows(np.ascontiguousarray(q.codes), (0, q.n), packed, q.n)
+    return PackedLinear(
+        packed=packed,
+        scales=np.ascontiguousarray(q.scales, np.float32),
+        n=q.n,
+        m=q.m,
+        stages=q.stages,
+        row_multiplier=q.row_multiplier,
+        col_multiplier=q.col_multiplier,
+    )
+
+
+def unpack(p: PackedLinear) -> QuantizedLinear:
+    """Inverse of :func:`pack`; the profile is not part of the bytes and comes back as the default.
+
+    Raises:
+        FormatError: if sizes, version or scope contradict format v1.
+    """
+    check_packed(p)
+    tiles, blocks = tiles_of(p.n), blocks_of(p.m)
+    cells = p.packed.reshape(blocks, tiles, p.stages, _CELLS_PER_BLOCK, 2, 2, HALF_ROWS)
+    pairs = cells.transpose(2, 1, 4, 6, 0, 3, 5).reshape(p.stages, tiles * TILE_ROWS, blocks * BLOCK_COLS // 2)
+    codes = np.empty((p.stages, 2, p.n, p.m), np.uint8)
+    for plane, (low, high) in enumerate(byte_planes(p.stages)):
+        for place, shift in ((low, 0), (high, 4)):
+            columns = np.stack([pairs[plane] >> shift & 3, pairs[plane] >> (shift + 2) & 3], axis=-1)
+            codes[place] = _GRAY[columns.reshape(tiles * TILE_ROWS, -1)[: p.n, : p.m]]
+    return QuantizedLinear(codes=codes, scales=p.scales, row_multiplier=p.row_multiplier, col_multiplier=p.col_multiplier)
+
+
+def _check_codes(q: QuantizedLinear) -> None:
+    if q.codes.dtype != np.uint8 or q.codes.ndim != 4 or q.codes.shape[1] != 2 or not 1 <= q.stages <= MAX_STAGES:
+        raise FormatError(
+            f"expected uint8 codes [1..{MAX_STAGES} stages, 2 (U, W), n, m], got {q.codes.dtype} {list(q.codes.shape)}"
+        )
+    if q.codes.size and q.codes.max() > 3:
+        raise FormatError(f"codes must be 0 to 3 (k stands for i^k), found {q.codes.max()}")
+    _check_operand("scales", q.scales, (q.stages, 2, 2))
+    _check_operand("row_multiplier", q.row_multiplier, (2 * q.n,))
+    _check_operand("col_multiplier", q.col_multiplier, (2 * q.m,))
+
+
+def check_packed(p: PackedLinear) -> None:
+    """Check the operands of one node against format v1.
+
+    Raises:
+        FormatError: naming the field, what was expected and what was found.
+    """
+    if p.layout_version != LAYOUT_VERSION:
+        raise FormatError(
+            f"layout_version: expected {LAYOUT_VERSION}, got {p.layout_version}; use the release that wrote it"
+        )
+    if p.scale_scope != SCALE_SCOPE_MATRIX:
+        raise FormatError(f"scale_scope: expected {SCALE_SCOPE_MATRIX} (matrix), got {p.scale_scope}")
+    if not 1 <= p.stages <= MAX_STAGES:
+        raise FormatError(f"stages: expected 1 to {MAX_STAGES}, got {p.stages}")
+    if not (1 <= p.n <= MAX_FEATURES // 2 and 1 <= p.m <= MAX_FEATURES // 2):
+        raise FormatError(f"expected 1 to {MAX_FEATURES // 2} complex rows and columns, got n={p.n}, m={p.m}")
+    expected = packed_size(p.n, p.m, p.stages)
+    if p.packed.dtype != np.uint8 or p.packed.shape != (expected,):
+        raise FormatError(f"packed: expected uint8 [{expected}], got {p.packed.dtype} {list(p.packed.shape)}")
+    _check_operand("scales", p.scales, (p.stages, 2, 2))
+    _check_operand("row_multiplier", p.row_multiplier, (2 * p.n,))
+    _check_operand("col_multiplier", p.col_multiplier, (2 * p.m,))
+
+
+def _check_operand(name: str, value: npt.NDArray[np.float32] | None, shape: tuple[int, ...]) -> None:
+    if value is not None and (value.dtype != np.float32 or value.shape != shape):
+        raise FormatError(f"{name}: expected float32 {list(shape)}, got {value.dtype} {list(value.shape)}")
+
+
+def c_header() -> str:
+    """The C header with the constants of this module, custom_ops/src/f2i_layout.h."""
+    lines = [
+        "/* Constants of packed format v1. Generated: python -m fairy2i_export.codes.layout > custom_ops/src/f2i_layout.h */",
+        "/* clang-format off */",
+        "#ifndef F2I_LAYOUT_H",
+        "#define F2I_LAYOUT_H",
+        "",
+    ]
+    names = [
+        "LAYOUT_VERSION", "SCALE_SCOPE_MATRIX", "MAX_STAGES", "TILE_ROWS", "BLOCK_COLS",
+        "CELL_BYTES", "CELL_COLS", "HALF_ROWS", "MAX_FEATURES",
+    ]  # fmt: skip
+    lines += [f"#define F2I_{name} {globals()[name]}" for name in names]
+    lines.append("")
+    lines.append("/* [stages - 1][byte plane][low, high nibble] = {stage, matrix (0 = U, 1 = W)} */")
+    lines.append("#define F2I_BYTE_PLANES \\")
+    rows = []
+    for stages in range(1, MAX_STAGES + 1):
+        planes = ", ".join(f"{{{{{a}, {b}}}, {{{c}, {d}}}}}" for (a, b), (c, d) in byte_planes(stages))
+        rows.append(f"    {{{planes}}}")
+    lines.append("  { \\\n" + ", \\\n".join(rows) + " \\\n  }")
+    lines += ["", "#endif"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(c_header(), end="")

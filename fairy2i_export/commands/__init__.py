@@ -1,0 +1,1 @@
+"""The command lines: the only place with typer and tables."""

@@ -1,0 +1,144 @@
+"""What ``fairy2i-export`` shows: the estimate, a progress bar, and the summary table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fairy2i_export.compile.dry_run import DryRun
+from fairy2i_export.compile.options import ExportOptions
+from fairy2i_export.compile.report import Estimate, ExportReport, human_bytes
+from fairy2i_export.compile.run import Observer
+
+
+class Display(Observer):
+    """Progress on stderr, results on stdout."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.out = Console()
+        self.err = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description:10}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            disable=quiet or not self.err.is_terminal,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def planned(self, estimate: Estimate, options: ExportOptions) -> None:
+        if not self.quiet:
+            self.err.print(
+                f"W{options.stages}, {options.quantizer}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "
+                f"{human_bytes(estimate.peak_ram_bytes)} of memory at most",
+                highlight=False,
+            )
+
+    def phase(self, title: str, total: int) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.task = self.progress.add_task(title, total=total)
+
+    def advance(self, amount: int) -> None:
+        if self.task is not None:
+            self.progress.advance(self.task, amount)
+
+    def note(self, message: str) -> None:
+        self.err.print(message, highlight=False, soft_wrap=True, markup=False)
+
+    def finished(self, report: ExportReport) -> None:
+        for warning in report.warnings:
+            self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        if not self.quiet:
+            self.out.print(summary_table(report))
+            self.out.print(f"Try it: {report.command}", highlight=False, soft_wrap=True, markup=False)
+
+    def dry_run(self, run: DryRun) -> None:
+        """Print what an export would do."""
+        for warning in run.warnings:
+            self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        self.out.print(contents_table(run))
+        self.out.print(memory_table(run))
+        self.out.print("Nothing was written.", highlight=False)
+
+
+def contents_table(run: DryRun) -> Table:
+    """What an export would store."""
+    table = Table(title=escape(f"{run.source} -> {run.path}"), title_justify="left", title_style="bold")
+    table.add_column("tensor", overflow="fold")
+    for heading in ("count", "type", "shape", "size"):
+        table.add_column(heading, justify="right")
+    for group in run.groups:
+        shape = " x ".join(map(str, group.shape))
+        table.add_row(escape(group.name), str(group.count), group.dtype.lower(), shape, human_bytes(group.total_bytes))
+    table.add_section()
+    table.add_row("model.onnx, model.onnx.data", "", "", "", human_bytes(run.estimate.output_bytes))
+    return table
+
+
+def memory_table(run: DryRun) -> Table:
+    """The memory to make the model and to run it."""
+    table = Table(show_header=False, title="memory (estimated)", title_justify="left", title_style="bold")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("this export, at most", human_bytes(run.estimate.peak_ram_bytes))
+    table.add_section()
+    device = run.device
+    table.add_row("running it: weights, mapped from the file", human_bytes(device.weights))
+    if device.copied:
+        table.add_row("weights that onnxruntime copies", human_bytes(device.copied))
+    table.add_row(f"keys and values of {device.context} tokens", human_bytes(device.cache))
+    table.add_row("activations and logits of a long prompt", human_bytes(device.working))
+    table.add_row("program", human_bytes(device.program))
+    table.add_row("all", human_bytes(device.total))
+    return table
+
+
+def summary_table(report: ExportReport) -> Table:
+    """The table at the end of an export."""
+    table = Table(
+        show_header=False, title=escape(f"{report.source} -> {report.path}"), title_justify="left", title_style="bold"
+    )
+    table.add_column()
+    table.add_column(overflow="fold")
+    options, (worst_name, worst) = report.options, report.worst_layer
+    kept = Counter(f"{linear.treatment}: {linear.reason}" for linear in report.kept)
+    table.add_row(
+        "layers rewritten", f"{len(report.rewritten)} of {len(report.linears)} ({human_bytes(report.weight_bytes)})"
+    )
+    for what, count in kept.items():
+        names = [linear.name for linear in report.kept if f"{linear.treatment}: {linear.reason}" == what]
+        listed = ", ".join(names[:3]) + (" ..." if count > 3 else "")
+        table.add_row("left", escape(f"{count} {what} ({listed})"))
+    table.add_row("bits per weight", f"{report.bits_per_weight:.3f}")
+    table.add_row("embedding, lm_head", f"{options.embedding}, {options.lm_head}")
+    ratio = report.source_bytes / report.output_bytes
+    table.add_row("size", f"{human_bytes(report.output_bytes)} (source {human_bytes(report.source_bytes)}, {ratio:.1f}:1)")
+    table.add_row("quantization error", f"{report.mean_error:.1%} mean, {worst:.1%} worst ({worst_name})")
+    graphs = [name for name in ("tokenizer.onnx", "detokenizer.onnx") if (report.path / name).exists()]
+    if graphs:
+        table.add_row("tokenizer graphs", ", ".join(graphs))
+    if report.peak_ram_bytes is not None:
+        table.add_row("peak RAM", human_bytes(report.peak_ram_bytes))
+    if report.reused:
+        table.add_row("continued", f"{report.reused} tensors were finished before")
+    table.add_row("time", f"{report.seconds:.1f} s")
+    return table

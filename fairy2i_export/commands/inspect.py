@@ -1,0 +1,151 @@
+"""The command ``fairy2i inspect DIR|model.onnx``."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fairy2i_export.check.facts import LayerFacts, ModelFacts, checked_context, layer_facts, model_facts, open_nodes
+from fairy2i_export.compile.report import human_bytes
+from fairy2i_export.errors import OptionError
+from fairy2i_runtime.commands.display import progress_bar
+from fairy2i_runtime.commands.measure import Json
+
+_CODES = ("1", "i", "-1", "-i")
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def inspect_command(
+    path: Annotated[Path, typer.Argument(metavar="DIR|model.onnx", help="Model folder, or an .onnx file with its data.")],
+    layers: Annotated[
+        list[str] | None,
+        typer.Option("--layers", metavar="GLOB", help="Show layers with such names; may be repeated.", show_default="all"),
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option(metavar="N", help="Context to tell the memory for.", show_default="the model's own")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what an exported model holds: layers, scales, codes, sizes, metadata, memory. Nothing is executed."""
+    model_file, known, nodes = open_nodes(path)
+    facts = model_facts(model_file, checked_context(context_length, known))
+    wanted = [node for node in nodes if not layers or any(fnmatchcase(node.name, pattern) for pattern in layers)]
+    if not wanted:
+        raise OptionError(
+            f"--layers {' '.join(layers or ())}: no layer has such a name; they are called like {nodes[0].name}"
+        )
+    with progress_bar("layers", len(wanted)) as advance:
+        found = list(layer_facts(wanted, lambda: advance(1)))
+    if as_json:
+        print(
+            json.dumps(
+                {**facts.as_dict(), "totals": totals(found), "layers": [layer.as_dict() for layer in found]}, indent=2
+            )
+        )
+        return
+    out = Console()
+    _show_layers(out, found)
+    _show_codes(out, found)
+    _show_model(out, facts)
+
+
+def totals(layers: list[LayerFacts]) -> dict[str, float]:
+    """Sums over layers."""
+    stored, parameters = sum(layer.stored_bytes for layer in layers), sum(layer.parameters for layer in layers)
+    return {"layers": len(layers), "parameters": parameters, "bytes": stored, "bits_per_weight": 8 * stored / parameters}
+
+
+def histogram(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:
+    """Four bars, one per code; a full bar is half of all codes, so that equal shares are half-high."""
+    share = counts / counts.sum()
+    return "".join(_BARS[min(8, round(16 * float(value)))] for value in share)
+
+
+def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
+    table = Table(title="Fairy2iMatMul layers", title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("N x K", justify="right", no_wrap=True)
+    table.add_column("scale\nper stage", no_wrap=True)
+    table.add_column("codes\nper stage", no_wrap=True)
+    table.add_column("bits/\nweight", justify="right", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(
+            escape(layer.name.removeprefix("model.layers.")),
+            f"{layer.shape[0]}x{layer.shape[1]}",
+            " ".join(f"{value:.2g}" for value in layer.stage_scales),
+            " ".join(histogram(stage.sum(axis=0)) for stage in layer.code_counts),
+            f"{layer.bits_per_weight:.3f}",
+            f"{layer.stored_bytes:,}",
+        )
+    summed = totals(layers)
+    table.add_section()
+    table.add_row(
+        f"{summed['layers']} layers",
+        f"{summed['parameters']:,} weights",
+        "",
+        "",
+        f"{summed['bits_per_weight']:.3f}",
+        f"{summed['bytes']:,}",
+    )
+    out.print(table)
+    out.print(
+        "scale: root mean square of the four scales of a stage (U, W; real, imaginary; --json has all). codes: how often 1, i, "
+        "-1, -i occur; half-high bars are equal shares. bytes: codes with padding, scales, multipliers.",
+        highlight=False,
+    )
+
+
+def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
+    """Shares of the codes over all shown layers, per stage."""
+    deepest = max(layer.stages for layer in layers)
+    table = Table(title="\nCodes over all layers shown", title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("plane")
+    for code in _CODES:
+        table.add_column(code, justify="right")
+    table.add_column("bits per code", justify="right")
+    for stage in range(deepest):
+        for matrix, letter in enumerate("UW"):
+            counts = np.sum([layer.code_counts[stage, matrix] for layer in layers if layer.stages > stage], axis=0)
+            share = counts / counts.sum()
+            entropy = -(share * np.log2(np.maximum(share, 1e-300))).sum()
+            table.add_row(f"{letter}{stage}", *(f"{value:.1%}" for value in share), f"{entropy:.4f}")
+    out.print(table)
+
+
+def _show_model(out: Console, facts: ModelFacts) -> None:
+    table = Table(
+        title=escape(f"{facts.model_file}, by {facts.producer}"), title_justify="left", show_header=False, box=SIMPLE
+    )
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in facts.metadata.items():
+        table.add_row(escape(key.removeprefix("fairy2i.")), escape(value))
+    table.add_row("operator sets", escape(", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())))
+    table.add_section()
+    for kind, size in facts.tensor_bytes.items():
+        table.add_row(kind, f"{human_bytes(size)} ({size:,})")
+    table.add_section()
+    for name, size in facts.files.items():
+        table.add_row(escape(name), f"{size:,} bytes")
+    memory = facts.memory
+    table.add_section()
+    if memory is None:
+        table.add_row("memory", "unknown: the file does not say how long the context is (--context-length)")
+    else:
+        table.add_row(
+            "memory",
+            f"{human_bytes(memory['total'])} at {facts.context_length:,} tokens: weights "
+            f"{human_bytes(memory['weights_mapped'])} (mapped from the file), key-value cache "
+            f"{human_bytes(memory['kv_cache'])}, logits {human_bytes(memory['logits'])}; Python and onnxruntime not included",
+        )
+    out.print(table)

@@ -1,0 +1,32 @@
+"""The command ``fairy2i lm-eval``: lm_eval's own command line, with the model ``fairy2i`` known to it.
+
+Outside the package lm_eval_model, whose import needs lm_eval, so that the command can say what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import typer
+
+from fairy2i_export.errors import OptionError
+
+
+def lm_eval_command(context: typer.Context) -> None:
+    """Run zero-shot and few-shot tasks with lm_eval: --model fairy2i --model_args path=DIR --tasks NAME.
+
+    All arguments are lm_eval's. --model_args takes path, and optionally threads, kernel, isa, max_length, max_gen_toks.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise OptionError("lm-eval needs the package lm_eval: pip install 'fairy2i-export[eval]'")
+    from lm_eval.__main__ import cli_evaluate
+
+    import fairy2i_export.check.lm_eval  # noqa: F401 - registers the model
+
+    before = sys.argv
+    sys.argv = ["lm-eval", *(context.args or ["--help"])]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before

@@ -1,0 +1,86 @@
+"""The command ``fairy2i report DIR --against SOURCE -o report.html``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+import fairy2i_runtime
+from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.compile.report import human_bytes
+from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_runtime.commands.display import progress_bar
+from fairy2i_runtime.commands.measure import read_text
+
+
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder written by fairy2i-export.")],
+    against: Annotated[str, typer.Option(metavar="SOURCE", help="The checkpoint it was exported from.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Page to write.")] = Path("report.html"),
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to run through the model.", show_default="a short built-in one"),
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Use at most this many tokens of the text.")] = 256,
+    torch: Annotated[
+        bool,
+        typer.Option(help="Compare logits with torch's (4 bytes of memory per weight), or with the model's own exact mode."),
+    ] = True,
+) -> None:
+    """Write one self-contained page of pictures: errors by layer, codes, scales, sizes, agreement with the source."""
+    if tokens < 2:
+        raise OptionError(f"--tokens: expected at least 2, got {tokens}")
+    if output.is_dir():
+        raise OutputError(f"--output {output}: expected a file name, found a folder; try {output / 'report.html'}")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"--output {output}: the folder {output.absolute().parent} does not exist")
+    from fairy2i_export.check.page.collect import collect
+    from fairy2i_export.check.page.page import render
+
+    model = fairy2i_runtime.load(folder, kernel="lut")
+    checkpoint = open_source(against)
+    content = DEFAULT_TEXT if text is None else read_text(text)
+    ids = np.array(model.tokenizer.encode(content)[: min(tokens, model.context_length)], np.int64)
+    if len(ids) < 2:
+        raise OptionError(f"--text {text}: expected at least 2 tokens, found {len(ids)}")
+    nodes = read_nodes(model.folder.model_file)
+    with progress_bar("layers", 2 * len(nodes) + 3) as advance:
+        data = collect(model, nodes, checkpoint, ids, lambda name: advance(1), use_torch=torch)
+    page = render(data)
+    write_file(output, page)
+    out = Console()
+    for note in data.notes:
+        out.print(f"[yellow]note[/]: {note}", highlight=False, soft_wrap=True)
+    out.print(f"{output} ({human_bytes(len(page.encode()))})", highlight=False, soft_wrap=True, markup=False)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file under a temporary name beside it, then rename it: it appears complete or not at all.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)  # mkstemp makes private files; the page shall have the permissions of any new file
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"--output {path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)

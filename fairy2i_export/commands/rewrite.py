@@ -1,0 +1,106 @@
+"""``fairy2i-export model.onnx``: the options that make sense there, and the table at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fairy2i_export.commands.display import Display
+from fairy2i_export.compile.report import human_bytes
+from fairy2i_export.errors import OptionError
+from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
+
+_NAMES_SHOWN = 3
+
+
+def refuse_checkpoint_options(source: str, options: Mapping[str, object]) -> None:
+    """Raise OptionError for the first of ``options`` (name -> value) that was given: they are for checkpoints."""
+    for option, value in options.items():
+        if value is not None:
+            raise OptionError(f"{option} is for checkpoints only, and {source} is an ONNX model; leave it out")
+
+
+def rewrite_command(
+    source: str,
+    output: Path | None,
+    *,
+    stages: int | None,
+    profile: str | None,
+    quantizer: str | None,
+    row_multiplier: str | None,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    trained: bool,
+    force: bool,
+    jobs: int | None,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Rewrite an ONNX model and print what was done."""
+    with Display(quiet) as display:
+        report = rewrite_onnx(
+            source,
+            output,
+            stages=stages,
+            profile=profile,
+            quantizer=quantizer,
+            row_multiplier=row_multiplier,
+            include=include or (),
+            exclude=exclude or (),
+            trained=trained,
+            force=force,
+            jobs=jobs,
+            dry_run=dry_run,
+            observer=display,
+        )
+    for warning in report.warnings:
+        display.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    if not quiet:
+        print_report(report, display.out)
+
+
+def print_report(report: RewriteReport, console: Console) -> None:
+    """The passes and what became of the layers."""
+    title = f"{report.source} -> {report.path or '(dry run: nothing was written)'}"
+    table = Table(show_header=False, title=escape(title), title_justify="left", title_style="bold")
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("passes", ", ".join(f"{name} {count}" for name, count in report.passes.items()))
+    table.add_row("layers rewritten", f"{len(report.rewritten)} of {len(report.rewritten) + len(report.left)}")
+    for origin, count in Counter(linear.origin for linear in report.rewritten).items():
+        stages = sorted({linear.stages for linear in report.rewritten if linear.origin == origin})
+        table.add_row(f"  {origin}", f"{count}, stages {', '.join(map(str, stages))}")
+    if report.already:
+        table.add_row("Fairy2iMatMul before", str(report.already))
+    for reason, names in report.reasons.items():
+        listed = ", ".join(names[:_NAMES_SHOWN]) + (" ..." if len(names) > _NAMES_SHOWN else "")
+        table.add_row("left", escape(f"{len(names)} {reason} ({listed})"))
+    if report.rewritten:
+        table.add_row("their weights", f"{human_bytes(report.dense_bytes)} -> {human_bytes(report.packed_bytes)}")
+    about = "about " if report.path is None else ""
+    table.add_row("model", f"{human_bytes(report.source_bytes)} -> {about}{human_bytes(report.output_bytes)}")
+    errors = {linear.name: linear.error for linear in report.rewritten if linear.error is not None}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        mean = sum(errors.values()) / len(errors)
+        table.add_row("quantization error", escape(f"{mean:.1%} mean, {errors[worst]:.1%} worst ({worst})"))
+    table.add_row("time", f"{report.seconds:.1f} s")
+    console.print(table)
+    if report.path is None and report.rewritten:  # the names are what --include and --exclude are written with
+        console.print(_layers(report))
+
+
+def _layers(report: RewriteReport) -> Table:
+    """Every layer that would be rewritten."""
+    table = Table(title="would be rewritten", title_justify="left", title_style="bold")
+    for heading in ("layer", "node", "weight", "operator", "N x K", "stages", "origin"):
+        table.add_column(heading, overflow="fold")
+    for x in report.rewritten:
+        sizes = f"{x.out_features} x {x.in_features}"
+        table.add_row(*map(escape, (x.name, x.node, x.weight, x.operator, sizes, str(x.stages), x.origin)))
+    return table

@@ -1,0 +1,53 @@
+"""One matrix: codes, scales and row multipliers that keep its outputs, from its weights and the metric of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fairy2i_export.codes.quantizer import QuantizedLinear
+from fairy2i_export.compile.calibrate.feedback import feed_back
+from fairy2i_export.compile.calibrate.fit import loss, refit_rows, refit_scales, start
+from fairy2i_export.compile.calibrate.metric import Metric
+
+ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration made of a matrix.
+
+    Attributes:
+        linear: codes, scales and row multipliers.
+        error: root of the relative squared error of its outputs on the calibration text, against what was aimed at.
+    """
+
+    linear: QuantizedLinear
+    error: float
+
+
+def calibrate_matrix(weight: Any, metric: Metric, stages: int) -> Calibrated:
+    """Quantize one matrix.
+
+    Args:
+        weight: torch float32 [2n, 2m], finite.
+        metric: of its inputs.
+        stages: 1 to 4.
+    """
+    import torch
+
+    columns = torch.from_numpy(metric.columns)
+    aim = weight if metric.shift is None else weight + weight @ metric.shift
+    target = aim.T[columns].contiguous()
+    candidate = start(target, metric, stages)
+    for _ in range(ROUNDS):
+        feed_back(target, metric, candidate)
+        refit_scales(target, metric, candidate)
+        refit_rows(target, metric, candidate)
+    error = loss(target, metric, candidate) ** 0.5
+    m = len(metric.columns) // 2
+    codes = np.empty((stages, 2, candidate.codes.shape[3], m), np.uint8)
+    codes[..., metric.columns[0::2]] = candidate.codes.transpose(0, 1, 3, 2)
+    return Calibrated(QuantizedLinear(codes, candidate.scales, "fp32", candidate.rows), error)

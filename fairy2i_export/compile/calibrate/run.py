@@ -1,0 +1,46 @@
+"""Calibration as a step of the export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairy2i_export.compile.calibrate.skeleton import Skeleton
+from fairy2i_export.compile.calibrate.store import LayerStore
+from fairy2i_export.compile.calibrate.walk import calibrate_layers
+from fairy2i_export.compile.prepare import Prepared
+from fairy2i_export.output.journal import identity
+
+if TYPE_CHECKING:
+    from fairy2i_export.compile.run import Observer
+
+
+def calibrate_model(prepared: Prepared, folder: Path, threads: int, observer: Observer) -> None:
+    """Calibrate all layers that are not calibrated yet, and have the export write them.
+
+    Args:
+        prepared: the export; its weight source gives calibrated layers from now on.
+        folder: where finished layers are kept.
+        threads: for torch.
+        observer: hears about progress.
+
+    Raises:
+        Fairy2iError: weights or activations that are not finite, or a model that transformers does not build.
+    """
+    import torch
+
+    if prepared.text is None:
+        raise AssertionError("no text to calibrate with")
+    store = LayerStore(folder, identity(prepared.checkpoint, prepared.options, prepared.places))
+    linears = {linear.name: linear for linear in prepared.plan.rewritten}
+    observer.phase("calibrating", sum(linear.parameters for linear in linears.values()))
+    if len(store):
+        observer.note(f"continuing an unfinished calibration: {len(store)} layers are there")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        skeleton = Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling)
+        calibrate_layers(skeleton, linears, prepared.text.ids, prepared.options.stages, store, observer.advance)
+    finally:
+        torch.set_num_threads(before)
+    prepared.weights.calibrated = store.linear

@@ -1,0 +1,122 @@
+"""The source's transformers modules, one decoder layer in memory at a time.
+
+The model is made on torch's meta device, without values; layers are copied from there and filled from the checkpoint. What a
+decoder layer is called with besides hidden states (masks, rotary tables) is recorded by running the model with recorders in
+place of its layers, so that no architecture needs a description of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.check.source_weights import meta_model, remake_buffers
+from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.checkpoint import Checkpoint
+
+_LAYERS = "model.layers"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a decoder layer is called with besides hidden states, the same for every window."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Skeleton:
+    """The model without weights, which hands out single modules with them.
+
+    Args:
+        checkpoint: the source.
+        decoder: its description.
+        rope_scaling: as asked for, or None.
+
+    Raises:
+        CheckpointError: if transformers cannot build the model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, decoder: Decoder, rope_scaling: str | None) -> None:
+        self.checkpoint = checkpoint
+        attention = "eager" if decoder.attention_softcap is not None else "sdpa"
+        self.model, self._config = meta_model(checkpoint, rope_scaling, attention)
+        self._embedding = decoder.names.embedding
+
+    @property
+    def layers(self) -> int:
+        return len(self.model.get_submodule(_LAYERS))
+
+    def layer(self, index: int) -> Any:
+        """A decoder layer with its weights in float32."""
+        return self._filled(f"{_LAYERS}.{index}")
+
+    def module(self, name: str) -> Any:
+        """Any other module with its weights in float32."""
+        return self._filled(name)
+
+    def begin(self, ids: npt.NDArray[np.int64]) -> tuple[list[Any], list[Call]]:
+        """Hidden states [1, length, hidden] of every window before the first layer, and what each layer is called with."""
+        import torch
+
+        model = copy.deepcopy(self.model)
+        embedding = model.get_submodule(self._embedding)
+        embedding.load_state_dict(self._state(embedding, self._embedding), strict=True, assign=True)
+        hidden: list[Any] = []
+        calls: list[Call | None] = [None] * self.layers
+        layers = model.get_submodule(_LAYERS)
+        for index in range(len(layers)):
+            layers[index] = _recorder(layers[index], index, hidden, calls)
+        model.model.norm = torch.nn.Identity()
+        remake_buffers(model, self._config)
+        with torch.no_grad():
+            for window in ids:
+                model.model(input_ids=torch.from_numpy(window[None]), use_cache=False)
+        recorded = [call for call in calls if call is not None]
+        if len(hidden) != len(ids) or len(recorded) != len(calls):
+            raise CheckpointError("this version of transformers does not call the decoder layers of this model one by one")
+        return hidden, recorded
+
+    def _filled(self, name: str) -> Any:
+        module = copy.deepcopy(self.model.get_submodule(name))
+        module.load_state_dict(self._state(module, name), strict=True, assign=True)
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        return module.eval()
+
+    def _state(self, module: Any, name: str) -> dict[str, Any]:
+        import torch
+
+        read = self.checkpoint.read
+        return {key: torch.from_numpy(read(f"{name}.{key}").astype(np.float32)) for key in module.state_dict()}
+
+
+def _recorder(layer: Any, index: int, hidden: list[Any], calls: list[Call | None]) -> Any:
+    """A module that stands for a decoder layer, notes what it is called with and gives hidden states back unchanged."""
+    import torch
+
+    class Recorder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # what models ask their layers for
+            self.attention_type = getattr(layer, "attention_type", None)
+
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            if index == 0:
+                hidden.append(hidden_states)
+            if calls[index] is None:
+                calls[index] = Call(args, kwargs)
+            return hidden_states
+
+    return Recorder()
+
+
+def run_layer(layer: Any, hidden: Any, call: Call) -> Any:
+    """Hidden states after a decoder layer."""
+    found = layer(hidden, *call.args, **call.kwargs)
+    return found[0] if isinstance(found, tuple) else found

@@ -1,0 +1,109 @@
+"""Finished layers of a calibration, one safetensors file per decoder layer, so that an interrupted one can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fairy2i_export.codes.calibrated import CalibratedLinear
+from fairy2i_export.codes.native import U8
+from fairy2i_export.codes.quantizer import QuantizedLinear
+
+_HEAD = "identity.json"
+
+
+class LayerStore:
+    """A folder of calibrated layers.
+
+    Args:
+        folder: made if it does not exist, and emptied if what lies there belongs to something else.
+        identity: of everything that the layers depend on.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._files: dict[str, Path] = {}  # module -> its file
+        head = folder / _HEAD
+        if not (head.exists() and _holds(head, identity)):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            head.write_text(json.dumps(dict(identity)))
+        for path in sorted(folder.glob("*.safetensors")):
+            self._note(path)
+
+    def __len__(self) -> int:
+        return len(list(self.folder.glob("*.safetensors")))
+
+    def read(self, index: int) -> dict[str, CalibratedLinear] | None:
+        """The calibrated modules of a decoder layer by name, or None if it is not finished."""
+        path = self._path(index)
+        if not path.exists():
+            return None
+        return {name: self.linear(name) for name, owner in self._files.items() if owner == path}
+
+    def linear(self, name: str) -> CalibratedLinear:
+        """One calibrated module."""
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], framework="numpy") as file:
+            meta = json.loads(file.metadata()[name])
+            codes = _unfold(file.get_tensor(f"{name}.codes"), meta["stages"])
+            scales, rows = file.get_tensor(f"{name}.scales"), file.get_tensor(f"{name}.row_multiplier")
+        return CalibratedLinear(QuantizedLinear(codes, scales, "fp32", rows), meta["weight_sha256"], meta["output_error"])
+
+    def write(self, index: int, linears: Mapping[str, CalibratedLinear]) -> None:
+        """Keep the modules of a decoder layer; complete or not at all."""
+        from safetensors.numpy import save_file
+
+        tensors, metadata = {}, {}
+        for name, linear in linears.items():
+            q = linear.quantized
+            tensors[f"{name}.codes"] = _fold(q.codes)
+            tensors[f"{name}.scales"] = np.ascontiguousarray(q.scales)
+            if q.row_multiplier is not None:
+                tensors[f"{name}.row_multiplier"] = np.ascontiguousarray(q.row_multiplier)
+            metadata[name] = json.dumps(
+                {"stages": q.stages, "weight_sha256": linear.weight_sha256, "output_error": linear.output_error}
+            )
+        path = self._path(index)
+        unfinished = path.with_suffix(".new")
+        save_file(tensors, unfinished, metadata)
+        os.replace(unfinished, path)
+        self._note(path)
+
+    def remove(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:05}.safetensors"
+
+    def _note(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            self._files.update(dict.fromkeys(file.metadata() or {}, path))
+
+
+def _holds(path: Path, identity: Mapping[str, str]) -> bool:
+    try:
+        return bool(json.loads(path.read_text()) == dict(identity))
+    except ValueError:
+        return False
+
+
+def _fold(codes: U8) -> U8:
+    """Codes of up to four stages in one byte, the first in the lowest bits: uint8 [2, n, m]."""
+    folded = np.zeros(codes.shape[1:], np.uint8)
+    for stage, plane in enumerate(codes):
+        folded |= plane << np.uint8(2 * stage)
+    return folded
+
+
+def _unfold(folded: U8, stages: int) -> U8:
+    return np.stack([folded >> np.uint8(2 * stage) & np.uint8(3) for stage in range(stages)])

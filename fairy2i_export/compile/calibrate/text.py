@@ -1,0 +1,92 @@
+"""The text that a model is calibrated with: files, cut into windows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.errors import OptionError
+from fairy2i_export.source.checkpoint import Checkpoint
+
+METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
+WINDOW = 512  # tokens that are read together
+DEFAULT_TOKENS = 24_576
+_FEWEST_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Token ids to calibrate with.
+
+    Attributes:
+        ids: int64 [windows, tokens of a window].
+        sha256: of them and of the shape, in hex.
+    """
+
+    ids: npt.NDArray[np.int64]
+    sha256: str
+
+    @property
+    def description(self) -> str:
+        """For the metadata of a model: method, hash and size of the text, as JSON."""
+        return json.dumps({"method": METHOD, "text_sha256": self.sha256, "tokens": self.ids.size})
+
+
+def check_torch() -> None:
+    """Raise OptionError unless torch and transformers can be imported."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionError(
+            f"calibrate: needs {' and '.join(missing)}, which cannot be imported; pip install 'fairy2i-export[train]'"
+        )
+
+
+def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int | None, longest: int) -> CalibrationText:
+    """Read text files and cut them into windows, evenly spread if there is more text than asked for.
+
+    Args:
+        checkpoint: whose tokenizer counts.
+        paths: UTF-8 text files.
+        tokens: to use at most; None = DEFAULT_TOKENS.
+        longest: context length of the model; windows are not longer.
+
+    Raises:
+        OptionError: a file that cannot be read as text, or too little text.
+    """
+    from tokenizers import Tokenizer
+
+    wanted = DEFAULT_TOKENS if tokens is None else tokens
+    window = min(WINDOW, longest)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < _FEWEST_WINDOWS * window:
+        raise OptionError(
+            f"calibrate tokens: expected at least {_FEWEST_WINDOWS * window} ({_FEWEST_WINDOWS} windows of {window}), "
+            f"got {wanted!r}"
+        )
+    tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
+    found: list[int] = []
+    for path in paths:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"calibrate {path}: expected a UTF-8 text file: {error}") from error
+        if not text.strip():
+            raise OptionError(f"calibrate {path}: the file holds no text")
+        # without <s> and the like: only the first window would have them
+        found += tokenizer.encode(text, add_special_tokens=False).ids
+    count = min(len(found), wanted) // window
+    if count < _FEWEST_WINDOWS:
+        raise OptionError(
+            f"calibrate {', '.join(map(str, paths))}: {len(found)} tokens, expected at least {_FEWEST_WINDOWS} windows of "
+            f"{window}; some ten thousand tokens of the kind of text that the model is for are good"
+        )
+    starts = np.linspace(0, len(found) // window - 1, count).astype(np.int64) * window
+    ids = np.array(found, np.int64)[starts[:, None] + np.arange(window)]
+    return CalibrationText(ids, hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest())

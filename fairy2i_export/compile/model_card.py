@@ -1,0 +1,101 @@
+"""The README.md of an exported folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from fairy2i_export.compile.report import ExportReport, human_bytes
+from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.onnx_graph.formats import BACKENDS
+
+_CARD = """# {title}
+
+A language model with {bits:.2f}-bit Fairy2i weights for ONNX Runtime, compiled from `{source}` by fairy2i-export {version}.
+Every weight of its rewritten layers is a sum of {stages} complex numbers out of {{+1, -1, +i, -i}}, each with its scale
+(arXiv 2512.02901). The licence of the source applies to these weights.
+
+| | |
+|---|---|
+| architecture | {architecture}: {layers} layers, hidden {hidden}, {heads} heads ({kv_heads} KV), vocabulary {vocab} |
+| parameters | {parameters:,} |
+| {operator} layers | {rewritten} of {linears}, {weight_bytes} ({bits:.3f} bits per weight) |
+| other linear layers | {kept} |
+| embedding, lm_head | {embedding}, {lm_head} |
+| stages, profile, quantizer | {stages}, {profile}, {quantizer} |
+| multipliers per row, per column; scales | {row_multiplier}, {col_multiplier}; {scales} |
+| context length, key-value cache | {context} tokens, {kv_cache} |
+| change of weights by quantization | {mean:.1%} on average, at most {worst:.1%} ({worst_name}) |
+| source SHA-256 | `{sha256}` |
+
+## Run it
+
+```
+pip install fairy2i-export
+{command}
+```
+
+From Python:
+
+```python
+import fairy2i_runtime
+
+model = fairy2i_runtime.load("{title}")
+print(model.generate("Once upon a time").text)
+```
+
+{hosts}"""
+
+_WITH_LIBRARY = """With onnxruntime-genai the folder is an ordinary model folder; copy `libfairy2i_ops.so` (path:
+`python -c "import fairy2i_runtime; print(fairy2i_runtime.library_path())"`) into it first.
+
+Without that library ONNX Runtime still runs `model.onnx`, slowly: the file carries the definition of its one custom operator
+in standard ONNX. Disable the `ConstantFolding` optimizer then, or the weights are unpacked to floats when the model is loaded.
+"""
+_WITHOUT_LIBRARY = """Backend `{backend}`: ONNX Runtime and onnxruntime-genai run the folder as it is; there is no operator library.
+"""
+
+
+def model_card(report: ExportReport, decoder: Decoder) -> str:
+    """The Markdown text."""
+    from fairy2i_export import __version__
+
+    kept = Counter(f"{linear.treatment} ({linear.reason})" for linear in report.kept)
+    worst_name, worst = report.worst_layer
+    backend = BACKENDS[report.options.backend]
+    hosts = _WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY.format(backend=backend.name)
+    return _CARD.format(
+        title=report.path.name,
+        command=replace(report, path=Path(report.path.name)).command,
+        bits=report.bits_per_weight,
+        source=report.source,
+        version=__version__,
+        stages=report.options.stages,
+        architecture=decoder.architecture,
+        layers=decoder.layers,
+        hidden=decoder.hidden_size,
+        heads=decoder.heads,
+        kv_heads=decoder.kv_heads,
+        vocab=decoder.vocab_size,
+        parameters=report.parameters,
+        operator=backend.operator,
+        hosts=hosts,
+        rewritten=len(report.rewritten),
+        linears=len(report.linears),
+        weight_bytes=human_bytes(report.weight_bytes),
+        kept=", ".join(f"{count} {what}" for what, count in kept.items()) or "none",
+        embedding=report.options.embedding,
+        lm_head=report.options.lm_head,
+        profile=report.options.profile,
+        quantizer=report.options.quantizer,
+        row_multiplier=report.options.row_multiplier,
+        col_multiplier=report.options.col_multiplier,
+        scales=report.options.scales,
+        context=report.options.context_length,
+        kv_cache=report.options.kv_cache,
+        mean=report.mean_error,
+        worst=worst,
+        worst_name=worst_name,
+        sha256=report.source_sha256,
+    )

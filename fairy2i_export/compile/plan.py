@@ -1,0 +1,170 @@
+"""What will become of every weight, decided and checked from tensor headers before any weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from fairy2i_export.codes.layout import MAX_FEATURES, packed_size
+from fairy2i_export.compile.options import ExportOptions
+from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.learned import learned_shapes
+
+Treatment = Literal["fairy2i", "dense", "int8", "int4"]
+NBITS_BLOCK = 32  # weights that share one scale in int8 and int4 tensors
+# tensors that old checkpoints hold and nobody needs
+_HARMLESS = re.compile(r".*\.rotary_emb\.inv_freq|.*\.attn\.(masked_bias|bias)")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer and what the export makes of it."""
+
+    name: str  # module name
+    weight: str  # tensor name, [out_features, in_features]
+    bias: str | None  # tensor name, [out_features]
+    in_features: int  # K
+    out_features: int  # N
+    treatment: Treatment
+    reason: str = ""  # why it is not fairy2i
+
+    @property
+    def parameters(self) -> int:
+        return self.in_features * self.out_features
+
+    def stored_bytes(self, stages: int) -> int:
+        """Bytes of the weight in the exported model, scales included, bias and multipliers not."""
+        if self.treatment == "fairy2i":
+            return packed_size(self.out_features // 2, self.in_features // 2, stages) + 16 * stages
+        if self.treatment == "dense":
+            return 4 * self.parameters
+        blocks = -(-self.in_features // NBITS_BLOCK)
+        bits = 8 if self.treatment == "int8" else 4
+        return self.out_features * blocks * (NBITS_BLOCK * bits // 8 + 4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every linear layer in graph order, by module name, and the tensors of the checkpoint that are not used."""
+
+    linears: dict[str, Linear]
+    unused: tuple[str, ...]
+
+    @property
+    def rewritten(self) -> list[Linear]:
+        return [linear for linear in self.linears.values() if linear.treatment == "fairy2i"]
+
+
+def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) -> Plan:
+    """Decide the treatment of every linear layer and check the shape of every tensor.
+
+    Raises:
+        CheckpointError: a missing tensor or one of the wrong shape.
+        OptionError: a pattern that matches nothing, or no layer left to rewrite.
+    """
+    names = decoder.names
+    for tensor, shape in _plain_tensors(decoder):
+        _check_shape(checkpoint, tensor, shape)
+    linears: dict[str, Linear] = {}
+    for name, out_features, in_features, has_bias in _linear_shapes(decoder):
+        weight = f"{name}.weight"
+        if name == names.lm_head and decoder.tied and weight not in checkpoint:
+            weight = f"{names.embedding}.weight"  # a lm_head.weight that exists counts even then, as in transformers
+        bias = f"{name}.bias" if has_bias else None
+        _check_shape(checkpoint, weight, (out_features, in_features))
+        if bias is not None:
+            _check_shape(checkpoint, bias, (out_features,))
+        treatment, reason = _treatment(name, out_features, in_features, name == names.lm_head, options)
+        linears[name] = Linear(name, weight, bias, in_features, out_features, treatment, reason)
+    _check_patterns(linears, options)
+    used = {tensor for tensor, _ in _plain_tensors(decoder)}
+    used |= {tensor for linear in linears.values() for tensor in (linear.weight, linear.bias) if tensor is not None}
+    for linear in linears.values():
+        learned = learned_shapes(linear.name, linear.out_features, linear.in_features, options)
+        used |= learned.keys()  # a layer that stays dense has no use for them: its weight is the product already
+        if linear.treatment == "fairy2i":
+            for tensor, shape in learned.items():
+                _check_shape(checkpoint, tensor, shape)
+    unused = tuple(sorted(tensor for tensor in checkpoint.owners if tensor not in used and not _HARMLESS.fullmatch(tensor)))
+    plan = Plan(linears, unused)
+    if not plan.rewritten:
+        reasons = sorted({linear.reason for linear in linears.values()})
+        raise OptionError(f"no layer would become a Fairy2iMatMul node ({'; '.join(reasons)}); nothing was written")
+    return plan
+
+
+def _plain_tensors(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors outside the linear layers and their shapes."""
+    names, hidden, head = decoder.names, decoder.hidden_size, decoder.head_dim
+    query, key = (decoder.heads * head, decoder.kv_heads * head) if decoder.qk_norm == "all" else (head, head)
+    yield f"{names.embedding}.weight", (decoder.vocab_size, hidden)
+    norms = [
+        (names.attention_norm, hidden),
+        (names.q_norm, query),
+        (names.k_norm, key),
+        (names.attention_post_norm, hidden),
+        (names.mlp_norm, hidden),
+        (names.mlp_post_norm, hidden),
+    ]
+    for layer in range(decoder.layers):
+        yield from ((f"{norm.format(layer)}.weight", (size,)) for norm, size in norms if norm is not None)
+    yield f"{names.final_norm}.weight", (hidden,)
+
+
+def _linear_shapes(decoder: Decoder) -> Iterator[tuple[str, int, int, bool]]:
+    """Module name, out features, in features, has bias."""
+    names, hidden, inner = decoder.names, decoder.hidden_size, decoder.intermediate_size
+    query, key = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    modules = [
+        (names.q, query, hidden, decoder.qkv_bias),
+        (names.k, key, hidden, decoder.qkv_bias),
+        (names.v, key, hidden, decoder.qkv_bias),
+        (names.qkv, query + 2 * key, hidden, decoder.qkv_bias),
+        (names.o, hidden, query, decoder.o_bias),
+        (names.gate, inner, hidden, decoder.mlp_bias),
+        (names.up, inner, hidden, decoder.mlp_bias),
+        (names.gate_up, 2 * inner, hidden, decoder.mlp_bias),
+        (names.down, hidden, inner, decoder.mlp_bias),
+    ]
+    for layer in range(decoder.layers):
+        yield from ((name.format(layer), out, into, bias) for name, out, into, bias in modules if name is not None)
+    yield names.lm_head, decoder.vocab_size, hidden, False
+
+
+def _treatment(name: str, out: int, into: int, is_head: bool, options: ExportOptions) -> tuple[Treatment, str]:
+    if is_head and options.lm_head != "fairy2i":
+        return ("dense" if options.lm_head == "float" else options.lm_head), f"--lm-head {options.lm_head}"
+    if options.include and not _matches(name, options.include):
+        return "dense", "not in --include"
+    if _matches(name, options.exclude):
+        return "dense", "--exclude"
+    if out % 2 or into % 2:
+        return "dense", "odd dimension"
+    if max(out, into) > MAX_FEATURES:
+        return "dense", f"more than {MAX_FEATURES} features"
+    return "fairy2i", ""
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_patterns(linears: dict[str, Linear], options: ExportOptions) -> None:
+    for option, patterns in (("--include", options.include), ("--exclude", options.exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in linears):
+                example = next(iter(linears))
+                raise OptionError(f"{option} {pattern!r} matches no linear layer; they are called like {example}")
+
+
+def _check_shape(checkpoint: Checkpoint, tensor: str, expected: tuple[int, ...]) -> None:
+    found = checkpoint.info(tensor).shape
+    if found != expected:
+        raise CheckpointError(
+            f"{checkpoint.directory}: tensor {tensor}: expected shape {list(expected)} by config.json, found {list(found)}"
+        )

@@ -1,0 +1,175 @@
+"""Everything about an export that is known before a weight is read: plan, graph, the place of every byte, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fairy2i_export.compile.cache_scales import calibration_text
+from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, check_torch, read_texts
+from fairy2i_export.compile.options import ExportOptions, GivenOptions, resolve_options
+from fairy2i_export.compile.plan import Plan, make_plan
+from fairy2i_export.compile.report import Estimate
+from fairy2i_export.compile.tasks import Task, WeightSource
+from fairy2i_export.decoder.architectures import describe
+from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.decoder.rope import context_warnings, stretch_context
+from fairy2i_export.errors import OptionError
+from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
+from fairy2i_export.onnx_graph.formats import stored_bytes
+from fairy2i_export.output.data_file import Place, place_tensors
+from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.tensor_stream import BUFFERS
+from fairy2i_export.source.tokenizer_files import SpecialTokens, check_tokenizer, special_tokens
+
+_TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer, measured with SmolLM2-135M
+_BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An export that is planned and checked down to the last byte offset; no weight was read for it.
+
+    Attributes:
+        checkpoint: the source.
+        decoder: what config.json says.
+        options: in force.
+        plan: treatment of every linear layer.
+        tokens: special tokens.
+        warnings: one sentence each.
+        model: the graph; initializers without contents.
+        tasks: what is to be made of which tensor, by the name of the first initializer made.
+        places: of every initializer.
+        data_bytes: size of the data file.
+        target: the folder to write.
+        calibration_ids: text [1, length] to measure the scales of an int8 cache with, or None.
+        weights: knows the tasks.
+        text: to calibrate the layers with, or None.
+    """
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    options: ExportOptions
+    plan: Plan
+    tokens: SpecialTokens
+    warnings: tuple[str, ...]
+    model: ir.Model
+    tasks: dict[str, Task]
+    places: dict[str, Place]
+    data_bytes: int
+    target: Path
+    calibration_ids: npt.NDArray[np.int64] | None
+    weights: WeightSource
+    text: CalibrationText | None = None
+
+    @property
+    def parameters(self) -> int:
+        """All parameters that are written; a tied embedding counts twice, as it is stored twice."""
+        return sum(task.parameters for task in self.tasks.values())
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path | None,
+    given: GivenOptions,
+    calibration: str | Path | None = None,
+    calibrate: Sequence[str | Path] = (),
+    calibrate_tokens: int | None = None,
+) -> Prepared:
+    """Open the checkpoint, check everything that can be checked without reading weights, and build the graph.
+
+    Args:
+        source: Hugging Face checkpoint directory, or hub id.
+        out: folder to write, or None for the default.
+        given: options as the caller gave them.
+        calibration: text file to measure the scales of an int8 cache with, or None for the default.
+        calibrate: text files to calibrate the layers with; none = they are rounded.
+        calibrate_tokens: tokens of them to use at most, or None for the default.
+
+    Raises:
+        Fairy2iError: a subclass for everything that is wrong with the checkpoint or the options.
+    """
+    checkpoint = open_source(source)
+    decoder = describe(stretch_context(checkpoint.config, given.rope_scaling))
+    embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
+    text = None
+    if calibrate:
+        check_torch()
+        text = read_texts(checkpoint, calibrate, calibrate_tokens, decoder.max_positions)
+        given = replace(given, calibration=f"{METHOD}:{text.sha256}")
+    elif calibrate_tokens is not None:
+        raise OptionError("calibrate tokens: there is no text; add --calibrate TEXT")
+    options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
+    plan = make_plan(checkpoint, decoder, options)
+    tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    warnings += context_warnings(decoder.ropes, options.context_length)
+    if not tokens.eos:
+        warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
+    if plan.unused:
+        warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
+    calibration_ids = calibration_text(checkpoint, options, calibration)
+    weights = WeightSource(checkpoint, options)
+    model = DecoderBuilder(decoder, plan, weights).build()
+    places, data_bytes = place_tensors(_initializers(model))
+    target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
+    return Prepared(
+        checkpoint,
+        decoder,
+        options,
+        plan,
+        tokens,
+        tuple(warnings),
+        model,
+        weights.tasks,
+        places,
+        data_bytes,
+        target,
+        calibration_ids,
+        weights,
+        text,
+    )
+
+
+def make_estimate(prepared: Prepared) -> Estimate:
+    """Peak memory and output size, from shapes alone."""
+    checkpoint, plan = prepared.checkpoint, prepared.plan
+    sizes = sorted(
+        (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
+    )
+    packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
+    nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
+    peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared), _layer_calibration_bytes(prepared))
+    return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)
+
+
+def _calibration_bytes(prepared: Prepared) -> int:
+    """Memory to measure the scales of an int8 cache: the model's weights, mapped, and keys and values of all layers."""
+    if prepared.calibration_ids is None:
+        return 0
+    decoder, tokens = prepared.decoder, prepared.calibration_ids.size
+    kept = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
+    passing = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + decoder.heads * tokens
+    return prepared.data_bytes + 4 * tokens * (kept + passing)
+
+
+def _layer_calibration_bytes(prepared: Prepared) -> int:
+    """Memory to calibrate layers: torch, two copies of a decoder layer, hidden states, the metric and the largest matrix."""
+    if prepared.text is None:
+        return 0
+    decoder, widest = prepared.decoder, max(x.in_features for x in prepared.plan.rewritten)
+    inside = [x.parameters for x in prepared.plan.linears.values() if x.name != decoder.names.lm_head]
+    layer, largest = sum(inside) // decoder.layers, max(x.parameters for x in prepared.plan.rewritten)
+    embedding = decoder.vocab_size * decoder.hidden_size
+    hidden = 2 * prepared.text.ids.size * decoder.hidden_size
+    at_once = max(embedding, 2 * layer + 8 * largest + 12 * widest**2)  # the embedding is read before everything else
+    return _TORCH_RAM + 4 * (hidden + at_once)
+
+
+def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]

@@ -1,0 +1,205 @@
+"""The settings of rotary position embeddings, and how config.json spells them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from fairy2i_export.decoder.config_values import positive_float, positive_int
+from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
+
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+_STRETCHING = ("linear", "yarn")  # kinds that need nothing but a factor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding; most fields belong to one of the scaled kinds."""
+
+    kind: RopeKind
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 1.0
+    original_max_positions: int = 0  # llama3, yarn, longrope
+    fraction: float = 1.0  # of every head that is rotated; the rest stays as it is
+    table_scale: float = 1.0  # yarn, longrope: cosines and sines are multiplied by it
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()  # longrope: for contexts up to original_max_positions
+    long_factors: tuple[float, ...] = ()  # for longer ones
+
+    def rotated(self, head_dim: int) -> int:
+        """How many values of a head are rotated."""
+        return int(head_dim * self.fraction)
+
+
+def read_rope(
+    config: dict[str, Any],
+    max_positions: int,
+    *,
+    default_theta: float = 10000.0,
+    partial: bool = False,
+    aliases: dict[str, str] | None = None,
+) -> Rope:
+    """Read the rotary embedding: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes it.
+
+    Args:
+        config: the parsed config.json.
+        max_positions: its max_position_embeddings.
+        default_theta: of the architecture.
+        partial: whether the architecture can rotate a part of every head only.
+        aliases: other names the architecture has for kinds.
+
+    Raises:
+        ArchitectureError: a kind of scaling that is not supported.
+        CheckpointError: missing or impossible values.
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json: rope scaling: expected an object, got {scaling!r}")
+    values = scaling if scaling.get("rope_theta") is not None else config
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = (aliases or {}).get(kind, kind)
+    theta = positive_float(values, "rope_theta", default_theta)
+    fraction = positive_float(
+        {"partial_rotary_factor": scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))},
+        "partial_rotary_factor",
+        1.0,
+    )
+    if fraction != 1 and not partial:
+        raise ArchitectureError("config.json: partial_rotary_factor: only full rotary embeddings (1.0) are supported")
+    if fraction > 1:
+        raise CheckpointError(f"config.json: partial_rotary_factor: expected at most 1, got {fraction}")
+    if kind == "default":
+        return Rope("default", theta, fraction=fraction)
+    if kind == "linear":
+        return Rope("linear", theta, factor=positive_float(scaling, "factor"), fraction=fraction)
+    # transformers prefers the value beside the scaling to the one in it
+    original = positive_int(
+        config if config.get("original_max_position_embeddings") is not None else scaling,
+        "original_max_position_embeddings",
+        max_positions,
+    )
+    if kind == "llama3":
+        low, high = positive_float(scaling, "low_freq_factor"), positive_float(scaling, "high_freq_factor")
+        if low >= high:
+            raise CheckpointError(f"config.json: rope scaling: low_freq_factor {low} must be below high_freq_factor {high}")
+        return Rope("llama3", theta, positive_float(scaling, "factor"), low, high, original, fraction)
+    if kind == "yarn":
+        return _yarn(scaling, theta, max_positions, original, fraction)
+    if kind == "longrope":
+        return _longrope(scaling, theta, max_positions, original, fraction)
+    raise ArchitectureError(f"config.json: rope type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+
+
+def _yarn(scaling: dict[str, Any], theta: float, max_positions: int, original: int, fraction: float) -> Rope:
+    factor = positive_float(scaling, "factor", max_positions / original)
+    table_scale = scaling.get("attention_factor")
+    if table_scale is None:
+        scale, scale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        if scale and scale_all:
+            table_scale = _magnitude(factor, positive_float(scaling, "mscale")) / _magnitude(
+                factor, positive_float(scaling, "mscale_all_dim")
+            )
+        else:
+            table_scale = _magnitude(factor, 1.0)
+    return Rope(
+        "yarn",
+        theta,
+        factor,
+        original_max_positions=original,
+        fraction=fraction,
+        table_scale=positive_float({"attention_factor": table_scale}, "attention_factor"),
+        beta_fast=positive_float(scaling, "beta_fast", 32.0),
+        beta_slow=positive_float(scaling, "beta_slow", 1.0),
+        truncate=scaling.get("truncate", True) is not False,
+    )
+
+
+def _magnitude(factor: float, scale: float) -> float:
+    """YaRN: how much attention is sharpened when the context is stretched."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def _longrope(scaling: dict[str, Any], theta: float, max_positions: int, original: int, fraction: float) -> Rope:
+    factor = positive_float(scaling, "factor", max_positions / original)
+    default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return Rope(
+        "longrope",
+        theta,
+        factor,
+        original_max_positions=original,
+        fraction=fraction,
+        table_scale=positive_float(scaling, "attention_factor", default),
+        short_factors=_factors(scaling, "short_factor"),
+        long_factors=_factors(scaling, "long_factor"),
+    )
+
+
+def _factors(scaling: dict[str, Any], key: str) -> tuple[float, ...]:
+    values = scaling.get(key)
+    if not isinstance(values, list) or not values:
+        raise CheckpointError(f"config.json: rope scaling: {key}: expected a list of numbers, got {values!r}")
+    return tuple(positive_float({key: value}, key) for value in values)
+
+
+def stretch_context(config: dict[str, Any], scaling: str | None) -> dict[str, Any]:
+    """A copy of a config.json whose context is a factor longer, as if its rope scaling said so.
+
+    Args:
+        config: the parsed config.json; without a rope scaling of its own.
+        scaling: ``linear:FACTOR`` or ``yarn:FACTOR``; None = leave it as it is. The layers of Gemma 3 that see a window only
+            keep theirs.
+
+    Raises:
+        OptionError: another kind, an impossible factor, or a model that scales already or in its own way only.
+    """
+    if scaling is None:
+        return config
+    kind, _, number = scaling.partition(":")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = 0.0
+    if kind not in _STRETCHING or not 1 < factor < math.inf:
+        raise OptionError(
+            f"rope scaling: expected {' or '.join(f'{known}:FACTOR' for known in _STRETCHING)} with a factor above 1, "
+            f"got {scaling!r}"
+        )
+    parameters = config.get("rope_parameters") or {}
+    nested = isinstance(parameters.get("full_attention"), dict)
+    own = parameters["full_attention"] if nested else parameters or config.get("rope_scaling") or {}
+    if own.get("rope_type", own.get("type", "default")) not in ("default", None):
+        raise OptionError("rope scaling: config.json has one already; change it there")
+    if config.get("model_type") == "phi3":
+        raise OptionError("rope scaling: Phi-3 knows longrope only, whose factors come with the checkpoint")
+    original = positive_int(config, "max_position_embeddings", 2048)
+    added = {**own, "rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        added["original_max_position_embeddings"] = original
+    if own.get("rope_theta") is None and config.get("rope_theta") is not None:
+        added["rope_theta"] = config["rope_theta"]
+    stretched = {**config, "max_position_embeddings": int(original * factor)}
+    if nested or not parameters:
+        # the older spelling leaves the sliding layers of Gemma 3 alone
+        stretched["rope_parameters" if nested else "rope_scaling"] = (
+            {**parameters, "full_attention": added} if nested else added
+        )
+    else:
+        stretched["rope_parameters"] = added
+    return stretched
+
+
+def context_warnings(ropes: Iterable[Rope], context_length: int) -> list[str]:
+    """What a chosen context means for the results, one sentence each."""
+    if any(rope.kind == "longrope" and context_length > rope.original_max_positions for rope in ropes):
+        return [
+            "the context is longer than the original one, so every text is read with longrope's long factors; transformers "
+            "reads shorter texts with the short ones (docs/export.md)"
+        ]
+    return []

@@ -1,0 +1,14 @@
+"""Importing this registers the model ``fairy2i`` with lm_eval; run, it is ``fairy2i lm-eval``. See check/lm_eval."""
+
+from __future__ import annotations
+
+import sys
+
+from fairy2i_export.check.lm_eval import Fairy2iLM
+
+__all__ = ["Fairy2iLM"]
+
+if __name__ == "__main__":
+    from fairy2i_export.commands.tools import main
+
+    sys.exit(main(["lm-eval", *sys.argv[1:]]))

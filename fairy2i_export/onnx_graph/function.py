@@ -1,0 +1,179 @@
+"""The model-local function body of ``ai.fairy2i::Fairy2iMatMul``: what the operator means, in standard ONNX operators.
+
+Every exported model carries it, so that hosts without the C library (plain ONNX Runtime, the reference evaluator, Netron,
+onnx.checker) understand and execute the file. It decodes the packed bytes (fairy2i_export/codes/layout.py, docs/format.md) to the
+dense matrix and multiplies: right but slow, and dense in memory. With the C library registered the body is never looked at.
+
+The three optional inputs need care, because a function body cannot ask for an input that may be absent without naming it,
+and most operators reject an absent one. ``Gemm`` does accept an absent third input: ``0 * 0 + C`` is the operand when it is
+given and zeros when it is not, and ``OptionalHasElement`` tells the two apart where the neutral element is one. Nodes name
+all six inputs, absent ones with an empty name: onnx.reference demands as many inputs as the function declares.
+"""
+
+from __future__ import annotations
+
+import onnx.parser
+import onnx_ir as ir
+
+from fairy2i_export.codes.layout import BLOCK_COLS, CELL_BYTES, CELL_COLS, HALF_ROWS, TILE_ROWS, byte_planes
+from fairy2i_export.codes.quantizer import MAX_STAGES
+
+DOMAIN = "ai.fairy2i"
+OP_NAME = "Fairy2iMatMul"
+OP_VERSION = 1
+OPSET = 18  # first with BitwiseAnd and with OptionalHasElement of an absent input
+INPUTS = ("X", "packed", "scales", "bias", "row_multiplier", "col_multiplier")
+
+_HALVES = TILE_ROWS // HALF_ROWS
+_CELLS_PER_BLOCK = BLOCK_COLS // CELL_COLS
+_BYTE_COLUMNS = CELL_BYTES // (_HALVES * HALF_ROWS)  # of a cell; a byte holds two columns of two planes
+
+_BODY = """
+<domain: "{domain}", opset_import: ["" : {opset}]>
+{op} <K, N, stages, layout_version, scale_scope> ({inputs}) => (Y)
+{{
+  zero = Constant <value = float[1, 1] {{0}}> ()
+  one = Constant <value = float {{1}}> ()
+  i1 = Constant <value_ints = [1]> ()
+  i2 = Constant <value_ints = [2]> ()
+  tile_rows = Constant <value_ints = [{tile_rows}]> ()
+  tile_rest = Constant <value_ints = [{tile_rest}]> ()
+  block_cols = Constant <value_ints = [{block_cols}]> ()
+  block_rest = Constant <value_ints = [{block_rest}]> ()
+
+  k_scalar = Constant <value_int: int = @K> ()
+  n_scalar = Constant <value_int: int = @N> ()
+  k = Reshape (k_scalar, i1)
+  n = Reshape (n_scalar, i1)
+  m_c = Div (k, i2)
+  n_c = Div (n, i2)
+  m_up = Add (m_c, block_rest)
+  n_up = Add (n_c, tile_rest)
+  blocks = Div (m_up, block_cols)
+  tiles = Div (n_up, tile_rows)
+  cols = Mul (blocks, block_cols)
+  rows = Mul (tiles, tile_rows)
+
+  stages_scalar = Constant <value_int: int = @stages> ()
+  stages_1d = Reshape (stages_scalar, i1)
+  planes = Mul (stages_1d, i2)
+
+  cell_shape = Constant <value_ints = [{cells_per_block}, {halves}, {byte_columns}, {half_rows}, 1, 1]> ()
+  bytes_shape = Concat <axis = 0> (blocks, tiles, stages_1d, cell_shape)
+  bytes = Reshape (packed, bytes_shape)
+  shifts = Constant <value = uint8[2, 2] {{0, 2, 4, 6}}> ()
+  three = Constant <value = uint8 {{3}}> ()
+  shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
+  signs = BitwiseAnd (shifted, three)
+  by_plane = Transpose <perm = [2, 7, 1, 4, 6, 0, 3, 5, 8]> (signs)
+  plane_shape = Concat <axis = 0> (planes, rows, cols)
+  padded = Reshape (by_plane, plane_shape)
+  orders = Constant <value_ints = [{orders}]> ()
+  most_planes = Constant <value_ints = [{most_planes}]> ()
+  stages_before = Sub (stages_1d, i1)
+  order_start = Mul (stages_before, most_planes)
+  order_end = Add (order_start, planes)
+  order = Slice (orders, order_start, order_end)
+  sorted = Gather <axis = 0> (padded, order)
+  starts = Constant <value_ints = [0, 0]> ()
+  ends = Concat <axis = 0> (n_c, m_c)
+  axes = Constant <value_ints = [1, 2]> ()
+  codes_u8 = Slice (sorted, starts, ends, axes)
+  codes = Cast <to = 6> (codes_u8)
+
+  table_re = Constant <value_floats = [1.0, 0.0, 0.0, -1.0]> ()
+  table_im = Constant <value_floats = [0.0, 1.0, -1.0, 0.0]> ()
+  unit_re = Gather (table_re, codes)
+  unit_im = Gather (table_im, codes)
+  scale_shape = Concat <axis = 0> (i2, planes, i1, i1)
+  scales_flat_shape = Concat <axis = 0> (planes, i2)
+  scales_flat = Reshape (scales, scales_flat_shape)
+  scales_t = Transpose <perm = [1, 0]> (scales_flat)
+  scales_re_im = Reshape (scales_t, scale_shape)
+  scale_re, scale_im = Split <axis = 0, num_outputs = 2> (scales_re_im)
+  axis0 = Constant <value_ints = [0]> ()
+  scale_re_planes = Squeeze (scale_re, axis0)
+  scale_im_planes = Squeeze (scale_im, axis0)
+  weighted_re = Mul (unit_re, scale_re_planes)
+  weighted_im = Mul (unit_im, scale_im_planes)
+  stage_shape = Concat <axis = 0> (stages_1d, i2, n_c, m_c)
+  stages_re = Reshape (weighted_re, stage_shape)
+  stages_im = Reshape (weighted_im, stage_shape)
+  sum_re = ReduceSum <keepdims = 0> (stages_re, axis0)
+  sum_im = ReduceSum <keepdims = 0> (stages_im, axis0)
+  u_re_3d, w_re_3d = Split <axis = 0, num_outputs = 2> (sum_re)
+  u_im_3d, w_im_3d = Split <axis = 0, num_outputs = 2> (sum_im)
+  u_re = Squeeze (u_re_3d, axis0)
+  w_re = Squeeze (w_re_3d, axis0)
+  u_im = Squeeze (u_im_3d, axis0)
+  w_im = Squeeze (w_im_3d, axis0)
+  a11 = Add (w_re, u_re)
+  a12 = Sub (w_im, u_im)
+  a21 = Add (w_im, u_im)
+  a22 = Sub (u_re, w_re)
+  top = Concat <axis = 1> (a11, a12)
+  bottom = Concat <axis = 1> (a21, a22)
+  dense = Concat <axis = 0> (top, bottom)
+  dense_t = Transpose <perm = [1, 0]> (dense)
+
+  row_k_shape = Concat <axis = 0> (i1, k)
+  row_n_shape = Concat <axis = 0> (i1, n)
+  zeros_k = Expand (zero, row_k_shape)
+  zeros_n = Expand (zero, row_n_shape)
+  zero_t = CastLike (zero, X)
+  zeros_n_t = CastLike (zeros_n, X)
+  bias_or_0 = Gemm (zero_t, zeros_n_t, bias)
+  row_or_0 = Gemm (zero, zeros_n, row_multiplier)
+  col_or_0 = Gemm (zero, zeros_k, col_multiplier)
+  has_row = OptionalHasElement (row_multiplier)
+  has_col = OptionalHasElement (col_multiplier)
+  has_row_f = Cast <to = 1> (has_row)
+  has_col_f = Cast <to = 1> (has_col)
+  row_lack = Sub (one, has_row_f)
+  col_lack = Sub (one, has_col_f)
+  row_2d = Add (row_or_0, row_lack)
+  col_2d = Add (col_or_0, col_lack)
+  bias_2d = Cast <to = 1> (bias_or_0)
+  bias_row = Reshape (bias_2d, n)
+  row = Reshape (row_2d, n)
+  col = Reshape (col_2d, k)
+
+  x = Cast <to = 1> (X)
+  x_scaled = Mul (x, col)
+  product = MatMul (x_scaled, dense_t)
+  y_scaled = Mul (product, row)
+  y = Add (y_scaled, bias_row)
+  Y = CastLike (y, X)
+}}
+"""
+
+
+def function_text(opset: int = OPSET) -> str:
+    """The body in ONNX text syntax, for any number of stages; ``opset`` of the standard operators, 18 or newer."""
+    orders: list[int] = []  # per number of stages: position of (stage, matrix) among the planes as they are stored
+    for stages in range(1, MAX_STAGES + 1):
+        stored = [plane for pair in byte_planes(stages) for plane in pair]
+        order = [stored.index((stage, matrix)) for stage in range(stages) for matrix in range(2)]
+        orders += order + [0] * (2 * MAX_STAGES - len(order))
+    return _BODY.format(
+        domain=DOMAIN,
+        op=OP_NAME,
+        opset=opset,
+        inputs=", ".join(INPUTS),
+        orders=", ".join(map(str, orders)),
+        most_planes=2 * MAX_STAGES,
+        tile_rows=TILE_ROWS,
+        tile_rest=TILE_ROWS - 1,
+        block_cols=BLOCK_COLS,
+        block_rest=BLOCK_COLS - 1,
+        cells_per_block=_CELLS_PER_BLOCK,
+        halves=_HALVES,
+        half_rows=HALF_ROWS,
+        byte_columns=_BYTE_COLUMNS,
+    )
+
+
+def matmul_function(opset: int = OPSET) -> ir.Function:
+    """The function to put into a model that imports ``opset`` of the standard operators (checkers want the two equal)."""
+    function: ir.Function = ir.serde.deserialize_function(onnx.parser.parse_function(function_text(opset)))
+    return function

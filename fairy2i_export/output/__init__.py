@@ -1,0 +1,1 @@
+"""What both front ends write with: the folder and its journal, data file, metadata, configuration, progress, sizes."""

@@ -1,0 +1,172 @@
+"""The output folder appears complete or not at all: everything is written to a temporary sibling and renamed at the end.
+
+For an output DIR the sibling is .DIR.partial with the future folder and the journal in it. It goes away when the export
+fails; after an interruption it stays, for the next run to continue.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairy2i_export.errors import OutputError
+from fairy2i_export.output.journal import Journal
+
+EXPORT_MARKERS = ("model.onnx", "genai_config.json")  # what makes a folder recognizable as an earlier export
+REWRITE_MARKERS = ("model.onnx", "rewrite.json")  # the same for the output of fairy2i_export.rewrite
+_FOLDER, _JOURNAL, _CALIBRATED = "folder", "journal", "calibrated"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where an export works until it is finished.
+
+    Attributes:
+        folder: becomes the output folder.
+        journal: what has been done in it.
+        calibrated: where calibrated layers are kept until the export is complete; may not exist.
+    """
+
+    folder: Path
+    journal: Journal
+    calibrated: Path
+
+    def clear(self) -> None:
+        """Remove what an earlier run left in the folder."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+
+    def discard(self) -> None:
+        """Remove all of an earlier run, for output that is made in one go and not continued."""
+        self.journal.discard()
+        shutil.rmtree(self.calibrated, ignore_errors=True)
+        self.clear()
+
+
+@contextmanager
+def output_folder(
+    out: Path,
+    *,
+    force: bool,
+    source: Path,
+    markers: tuple[str, ...] = EXPORT_MARKERS,
+    kept: Callable[[Path], None] = lambda _: None,
+) -> Iterator[Workspace]:
+    """Yield a workspace beside ``out``; rename its folder to ``out`` on success, remove it on any failure.
+
+    An interruption (Ctrl-C, a signal) is no failure: if tensors are finished, the workspace stays for the next run.
+
+    Args:
+        out: the folder to make; missing parents are made too.
+        force: replace an earlier export there, once the new one is complete.
+        source: the checkpoint directory or model file, which must never be replaced.
+        markers: files that make a folder recognizable as an earlier export.
+        kept: called with the workspace's place when it stays after an interruption.
+
+    Raises:
+        OutputError: ``out`` exists (without force, or is no earlier export), is being written by another process, or cannot
+            be written.
+    """
+    check_free(out, force, source, markers)
+    out = Path(os.path.realpath(out))
+    made = _make_parents(out.parent)
+    workspace: Workspace | None = None
+    keep = False
+    try:
+        try:
+            workspace = _open_workspace(out)
+            yield workspace
+            _move_into_place(workspace.folder, out)
+            made = []
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    except (KeyboardInterrupt, SystemExit):
+        if workspace is not None and (workspace.journal.tensors or any(workspace.calibrated.glob("*.safetensors"))):
+            keep = True
+            kept(workspace.folder.parent)
+        raise
+    finally:
+        if workspace is not None:
+            if os.name == "nt":  # open files cannot be removed there
+                workspace.journal.close()
+            if not keep:
+                shutil.rmtree(workspace.folder.parent, ignore_errors=True)
+            workspace.journal.close()
+        for parent in [] if keep else made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def partial_folder(out: Path) -> Path:
+    """Where an unfinished export to ``out`` lies."""
+    return out.parent / f".{out.name}.partial"
+
+
+def _open_workspace(out: Path) -> Workspace:
+    partial = partial_folder(out)
+    if os.path.lexists(partial):
+        ours = partial.is_dir() and not partial.is_symlink()
+        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED}:
+            raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
+    (partial / _FOLDER).mkdir(parents=True, exist_ok=True)
+    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OutputError if the file system of ``folder`` has fewer than ``needed`` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(f"{folder.parent.parent}: the model needs about {needed:,} bytes, the disk has {free:,} free")
+
+
+def check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...] = EXPORT_MARKERS) -> None:
+    """Raise OutputError unless ``out`` may be written: it does not exist, or is an earlier export and ``force`` is given."""
+    out, source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise OutputError(f"{out}: exists already; choose another folder, or --force to replace an earlier export")
+    if source == out or out in source.parents:
+        what = "model" if source.is_file() else "checkpoint"
+        raise OutputError(f"{out}: holds the source {what} and is not replaced; choose another folder")
+    if not out.is_dir():
+        raise OutputError(f"{out}: exists and is no folder; choose another name")
+    if any(out.iterdir()) and not all((out / marker).is_file() for marker in markers):
+        raise OutputError(
+            f"{out}: is no earlier export (no {' or '.join(markers)} in it), so --force does not replace it; "
+            "choose another folder or remove it yourself"
+        )
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Make missing parents; returns those made, innermost first."""
+    missing = []
+    current = folder
+    while not current.exists():
+        missing.append(current)
+        current = current.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    return missing
+
+
+def _move_into_place(temporary: Path, out: Path) -> None:
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    out.rename(old / out.name)
+    try:
+        temporary.rename(out)
+    except OSError:
+        (old / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

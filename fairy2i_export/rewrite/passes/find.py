@@ -1,0 +1,121 @@
+"""Pass "find": every node that multiplies by a matrix, those that nobody can rewrite included, with the reason."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from fairy2i_export.onnx_graph.function import DOMAIN, OP_NAME
+from fairy2i_export.rewrite.linears import Linear
+from fairy2i_export.rewrite.values.constants import Constants
+
+_SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of torch's exporter: the modules around a node, outermost first
+_QUANTIZED = (
+    "MatMulNBits", "MatMulBnb4", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul",
+    "QGemm", "QOrderedMatMul", "MatMulFpQ4",
+)  # fmt: skip
+_FUSED = ("FusedMatMul", "FusedGemm", "GemmFloat8", "GemmFastGelu", "FusedMatMulActivation")
+
+LEFT_DYNAMIC = "the matrix is computed at run time"
+
+
+def find_linears(model: ir.Model, constants: Constants) -> list[Linear]:
+    """All products with a matrix in graph order, bodies of If, Loop and Scan included."""
+    taken: dict[str, int] = {}
+    found = []
+    for node in model.graph.all_nodes():
+        linear = _candidate(node, constants)
+        if linear is not None:
+            found.append(_named_once(linear, taken))
+    for function in model.functions.values():
+        if function.domain == DOMAIN:
+            continue
+        for node in function:
+            if node.domain in ("", "ai.onnx") and node.op_type in ("MatMul", "Gemm"):
+                reason = f"inside the model-local function {function.name}, whose weights are its inputs"
+                linear = Linear(node.name or node.op_type, (node.name or "",), node, None, reason=reason)
+                found.append(_named_once(linear, taken))
+    return found
+
+
+def operator_nodes(model: ir.Model) -> list[ir.Node]:
+    """The Fairy2iMatMul nodes that are in the graph already."""
+    return [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type == OP_NAME]
+
+
+def operator_names(model: ir.Model) -> list[str]:
+    """All names of those nodes: what a glob may match although nothing is left to be done."""
+    return [name for node in operator_nodes(model) for name in _names(node, None)]
+
+
+def _candidate(node: ir.Node, constants: Constants) -> Linear | None:
+    left, right = (*node.inputs, None, None)[:2]  # a damaged model may have fewer
+    if node.domain in ("", "ai.onnx") and node.op_type == "MatMul":
+        if left in constants and right in constants:
+            return None  # part of computing a constant
+        if right in constants:
+            return _linear(node, right, transposed=True)
+        if left in constants:
+            return _linear(node, left, transposed=False, on_left=True)
+        return _linear(node, None, reason=LEFT_DYNAMIC)
+    if node.domain in ("", "ai.onnx") and node.op_type == "Gemm":
+        if left in constants and right in constants:
+            return None
+        if right in constants:
+            attribute = node.attributes.get("transB")
+            return _linear(node, right, transposed=not (attribute is not None and attribute.as_int()))
+        if left in constants:
+            return _linear(node, left, reason="the constant is the left operand of a Gemm")
+        return _linear(node, None, reason=LEFT_DYNAMIC)
+    if node.op_type in _QUANTIZED:
+        return _linear(node, None, reason=f"quantized another way already ({node.op_type})")
+    if node.op_type in _FUSED:
+        return _linear(node, None, reason=f"fused operator {node.op_type}: rewrite the model before it is optimized")
+    if node.op_type == "Einsum" and any(value in constants for value in node.inputs):
+        return _linear(node, None, reason="Einsum with a constant: export it as a MatMul")
+    return None
+
+
+def _linear(
+    node: ir.Node, value: ir.Value | None, *, transposed: bool = True, on_left: bool = False, reason: str = ""
+) -> Linear:
+    aliases = list(dict.fromkeys(_names(node, value)))
+    return Linear(aliases[0], tuple(aliases), node, value, transposed, on_left, reason)
+
+
+def _names(node: ir.Node, value: ir.Value | None) -> Iterator[str]:
+    """What the user may know the layer as, best first."""
+    module = _module(node)
+    if module:
+        yield module
+    if value is not None and value.is_initializer() and value.name:
+        if value.name.endswith(".weight"):
+            yield value.name.removesuffix(".weight")
+        if node.name:
+            yield node.name
+        yield value.name
+    elif node.name:
+        yield node.name
+    output = node.outputs[0].name
+    yield output or node.op_type
+
+
+def _module(node: ir.Node) -> str:
+    """The innermost module around a node, where torch's exporter recorded it."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, ""))
+    except (ValueError, SyntaxError):
+        return ""
+    if not isinstance(scopes, list) or len(scopes) < 2:
+        return ""
+    return str(scopes[-2])  # the last one is the node itself
+
+
+def _named_once(linear: Linear, taken: dict[str, int]) -> Linear:
+    count = taken[linear.name] = taken.get(linear.name, 0) + 1
+    if count > 1:
+        linear.name = f"{linear.name}#{count}"
+        linear.aliases = (linear.name, *linear.aliases)
+    return linear

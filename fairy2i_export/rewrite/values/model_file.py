@@ -1,0 +1,88 @@
+"""Open an ONNX file: the graph now, the weights when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fairy2i_export.errors import ModelError
+from fairy2i_export.onnx_graph.function import OPSET
+
+_HASH_CHUNK = 1 << 22
+
+
+def open_model(path: Path) -> tuple[ir.Model, int]:
+    """The model, and the version of the standard operators it uses.
+
+    Raises:
+        ModelError: no such file, no ONNX model, an operator set older than 18, or external data missing or too short.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ModelError(f"{path}: {what}; expected an ONNX model")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # the parser's exceptions have no common base
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"{path}: cannot be read as an ONNX model ({reason}); is the file complete?") from error
+    opset = model.graph.opset_imports.get("") or model.graph.opset_imports.get("ai.onnx")
+    if opset is None:
+        raise ModelError(f"{path}: imports no standard ONNX operators; expected an ONNX model of opset {OPSET} or newer")
+    if opset < OPSET:
+        raise ModelError(
+            f"{path}: opset {opset} is too old: the operator's definition needs opset {OPSET} or newer. Export the model "
+            f"again with opset_version={OPSET}, or convert it: onnx.version_converter.convert_version(model, {OPSET})"
+        )
+    for tensor in external_tensors(model):
+        _check_external(tensor, path)
+    return model, opset
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """All initializers that lie in other files."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+
+
+def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
+    location = Path(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise ModelError(
+            f"{path}: tensor {tensor.name}: its external data lies at {location}, outside the model's folder; "
+            "expected a file beside the model"
+        )
+    file = path.parent / location
+    if not file.is_file():
+        raise ModelError(
+            f"{path}: tensor {tensor.name}: its external data file {location} is missing; put it beside the model"
+        )
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    size = file.stat().st_size
+    if size < end:
+        raise ModelError(
+            f"{file}: has {size:,} bytes, but tensor {tensor.name} ends at byte {end:,}; the file is incomplete, "
+            "copy it again"
+        )
+
+
+def model_files(path: Path, model: ir.Model) -> list[Path]:
+    """The model file and its external data files, sorted by name."""
+    return sorted({path, *(path.parent / tensor.location for tensor in external_tensors(model))}, key=lambda file: file.name)
+
+
+def files_sha256(files: list[Path], advance: Callable[[int], None]) -> str:
+    """SHA-256 over one line per file: name, size and SHA-256 of the contents, separated by tabs (as for checkpoints)."""
+    total = hashlib.sha256()
+    for file in files:
+        contents = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(_HASH_CHUNK):
+                contents.update(chunk)
+                advance(len(chunk))
+        total.update(f"{file.name}\t{file.stat().st_size}\t{contents.hexdigest()}\n".encode())
+    return total.hexdigest()

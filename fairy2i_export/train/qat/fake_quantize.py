@@ -1,0 +1,260 @@
+"""From a latent weight to the dequantized one that the forward pass uses, with a straight-through gradient.
+
+In main memory the exporter's C library does it; on other devices, and in graphs that are exported, torch_quantizer.py, equal
+to it bit for bit. torch.compile sees an opaque operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairy2i_export.errors import OptionError, WeightError
+from fairy2i_export.train.qat import baselines, native_quantizer, torch_quantizer
+from fairy2i_export.train.qat.options import QuantizationOptions
+
+_WRITTEN = (torch.float32, torch.bfloat16)  # result types of the C library
+_READ = (*_WRITTEN, torch.float16)
+
+
+def fake_quantize(
+    weight: Tensor,
+    options: QuantizationOptions,
+    *,
+    rows: Tensor | None = None,
+    scales: Tensor | None = None,
+    made: Tensor | None = None,
+    name: str = "weight",
+) -> Tensor:
+    """The dequantized weight [out, in] of a latent one; the gradient of the former becomes that of the latter, bit for bit.
+
+    Args:
+        weight: latent weight [out, in].
+        options: how to quantize.
+        rows: learned row multipliers [out]; their gradient takes the rounding error relative to the row for constant.
+        scales: learned scales [stages, 2 (U, W), 2 (re, im)]; their gradient takes the codes for constant.
+        made: :func:`dequantize` of these arguments, if it is known already.
+        name: how to call the weight in messages.
+
+    Raises:
+        WeightError: values that are not finite.
+    """
+    with torch.no_grad():
+        dense = dequantize(weight, options, rows=rows, scales=scales, name=name) if made is None else made
+    if torch.compiler.is_exporting():
+        return dense  # graphs for inference: nothing to differentiate
+    if rows is None and scales is None:
+        straight: Tensor = _StraightThrough.apply(weight, dense)  # type: ignore[no-untyped-call]
+        return straight
+    learned: Tensor = _LearnedThrough.apply(weight, dense, rows, scales, options)  # type: ignore[no-untyped-call]
+    return learned
+
+
+def dequantize(
+    weight: Tensor,
+    options: QuantizationOptions,
+    *,
+    rows: Tensor | None = None,
+    scales: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    name: str = "weight",
+) -> Tensor:
+    """The matrix that the model computes with, without gradient.
+
+    Args:
+        weight: as for :func:`fake_quantize`.
+        options: as there.
+        rows: as there.
+        scales: as there.
+        dtype: of the result, by default the weight's.
+        out: where to write it, if possible; a contiguous tensor of that type and shape.
+        name: as there.
+
+    Raises:
+        WeightError: values that are not finite; a weight that is sharded.
+    """
+    dtype = weight.dtype if dtype is None else dtype
+    if type(weight).__name__ == "DTensor":
+        raise WeightError(
+            f"{name}: the weight is a shard (DTensor), and scales need the whole matrix; wrap the module with fully_shard so "
+            "that its weight is gathered before the forward pass; tensor parallelism is not supported"
+        )
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        values = (options.method, options.stages, options.profile, options.quantizer, options.row_multiplier)
+        return torch.ops.fairy2i.dequantize(weight, rows, scales, *values, name).to(dtype)  # type: ignore[no-any-return]
+    with torch.no_grad():
+        if options.method != "fairy2i":
+            dense, scale = (baselines.binary if options.method == "binary" else baselines.ternary)(weight, options.profile)
+            _require_finite(weight, name, scale)
+            return dense.to(dtype)
+        if options.quantizer == "joint" and not in_reach(weight):
+            return _in_main_memory(weight, options, rows, scales, name).to(dtype)
+        if scales is not None or not in_reach(weight):  # else scales that the C library computes show what the weight holds
+            learned = (x for x in (rows, scales) if x is not None)
+            _require_finite(weight, name, weight.sum(dtype=torch.float32), *learned)
+        if not in_reach(weight):
+            return _in_torch(weight, options, rows, scales, dtype)
+        kind = dtype if dtype in _WRITTEN else torch.float32
+        result = out if out is not None and out.dtype == kind else torch.empty(weight.shape, dtype=kind)
+        found = native_quantizer.dequantize_into(result, weight.detach().contiguous(), options, rows, scales)
+        if found is None:
+            raise diverged(name)
+        return result.to(dtype)
+
+
+def diverged(name: str) -> WeightError:
+    """The error for latent weights that are not finite any more."""
+    return WeightError(
+        f"{name}: the latent weight, or what is learned with it, holds values that are not finite: training diverged; go back to "
+        "an earlier checkpoint, with a lower learning rate, gradient clipping or more warm-up"
+    )
+
+
+def _require_finite(weight: Tensor, name: str, *values: Tensor) -> None:
+    """Raise WeightError unless all ``values``, a few numbers per matrix, are finite; on a device this waits for them."""
+    if type(weight) not in (Tensor, torch.nn.Parameter) or weight.device.type == "meta" or _traced():
+        return  # there are no values to look at
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a graph that is recorded must not wait
+    if not bool(torch.stack([torch.isfinite(value).all() for value in values]).all()):
+        raise diverged(name)
+
+
+def in_reach(weight: Tensor) -> bool:
+    """Whether the C library can read the tensor: plain, in main memory, and not one that a graph is traced with."""
+    plain = weight.device.type == "cpu" and type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype in _READ
+    return plain and not _traced()
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
+
+
+def _in_torch(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    if rows is None and options.row_multiplier == "rms":
+        rows = torch_quantizer.row_rms(weight, options.profile)
+    return torch_quantizer.quantize(weight, options, rows, scales)[0].to(dtype)
+
+
+def _in_main_memory(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, name: str
+) -> Tensor:
+    """The joint quantizer searches; there is one implementation of that, and it works in main memory."""
+    if _traced() or weight.dtype == torch.float64:
+        raise OptionError(f"{name}: the joint quantizer cannot be traced, nor run on float64; convert the model first")
+    moved = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
+    assert moved[0] is not None
+    return dequantize(moved[0], options, rows=moved[1], scales=moved[2], name=name).to(weight.device)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gives ``dense`` in the forward pass, and its gradient to ``weight`` unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dense: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return dense.detach()  # the same memory, and the same count of changes in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0].to(ctx.dtype), None
+
+
+class _LearnedThrough(torch.autograd.Function):
+    """As _StraightThrough, with gradients for row multipliers r and scales s of W = diag(r) Q(A / r; s).
+
+    dL/ds sums the gradient of every entry that uses a scale, with the sign of its code, over sqrt(n m) (as LSQ does, so that
+    a few scales do not outweigh all weights when gradients are clipped). dL/dr follows from Q(A / r) = A / r + E with E
+    constant: W = A + diag(r) E.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        dense: Tensor,
+        rows: Tensor | None,
+        scales: Tensor | None,
+        options: QuantizationOptions,
+    ) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(weight, dense, rows, scales)
+        return dense.detach()  # the same memory, and the same count of changes in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weight, dense, rows, scales = ctx.saved_tensors
+        grad = grads[0]
+        for_rows = for_scales = None
+        if rows is not None and ctx.needs_input_grad[2]:
+            error = dense.to(torch.float32) - weight.to(torch.float32)
+            for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
+        if scales is not None and ctx.needs_input_grad[3]:
+            for_scales = _gradient_of_scales(weight, rows, scales, grad, ctx.options).to(scales.dtype)
+        return grad.to(weight.dtype), None, for_rows, for_scales, None
+
+
+def _gradient_of_scales(
+    weight: Tensor, rows: Tensor | None, scales: Tensor, grad: Tensor, options: QuantizationOptions
+) -> Tensor:
+    """float32 [stages, 2 (U, W), 2 (re, im)]."""
+    if options.quantizer == "joint":
+        given = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
+        codes = native_quantizer.codes_of(given[0], options, given[1], given[2]).to(weight.device)  # type: ignore[arg-type]
+    elif in_reach(weight):
+        codes = native_quantizer.codes_of(weight, options, rows, scales)
+    else:
+        codes = torch_quantizer.codes_of(weight, options, rows, scales)
+    g = grad.to(torch.float32) if rows is None else grad.to(torch.float32) * rows[:, None]
+    n, m = g.shape[0] // 2, g.shape[1] // 2
+    g11, g12, g21, g22 = g[:n, :m], g[:n, m:], g[n:, :m], g[n:, m:]
+    found = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
+    # the transpose of the map from (U, W) to the real matrix
+    for matrix, axis, part in ((0, 0, g11 + g22), (0, 1, g21 - g12), (1, 0, g11 - g22), (1, 1, g12 + g21)):
+        for stage in range(options.stages):
+            code = codes[stage, matrix]
+            found[stage, matrix, axis] = part[code == axis].sum() - part[code == axis + 2].sum()
+    return found.div_(float(n * m) ** 0.5)
+
+
+@torch.library.custom_op("fairy2i::dequantize", mutates_args=())
+def _operator(
+    weight: Tensor,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    method: str,
+    stages: int,
+    profile: str,
+    quantizer: str,
+    row_multiplier: str,
+    name: str,
+) -> Tensor:
+    """:func:`dequantize` for torch.compile, which cannot look into it."""
+    options = QuantizationOptions(
+        method=method,  # type: ignore[arg-type]
+        stages=stages,
+        profile=profile,  # type: ignore[arg-type]
+        quantizer=quantizer,  # type: ignore[arg-type]
+        row_multiplier=row_multiplier,  # type: ignore[arg-type]
+    )
+    return dequantize(weight, options, rows=rows, scales=scales, name=name)
+
+
+@_operator.register_fake
+def _(
+    weight: Tensor,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    method: str,
+    stages: int,
+    profile: str,
+    quantizer: str,
+    row_multiplier: str,
+    name: str,
+) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)

@@ -1,0 +1,121 @@
+"""The commands ``fairy2i chat``, ``fairy2i generate`` and ``fairy2i info``; ``cli_measure`` has ``ppl`` and ``bench``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairy2i_runtime.commands import measure as cli_measure
+from fairy2i_runtime.commands.chat_loop import chat_loop
+from fairy2i_runtime.commands.console import new_app, run_app
+from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
+from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
+from fairy2i_runtime.model import load
+from fairy2i_runtime.text.generation import GenerationOptions
+
+Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token; higher is more varied.")]
+TopK = Annotated[int, typer.Option(help="Choose among the k most likely tokens; 0 = all.")]
+TopP = Annotated[float, typer.Option(help="Choose among the most likely tokens of this total probability; 1 = all.")]
+Penalty = Annotated[float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default="different every time")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)
+]
+Context = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of prompt and answer; fewer take less memory.", show_default="the model's own"),
+]
+
+
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = None,
+    kernel: Kernel = None,
+    isa: Isa = None,
+    context_length: Context = None,
+    stream: Annotated[bool, typer.Option(help="Print the text as it is generated, or at the end.")] = True,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")] = False,
+) -> None:
+    """Continue a text and print what is new."""
+    options = vars(GenerationOptions(temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens, stop or ()))
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    result = model.generate(text, on_text=_print_piece if stream else None, **options)
+    print("" if stream else result.text)
+    if stats:
+        print(f"{result.timings}; ended by: {result.finish_reason}", file=sys.stderr)
+
+
+def chat(
+    folder: Folder,
+    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = None,
+    kernel: Kernel = None,
+    isa: Isa = None,
+    context_length: Context = None,
+) -> None:
+    """Talk to a model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.
+
+    A model without a chat template (a base model) continues each line as plain text.
+    """
+    options = vars(GenerationOptions(temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens, stop or ()))
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
+    chat_loop(model, system, options)
+
+
+def info(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Model folder.", show_default=False)] = None,
+    context_length: Annotated[
+        int | None, typer.Option(help="Context to estimate the memory for.", show_default="the model's own")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the operator library, its kernels and the processor; with DIR also the model and the memory it needs."""
+    report: dict[str, Any] = {"installation": installation_info()}
+    if folder is not None:
+        report["model"] = model_info(folder, context_length)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    print(installation_text(report["installation"]))
+    if folder is not None:
+        print()
+        print(model_text(report["model"]))
+
+
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add all commands of the runtime to an application."""
+    for command in (chat, generate, info):
+        app.command()(command)
+    cli_measure.add_commands(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the commands of this module; returns the exit code."""
+    app = new_app("Run Fairy2i models: chat with them, generate text, look at what is installed.")
+    add_commands(app)
+    return run_app(app, "fairy2i", arguments)

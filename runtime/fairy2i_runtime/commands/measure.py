@@ -1,0 +1,162 @@
+"""The commands ``fairy2i ppl`` and ``fairy2i bench``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
+from fairy2i_runtime.errors import OptionError
+from fairy2i_runtime.measure.bench import BenchOptions, bench
+from fairy2i_runtime.measure.perplexity import (
+    PROTOCOLS,
+    REFERENCE_WINDOW,
+    Perplexity,
+    Scorer,
+    Windows,
+    measure,
+    model_scorer,
+    reference_windows,
+    sliding_windows,
+)
+from fairy2i_runtime.model import Model, load
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TextFile = Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read.", show_default=False)]
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", metavar="P", help="sliding, reference (as the method's authors measure) or both.")
+]
+WindowSize = Annotated[
+    int | None,
+    typer.Option(
+        "--window", metavar="N", help="Tokens of a window.", show_default="the context; at most 2048 for reference"
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="sliding: tokens scored per window, the others are context.", show_default="half the window"
+    ),
+]
+Separator = Annotated[
+    str, typer.Option(metavar="TEXT", help=r"reference: what stands between documents; \n is a newline.", show_default=r"\n")
+]
+Tokens = Annotated[
+    int | None, typer.Option("--tokens", metavar="N", help="Use at most this many tokens of the text.", show_default="all")
+]
+
+
+def ppl(
+    folder: Folder,
+    text: TextFile,
+    protocol: ProtocolName = "both",
+    window: WindowSize = None,
+    stride: Stride = None,
+    separator: Separator = "\n",
+    tokens: Tokens = None,
+    threads: Threads = None,
+    kernel: Kernel = None,
+    isa: Isa = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
+    content = read_text(text)
+    model = load(folder, threads=threads, kernel=kernel, isa=isa)
+    cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
+    results = run_protocols(cuts, model_scorer(model), "model")
+    if as_json:
+        print(json.dumps(ppl_report(folder, text, content, results), indent=2))
+        return
+    from fairy2i_runtime.commands.display import show_perplexity  # rich takes a while to import: not for every command
+
+    show_perplexity(results)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, newlines as they are.
+
+    Raises:
+        OptionError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--text {path}: expected a UTF-8 text file: {error}") from error
+
+
+def cut_text(
+    model: Model,
+    text: str,
+    protocol: str,
+    window: int | None,
+    stride: int | None,
+    separator: str,
+    tokens: int | None,
+) -> list[Windows]:
+    """The windows of every protocol asked for.
+
+    Raises:
+        OptionError: if an option is unknown or out of range.
+    """
+    if protocol not in (*PROTOCOLS, "both"):
+        raise OptionError(f"--protocol: expected sliding, reference or both, got {protocol!r}")
+    if tokens is not None and tokens < 2:
+        raise OptionError(f"--tokens: expected at least 2, got {tokens}")
+    context = model.context_length
+    if window is not None and not 2 <= window <= context:
+        raise OptionError(f"--window: expected 2 to {context} (the model's context), got {window}")
+    cuts = []
+    if protocol != "reference":
+        cuts.append(sliding_windows(model.tokenizer, text, window or context, stride, tokens))
+    if protocol != "sliding":
+        size = window or min(REFERENCE_WINDOW, context)
+        cuts.append(reference_windows(model.tokenizer, text, size, separator.replace(r"\n", "\n"), tokens))
+    return cuts
+
+
+def run_protocols(cuts: list[Windows], scorer: Scorer, title: str) -> list[Perplexity]:
+    """Measure all protocols, with a progress bar on a terminal."""
+    from fairy2i_runtime.commands.display import progress_bar
+
+    with progress_bar(title, sum(len(window.ids) for cut in cuts for window in cut.windows)) as advance:
+        return [measure(cut, scorer, advance) for cut in cuts]
+
+
+def ppl_report(folder: Path, text: Path, content: str, results: list[Perplexity]) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    data = content.encode("utf-8")
+    return {
+        "model": str(folder),
+        "text": {"file": str(text), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "results": [result.as_dict() for result in results],
+    }
+
+
+def bench_command(
+    folder: Folder,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", help="Length of the prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to generate after it, at least 2.")] = 64,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Measured repetitions, after one cold run.")] = 5,
+    threads: Threads = None,
+    kernel: Kernel = None,
+    isa: Isa = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed, latency, memory and load time of a model in a fresh process."""
+    report = bench(folder, BenchOptions(prompt_tokens, new_tokens, repeat, threads, kernel, isa))
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from fairy2i_runtime.commands.display import show_bench
+
+    show_bench(report)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to an application."""
+    app.command()(ppl)
+    app.command("bench")(bench_command)

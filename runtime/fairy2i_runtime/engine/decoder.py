@@ -1,0 +1,139 @@
+"""Run the model: tokens in, logits out, the cache updated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
+from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError
+
+F32 = npt.NDArray[np.float32]
+PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_CACHES = {**_FLOATS, "tensor(int8)": np.int8}
+
+
+class Decoder:
+    """A decoder graph in an onnxruntime session.
+
+    Attributes:
+        session: the session.
+        vocab: number of logits.
+        cache_shape: shape of the key-value cache.
+    """
+
+    def __init__(self, session: ort.InferenceSession, context_length: int, *, name: str = "model") -> None:
+        """Read the dimensions from the graph's inputs and outputs.
+
+        Args:
+            session: of a graph with the inputs input_ids, attention_mask, past_key_values.{i}.{key,value} and the outputs
+                logits, present.{i}.{key,value}.
+            context_length: the most tokens the model was built for.
+            name: how to call the model in error messages.
+
+        Raises:
+            ModelFolderError: if the graph is of another form.
+        """
+        self.session = session
+        self.context_length = context_length
+        self.cache_shape = _cache_shape(session, name)
+        logits = next(output for output in session.get_outputs() if output.name == "logits")
+        self._logits_dtype = _FLOATS[logits.type]
+        self.vocab = int(logits.shape[-1])
+        self._mask = np.ones((1, context_length), np.int64)
+
+    def new_cache(self, capacity: int | None = None) -> KVCache:
+        """An empty cache for ``capacity`` tokens, at most and by default those of the context."""
+        return KVCache(self.session, self.cache_shape, min(capacity or self.context_length, self.context_length))
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise an :class:`OptionError` if a token is not in the vocabulary."""
+        for token in tokens:
+            if not 0 <= token < self.vocab:
+                raise OptionError(
+                    f"token {token} is not in the vocabulary of {self.vocab}; tokenizer and model do not match"
+                )
+
+    def next_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
+        """Append ``tokens`` (at least one) to the cache; logits of the token after the last, float32 [vocab].
+
+        Raises:
+            ContextError: if they do not fit.
+            OptionError: if a token is not in the vocabulary.
+        """
+        self._check(tokens, cache)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            logits = self._run(tokens[start : start + PREFILL_CHUNK], cache)
+        return np.asarray(logits[-1], np.float32)
+
+    def all_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
+        """Append ``tokens`` to the cache; logits after each of them, float32 [len(tokens), vocab].
+
+        Raises:
+            ContextError: if they do not fit.
+            OptionError: if a token is not in the vocabulary.
+        """
+        self._check(tokens, cache)
+        result = np.empty((len(tokens), self.vocab), np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            result[start : start + PREFILL_CHUNK] = self._run(tokens[start : start + PREFILL_CHUNK], cache)
+        return result
+
+    def _run(self, tokens: Sequence[int], cache: KVCache) -> npt.NDArray[Any]:
+        ids = np.asarray(tokens, np.int64)[None]
+        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding)
+        cache.tokens.extend(int(token) for token in tokens)
+        return logits.reshape(ids.shape[1], self.vocab)
+
+    def run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], binding: ort.IOBinding) -> npt.NDArray[Any]:
+        """Run the graph once; nothing is checked.
+
+        Args:
+            ids: the new tokens [batch, sequence], contiguous.
+            mask: zeros for padding, ones for tokens, the new ones included [batch, total], contiguous.
+            binding: with a cache of that batch.
+
+        Returns:
+            Logits [batch, sequence, vocab] of the graph's type.
+        """
+        logits = np.empty((*ids.shape, self.vocab), self._logits_dtype)
+        binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
+        self.session.run_with_iobinding(binding)
+        return logits
+
+    def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
+        if len(tokens) > cache.room:
+            raise ContextError(
+                f"{len(cache) + len(tokens)} tokens do not fit into the context of {cache.capacity}; shorten the text, or "
+                "load the model with a larger context_length if it was made for one"
+            )
+        self.check_tokens(tokens)
+
+
+def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
+    inputs = {item.name: item for item in session.get_inputs()}
+    outputs = {item.name for item in session.get_outputs()}
+    layers = sum(re.fullmatch(r"past_key_values\.\d+\.key", item) is not None for item in inputs)
+    past = {f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")}
+    present = {f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")}
+    expected_in, expected_out = {"input_ids", "attention_mask"} | past, {"logits"} | present
+    if layers == 0 or set(inputs) != expected_in or outputs != expected_out:
+        odd = sorted((set(inputs) ^ expected_in) | (outputs ^ expected_out)) or ["past_key_values.0.key"]
+        raise ModelFolderError(
+            f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
+        )
+    key = inputs["past_key_values.0.key"]
+    if key.type not in _CACHES or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
+        raise ModelFolderError(
+            f"{name}: past_key_values.0.key: expected float, float16 or int8 [batch, kv_heads, past, head] with fixed heads, "
+            f"got {key.type} {key.shape}"
+        )
+    return CacheShape(layers, key.shape[1], key.shape[3], _CACHES[key.type])

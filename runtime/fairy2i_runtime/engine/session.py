@@ -1,0 +1,85 @@
+"""Create the onnxruntime session of a model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnxruntime as ort
+
+from fairy2i_runtime.engine.threads import default_threads
+from fairy2i_runtime.errors import ModelFolderError, OptionError
+from fairy2i_runtime.ops.library import ort_version, register
+from fairy2i_runtime.text.sampling import check_option
+
+KERNEL_ENTRY = "fairy2i.kernel"
+ISA_ENTRY = "fairy2i.isa"
+EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"  # for models that are not read from a file
+CONFIG_ENTRY_ORT = (1, 24)  # from here on a kernel can read the session's configuration entries
+
+
+def create_session(
+    model_file: Path,
+    *,
+    threads: int | None = None,
+    kernel: str | None = None,
+    isa: str | None = None,
+    use_library: bool = True,
+    needs_library: bool = True,
+) -> ort.InferenceSession:
+    """Open a model on the CPU.
+
+    Args:
+        model_file: the .onnx file; its external data lies beside it and is mapped, not read.
+        threads: threads of the session; None = one per physical (big) core, see :mod:`fairy2i_runtime.engine.threads`.
+        kernel: ``lut``, ``exact`` or ``dot``; None = what FAIRY2I_KERNEL says, else ``lut``.
+        isa: instruction set, such as ``scalar`` or ``avx2``; None = what FAIRY2I_ISA says, else the best one here.
+        use_library: False runs the operator's function body, stored in the model, with onnxruntime's own operators: slow,
+            in need of memory, and independent of the library.
+        needs_library: False for a model of standard operators only: the library is not looked for.
+
+    Raises:
+        OptionError: if an option is out of range, or the library has no such kernel for this processor.
+        LibraryError: if the library is needed and does not load.
+        ModelFolderError: if onnxruntime refuses the model.
+    """
+    if threads is not None:
+        check_option("threads", threads, int, lambda n: 1 <= n <= 1024, "an integer from 1 to 1024")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = default_threads() if threads is None else threads
+    options.log_severity_level = 4  # fatal only: errors are raised, no need to print them too
+    if not needs_library:
+        if kernel is not None or isa is not None:
+            raise OptionError(
+                f"{model_file}: kernel and isa choose code of the operator library, and this model was exported for hosts "
+                "without it (--backend); leave them out, or export it with --backend fairy2i"
+            )
+    elif use_library:
+        _choose_kernel(options, kernel, isa)
+        register(options)
+    elif kernel is not None or isa is not None:
+        raise OptionError("kernel and isa choose code of the operator library: they need use_library=True")
+    # Without the library, folding constants would unpack every weight to float32 at once, 16 times the size.
+    disabled = [] if use_library or not needs_library else ["ConstantFolding"]
+    try:
+        return ort.InferenceSession(
+            str(model_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+    except Exception as error:  # onnxruntime's exception classes have no common base
+        problem = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Exception during initialization: )?", "", str(error))
+        if "FAIRY2I_KERNEL" in problem or "FAIRY2I_ISA" in problem:  # the library does not have what was asked for
+            raise OptionError(problem) from error
+        raise ModelFolderError(
+            f"{model_file}: onnxruntime cannot open it: {problem} (if a file is damaged or missing, export the model again)"
+        ) from error
+
+
+def _choose_kernel(options: ort.SessionOptions, kernel: str | None, isa: str | None) -> None:
+    if (kernel or isa) and ort_version() < CONFIG_ENTRY_ORT:
+        raise OptionError(
+            f"kernel and isa of one session need onnxruntime {CONFIG_ENTRY_ORT[0]}.{CONFIG_ENTRY_ORT[1]}, found "
+            f"{ort.__version__}: upgrade it, or set FAIRY2I_KERNEL and FAIRY2I_ISA in the environment instead"
+        )
+    for key, value in ((KERNEL_ENTRY, kernel), (ISA_ENTRY, isa)):
+        if value is not None:
+            options.add_session_config_entry(key, value)

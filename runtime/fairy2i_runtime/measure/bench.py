@@ -1,0 +1,160 @@
+"""``fairy2i bench``: how fast a model is on this machine, measured in a fresh process and told with its spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fairy2i_runtime import core
+from fairy2i_runtime.engine.threads import default_threads
+from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.folder import chosen_context_length, open_folder
+from fairy2i_runtime.text.sampling import check_option
+
+MAX_REPEAT = 1000
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        prompt_tokens: length of the prompt.
+        new_tokens: tokens to generate, at least 2: the first comes out of the prompt's run, the others are decoded.
+        repeat: measured repetitions, after one cold run.
+        threads: threads of onnxruntime; None = the runtime's default.
+        kernel: kernel family, or None.
+        isa: instruction set, or None.
+
+    Raises:
+        OptionError: if a number is out of range.
+    """
+
+    prompt_tokens: int = 128
+    new_tokens: int = 64
+    repeat: int = 5
+    threads: int | None = None
+    kernel: str | None = None
+    isa: str | None = None
+
+    def __post_init__(self) -> None:
+        check_option("prompt_tokens", self.prompt_tokens, int, lambda n: n >= 1, "an integer of at least 1")
+        check_option("new_tokens", self.new_tokens, int, lambda n: n >= 2, "an integer of at least 2")
+        check_option("repeat", self.repeat, int, lambda n: 1 <= n <= MAX_REPEAT, f"an integer from 1 to {MAX_REPEAT}")
+        if self.threads is not None:
+            check_option("threads", self.threads, int, lambda n: 1 <= n <= 1024, "an integer from 1 to 1024")
+
+
+def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
+    """Measure a model folder.
+
+    Returns:
+        machine, configuration, prompt and decode (tokens per second: mean, standard deviation, smallest, largest, each
+        repetition), first_token (seconds, warm and cold), load, memory. docs/tools.md describes every key.
+
+    Raises:
+        Fairy2iRuntimeError: if the folder does not load, or an option is impossible.
+    """
+    opened = open_folder(folder)
+    chosen_context_length(options.prompt_tokens + options.new_tokens, opened)
+    kernel = _chosen_kernel(options) if opened.needs_library else None
+    found = _in_fresh_process({"folder": str(folder), **vars(options)})
+    first = [run["first_token"] for run in found["runs"]]
+    return {
+        "model": str(folder),
+        "machine": machine(),
+        "configuration": {
+            "threads": options.threads or default_threads() or None,
+            "kernel": None if kernel is None else kernel.family,
+            "isa": None if kernel is None else kernel.isa,
+            "prompt_tokens": options.prompt_tokens,
+            "new_tokens": options.new_tokens,
+            "repeat": options.repeat,
+            "onnxruntime": ort.__version__,
+        },
+        "prompt_tokens_per_second": statistics([options.prompt_tokens / seconds for seconds in first]),
+        "decode_tokens_per_second": statistics([(options.new_tokens - 1) / run["decode"] for run in found["runs"]]),
+        "first_token_seconds": statistics(first),
+        "cold_first_token_seconds": found["cold"]["first_token"],
+        "load_seconds": found["load_seconds"],
+        "start_seconds": found["start_seconds"],
+        "memory_loaded_bytes": found["memory_loaded"],
+        "memory_bytes": found["memory"],
+    }
+
+
+def statistics(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample; None for one value), smallest, largest, and the values themselves."""
+    return {
+        "mean": float(np.mean(values)),
+        "standard_deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+        "values": values,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, its features that the library uses, logical processors this process may use, operating system."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "processor": _processor_name(),
+        "cpu_features": core.library_info()["cpu_features"],
+        "logical_processors": len(affinity(0)) if affinity else os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor_name() -> str:
+    """As the system calls it; on ARM Linux the name of the board."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Hardware"):
+                return value.strip()
+        return Path("/proc/device-tree/model").read_text().rstrip("\0\n")
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _chosen_kernel(options: BenchOptions) -> core.KernelInfo:
+    """The kernel that a layer gets with these options and this environment; asked of the library, not guessed."""
+    one_tile = np.zeros(512, np.uint8)  # a layer of 2 x 2 at one stage
+    layer = core.Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=options.kernel, isa=options.isa)
+    return layer.kernel
+
+
+def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "fairy2i_runtime.measure.bench_worker"]
+    # it has to find this very package, however this process found it
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command,
+        input=json.dumps({**request, "started": time.time()}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise Fairy2iRuntimeError(
+            f"the process that measures ended with code {done.returncode}: {last}"
+            + ("; out of memory? try fewer --prompt-tokens" if done.returncode == -9 else "")
+        ) from None
+    if "error" in answer:
+        raise Fairy2iRuntimeError(answer["error"])
+    return answer
