@@ -94,6 +94,7 @@ format: $(VENV)/.installed-test
 sanitize: $(VENV)/.installed-test
 	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/sanitize
+	$(WORK)/sanitize/test_sizes
 	$(WORK)/sanitize/test_quantize
 	$(WORK)/sanitize/test_quantize_arguments
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
