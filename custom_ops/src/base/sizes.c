@@ -44,8 +44,8 @@ f2i_status f2i_workspace_within(uint64_t limit, uint64_t needed, const f2i_weigh
   if (needed > limit) {
     return f2i_fail(
         message, F2I_INVALID_ARGUMENT,
-        "workspace: expected at most %llu bytes on this CPU, %lld rows, K=%lld, N=%lld, stages=%lld need %llu",
-        (unsigned long long)limit, (long long)rows, (long long)w->k, (long long)w->n, (long long)w->stages,
+        "workspace: expected at most %llu bytes on this CPU, K=%lld, N=%lld, stages=%lld and %lld rows of X need %llu",
+        (unsigned long long)limit, (long long)w->k, (long long)w->n, (long long)w->stages, (long long)rows,
         (unsigned long long)needed);
   }
   *bytes = (size_t)needed;
