@@ -49,3 +49,12 @@ def test_c_files_and_folders_stay_small() -> None:
     assert long <= {"ort_glue.c"}
     folders = [C_SOURCE, *(path for path in C_SOURCE.rglob("*") if path.is_dir())]
     assert not [str(path) for path in folders if len(list(path.iterdir())) > FOLDER_ENTRIES]
+
+
+def test_c_conditions_name_files() -> None:
+    """A row or branch whose condition no file fulfils would be gone without a word."""
+    files = {f"F2I_HAVE_{path.stem.upper()}" for path in c_files() if {"x86", "arm"} & set(path.parts)}
+    texts = [path.read_text(encoding="utf-8") for path in [*c_files(), *(ROOT / "custom_ops" / "tests").glob("*.c")]]
+    named = {name for text in texts for name in re.findall(r"defined\((F2I_HAVE_\w+)\)", text)}
+    assert named
+    assert named <= files

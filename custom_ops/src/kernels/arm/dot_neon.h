@@ -1,7 +1,7 @@
 /* dot_neon.h - what the "dot" kernels for ARM share. Their walks over a tile look alike too but stay apart: written
  * once for both, gcc no longer compiles the inner loops as intended (benchmarks/arm/inner_loops.py finds none). */
-#ifndef F2I_NEON_DOT_H
-#define F2I_NEON_DOT_H
+#ifndef F2I_DOT_NEON_H
+#define F2I_DOT_NEON_H
 
 #include <arm_neon.h>
 

@@ -1,6 +1,6 @@
 /* lookup_neon.h - what the look-up kernels of all NEON generations share: sums and what becomes of them. */
-#ifndef F2I_NEON_LUT_H
-#define F2I_NEON_LUT_H
+#ifndef F2I_LOOKUP_NEON_H
+#define F2I_LOOKUP_NEON_H
 
 #include <arm_neon.h>
 

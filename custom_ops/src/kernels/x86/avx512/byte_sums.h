@@ -3,8 +3,8 @@
  *
  * Include where -mavx512bw is on. The idea is that of lut_avx512.c: carry-save additions inside the bytes.
  */
-#ifndef F2I_BYTE_SUMS_AVX512_H
-#define F2I_BYTE_SUMS_AVX512_H
+#ifndef F2I_BYTE_SUMS_H
+#define F2I_BYTE_SUMS_H
 
 #include <immintrin.h>
 

@@ -4,8 +4,8 @@
  * rows, a 32-bit lane being a row and its four bytes the four byte columns, as dot-product instructions want them; each
  * byte then splits into the table indices of an even and an odd column.
  */
-#ifndef F2I_DOT_AVX512_H
-#define F2I_DOT_AVX512_H
+#ifndef F2I_DOT_UNPACK_H
+#define F2I_DOT_UNPACK_H
 
 #include <immintrin.h>
 
