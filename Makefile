@@ -16,7 +16,7 @@ TORCH  ?= torch==2.13.0
 SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f \
              \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \) \
              -not -path '*/lib/*')
-C_FILES := $(wildcard custom_ops/src/*.[ch] custom_ops/include/*.h custom_ops/tests/*.[ch] benchmarks/*.c benchmarks/arm/*.c)
+C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c)
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-chat test test-large test-onnxruntime bench lint format sanitize clean setup
@@ -94,6 +94,7 @@ format: $(VENV)/.installed-test
 sanitize: $(VENV)/.installed-test
 	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/sanitize
+	$(WORK)/sanitize/test_sizes
 	$(WORK)/sanitize/test_quantize
 	$(WORK)/sanitize/test_quantize_arguments
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \

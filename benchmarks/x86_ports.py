@@ -21,11 +21,11 @@ from rich.table import Table
 from loops import Body, innermost_loops, run_mca
 
 FILES = {  # kernel: object
-    "lut/avx512": "kernel_avx512",
-    "lut/avx512, panel": "kernel_avx512_panel",
-    "lut/avx2": "kernel_avx2",
-    "dot/avx512": "kernel_dot_avx512",
-    "dot/avx512, panel": "kernel_dot_avx512_panel",
+    "lut/avx512": "avx512/lut_avx512",
+    "lut/avx512, panel": "avx512/lut_avx512_panel",
+    "lut/avx2": "avx2/lut_avx2",
+    "dot/avx512": "avx512/dot_avx512",
+    "dot/avx512, panel": "avx512/dot_avx512_panel",
 }
 LINE = 256  # weights of 64 bytes
 PORTS = {"p0": r"Port0?0$", "p1": r"Port0?1$", "p5": r"Port0?5$", "loads": r"Port(0?2|0?3|11)$"}
@@ -59,7 +59,8 @@ def main(
     ghz: Annotated[float, typer.Option(help="Its clock with 512-bit vectors.")] = 2.0,
 ) -> None:
     """Print cycles and port use of every inner loop that looks up or multiplies."""
-    if not (build / "CMakeFiles/fairy2i_ops.dir/src").is_dir():
+    objects = build / "CMakeFiles/fairy2i_ops.dir/src/kernels/x86"
+    if not objects.is_dir():
         raise typer.BadParameter(
             f"{build}: expected a build folder: cmake -S custom_ops -B {build} && cmake --build {build}"
         )
@@ -67,7 +68,7 @@ def main(
         raise typer.BadParameter(f"--mca {mca}: not found; install llvm, or name another llvm-mca of LLVM 17 or later")
     table = Table("kernel", "instructions", "weights", "cycles", "cycles / line", "busy", f"GB/s at {ghz:g} GHz", title=cpu)
     for kernel, name in FILES.items():
-        path = build / "CMakeFiles/fairy2i_ops.dir/src" / f"{name}.c.o"
+        path = objects / f"{name}.c.o"
         loops = [body for symbol, body in innermost_loops(path, "objdump", "j") if "build" not in symbol]
         found = {(weights_of(kernel, body), len(body)): body for body in loops}
         for (weights, count), body in sorted(found.items()):

@@ -112,7 +112,7 @@ def test_padding_is_zero() -> None:
 
 
 def test_header_is_generated_from_the_layout() -> None:
-    assert (ROOT / "custom_ops" / "src" / "f2i_layout.h").read_text(encoding="ascii") == layout.c_header()
+    assert (ROOT / "custom_ops" / "src" / "base" / "layout.h").read_text(encoding="ascii") == layout.c_header()
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ from loops import innermost_loops, run_mca
 
 OBJDUMP = "aarch64-linux-gnu-objdump"
 FILES = {  # object, and the function with the loops
-    "lut/neon": ("kernel_neon", "f2i_block_lut__neon"),
-    "lut/neon82": ("kernel_neon82", "f2i_block_lut__neon82"),
-    "exact/neon": ("kernel_neon_exact", "f2i_block_exact__neon"),
-    "exact/neon82": ("kernel_neon82", "f2i_block_exact__neon82"),
-    "dot/neon82": ("kernel_dot_neon82", "f2i_block_dot__neon82"),
-    "dot/neon86": ("kernel_dot_neon86", "f2i_block_dot__neon86"),
+    "lut/neon": ("lut_neon", "f2i_block_lut__neon"),
+    "lut/neon82": ("lookup_neon82", "f2i_block_lut__neon82"),
+    "exact/neon": ("exact_neon", "f2i_block_exact__neon"),
+    "exact/neon82": ("lookup_neon82", "f2i_block_exact__neon82"),
+    "dot/neon82": ("dot_neon82", "f2i_block_dot__neon82"),
+    "dot/neon86": ("dot_neon86", "f2i_block_dot__neon86"),
 }
 MULTIPLY = re.compile(
     r"f?n?m(ul|add|sub|la|ls|neg)|[su]m(ul|la|ls|add|sub|neg)|sq\w*mul|sqdml|sqrdml|pmul|\w*dot|\w*mmla|bfml"
@@ -94,7 +94,7 @@ def main() -> int:
     problems = []
     found: dict[str, list[Loop]] = {}
     for kernel, (name, function) in FILES.items():
-        path = arguments.build / "CMakeFiles/fairy2i_ops.dir/src" / f"{name}.c.o"
+        path = arguments.build / "CMakeFiles/fairy2i_ops.dir/src/kernels/arm" / f"{name}.c.o"
         found[kernel] = [loop for loop in loops(path) if loop.function == function]
         problems += [] if found[kernel] else [f"{kernel}: no inner loop found"]
         for loop in found[kernel]:

@@ -8,9 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/half.h"
+#include "base/message.h"
+#include "base/sizes.h"
 #include "fairy2i.h"
-#include "half.h"
-#include "message.h"
 #include "onnxruntime_c_api.h"
 
 #define MIN_API 18
@@ -314,12 +315,6 @@ static OrtStatus *read_inputs(const node *n, OrtKernelContext *context, call *c)
   return make_output(n, context, x, c);
 }
 
-/* Floats that the fp16 overload needs beside the workspace: X, bias and Y widened. */
-static size_t widened_floats(const node *n, const call *c) {
-  if (!n->is_half) return 0;
-  return (size_t)c->rows * (size_t)(n->weights.k + n->weights.n) + (size_t)n->weights.n;
-}
-
 static OrtStatus *run_call(const node *n, OrtKernelContext *context, call *c, float *scratch, size_t floats,
                            size_t workspace_bytes) {
   const float *x = c->x, *bias = c->bias;
@@ -349,16 +344,18 @@ static OrtStatus *ORT_API_CALL compute(void *kernel, OrtKernelContext *context) 
   const node *n = kernel;
   call c = {0};
   RETURN_IF_ERROR(read_inputs(n, context, &c));
-  size_t bytes = 0;
+  size_t bytes = 0, floats = 0; /* of the workspace; before it, X, bias and Y widened, if they are float16 */
   f2i_message message;
-  if (f2i_workspace_size(&c.plan, c.rows, &bytes, &message) != F2I_OK) {
-    return fail(n->api, ORT_FAIL, n->name, message.text);
+  f2i_status needed = f2i_workspace_size(&c.plan, c.rows, &bytes, &message);
+  size_t all = bytes;
+  if (needed == F2I_OK && n->is_half) {
+    needed = f2i_widened_within(F2I_SIZE_LIMIT, c.rows, &c.plan.weights, bytes, &floats, &all, &message);
   }
-  const size_t floats = widened_floats(n, &c);
+  if (needed != F2I_OK) return fail(n->api, ORT_FAIL, n->name, message.text);
   OrtAllocator *allocator = NULL;
   RETURN_IF_ERROR(n->api->KernelContext_GetAllocator(context, n->memory, &allocator));
   void *scratch = NULL;
-  OrtStatus *status = n->api->AllocatorAlloc(allocator, floats * sizeof(float) + bytes, &scratch);
+  OrtStatus *status = n->api->AllocatorAlloc(allocator, all, &scratch);
   if (status == NULL) {
     status = scratch == NULL ? fail(n->api, ORT_FAIL, n->name, "out of memory")
                              : run_call(n, context, &c, scratch, floats, bytes);

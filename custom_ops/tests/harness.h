@@ -27,7 +27,7 @@ typedef struct buffer {
   size_t mapped;
 } buffer;
 
-static buffer guarded(size_t bytes) {
+static inline buffer guarded(size_t bytes) {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (bytes + page - 1) / page * page;
   buffer b = {NULL, NULL, inside + page};
   b.map = mmap(NULL, b.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -39,11 +39,11 @@ static buffer guarded(size_t bytes) {
   return b;
 }
 
-static void release(const buffer *b) { munmap(b->map, b->mapped); }
+static inline void release(const buffer *b) { munmap(b->map, b->mapped); }
 
 static uint64_t state = 1;
 
-static uint32_t random_bits(void) { /* SplitMix64 */
+static inline uint32_t random_bits(void) { /* SplitMix64 */
   uint64_t z = state += 0x9E3779B97F4A7C15u;
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
   z = (z ^ z >> 27) * 0x94D049BB133111EBu;

@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu.h"
+#include "base/cpu.h"
 #include "harness.h"
-#include "points.h"
-#include "quantize.h"
+#include "quantizer/points.h"
+#include "quantizer/quantize.h"
 
 /* a value of magnitude 2^-8 to 2^8, now and then zero, negative zero, or equal to its neighbour: borders and ties */
 static uint32_t random_float_bits(uint32_t before) {
@@ -280,10 +280,10 @@ static void test_isa(const f2i_quantizer *quantizer, const char *isa) {
 
 int main(void) {
   test_isa(&f2i_quantizer_baseline, "baseline");
-#if defined(F2I_HAVE_AVX2)
+#if defined(F2I_HAVE_QUANTIZE_AVX2)
   if (f2i_cpu_bits() & F2I_CPU_AVX2) test_isa(&f2i_quantizer_avx2, "avx2");
 #endif
-#if defined(F2I_HAVE_AVX512)
+#if defined(F2I_HAVE_QUANTIZE_AVX512)
   if (f2i_cpu_bits() & F2I_CPU_AVX512) test_isa(&f2i_quantizer_avx512, "avx512");
 #endif
   printf("%d passed, %d failed\n", passed, failed);

@@ -15,7 +15,7 @@ hold zero bits; there is no zero code, so kernels discard those rows and feed th
 
 This module is the only place that knows the constants (the packer itself is C, :func:`unpack` is its inverse in numpy):
 ``python -m fairy2i_export.codes.layout`` prints the C header made of them
-(custom_ops/src/f2i_layout.h, kept equal by a test).
+(custom_ops/src/base/layout.h, kept equal by a test).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def byte_planes(stages: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def pack(q: QuantizedLinear) -> PackedLinear:
-    """Pack codes to format v1 (the bytes are written by custom_ops/src/pack.c).
+    """Pack codes to format v1 (the bytes are written by custom_ops/src/quantizer/pack.c).
 
     Raises:
         FormatError: if codes or scales have the wrong shape or a code is above 3.
@@ -178,9 +178,9 @@ def _check_operand(name: str, value: npt.NDArray[np.float32] | None, shape: tupl
 
 
 def c_header() -> str:
-    """The C header with the constants of this module, custom_ops/src/f2i_layout.h."""
+    """The C header with the constants of this module, custom_ops/src/base/layout.h."""
     lines = [
-        "/* Constants of packed format v1. Generated: python -m fairy2i_export.codes.layout > custom_ops/src/f2i_layout.h */",
+        "/* Constants of packed format v1. Generated: python -m fairy2i_export.codes.layout > custom_ops/src/base/layout.h */",
         "/* clang-format off */",
         "#ifndef F2I_LAYOUT_H",
         "#define F2I_LAYOUT_H",

@@ -1,4 +1,4 @@
-"""The quantizer's and the packer's inner loops, which live in the C library (custom_ops/src/quantize_rows.h, pack.c).
+"""The quantizer's and the packer's inner loops, which live in the C library (custom_ops/src/quantizer).
 
 The functions below check nothing themselves: the library checks every size and refuses what does not fit. They release the
 GIL, so that threads work on different rows of one matrix at the same time.

@@ -11,7 +11,7 @@ Two numeric profiles exist. ``bf16-reference`` rounds to bfloat16 after every st
 does, so that codes and scales are those the model was trained with. ``fp32`` runs the same formulas in float32.
 
 This module is the only quantizer of the project: export, training and verification all call it. What is done to every entry
-(split, codes, residuals, sums) is C, custom_ops/src/quantize_rows.h, and exists only there; what is done once per matrix
+(split, codes, residuals, sums) is C, custom_ops/src/quantizer/quantize_rows.h, and exists only there; what is done once per matrix
 (checks, scales) is here. A scale needs sums over the whole matrix, so finding scales takes passes over all rows; sums are
 made and added in a fixed order, so results depend neither on threads nor on the CPU.
 """

@@ -1,6 +1,6 @@
 """The Fairy2i quantizer in torch, for devices that the C library does not reach and for graphs that are traced.
 
-The formulas and their rounding are those of custom_ops/src/quantize_rows.h, and tests hold the two equal to the bit. In the
+The formulas and their rounding are those of custom_ops/src/quantizer/, and tests hold the two equal to the bit. In the
 profile bf16-reference tensors *are* bfloat16, so that torch rounds after every step by itself; magnitudes are compared
 instead of angles; and matrices of a quarter of the weight's size (one part of U or W) are all that is allocated beside the
 result, four of them at a time and the masks.

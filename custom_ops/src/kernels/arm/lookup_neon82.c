@@ -1,0 +1,116 @@
+/* flags of gcc: -fno-schedule-insns -fno-tree-ter */
+/* lookup_neon82.c - "lut" and "exact" for cores of the ARMv8.2 generation (Cortex-A76, Neoverse N1 and later, Apple).
+ *
+ * Uses no instruction that older cores lack, but those on which these are fast: TBL with a table of 32 bytes costs as
+ * little as one with 16. So the bytes of two columns are interleaved by row, bit 4 of an index says which column's
+ * table to use, and neighbouring results, both of one row, are added and widened by a single UADALP instead of two
+ * additions.
+ */
+#include "kernels/arm/lookup_neon.h"
+
+f2i_block_fn f2i_block_lut__neon82;
+f2i_block_fn f2i_block_exact__neon82;
+
+/* Indices of 8 rows in two columns. */
+static inline void split(uint8x16_t bytes, uint8x16_t *low, uint8x16_t *high) {
+  const uint8x16_t column = vreinterpretq_u8_u16(vdupq_n_u16(0x1000)); /* bit 4 of the odd bytes */
+  *high = vsriq_n_u8(column, bytes, 4);
+  *low = vbslq_u8(vdupq_n_u8(15), bytes, column);
+}
+
+/* Indices of a row half of a cell: [rows 0-7, 8-15]. */
+static inline void split_half(const uint8_t *bytes, uint8x16_t low[2], uint8x16_t high[2]) {
+  const uint8x16_t even = vld1q_u8(bytes), odd = vld1q_u8(bytes + 16);
+  split(vzip1q_u8(even, odd), &low[0], &high[0]);
+  split(vzip2q_u8(even, odd), &low[1], &high[1]);
+}
+
+/* Adds what the tables of two byte columns say for one output. */
+static inline void look_up(const uint8_t *table, const uint8x16_t index[2][2], uint16x8_t sums[2][2]) {
+  const uint8x16x2_t t = vld1q_u8_x2(table);
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 2; ++i) sums[half][i] = vpadalq_u8(sums[half][i], vqtbl2q_u8(t, index[half][i]));
+  }
+}
+
+static inline void look_up_all(const uint8_t *table, const uint8x16_t low[2][2], const uint8x16_t high[2][2],
+                               f2i_neon_sums *sums) {
+  look_up(table, low, sums->re);
+  look_up(table + 32, low, sums->im);
+  look_up(table + 64, high, sums->re);
+  look_up(table + 96, high, sums->im);
+}
+
+/* One tile for `rows` (1 or 2) rows of x, which share the indices. */
+static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, const int rows) {
+  const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS, tile_bytes = cells * F2I_CELL_BYTES;
+  const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
+  const uint8_t *table = b->operands + row * b->operand_stride;
+  f2i_neon_sums sums[2] = {f2i_neon_clear(b->stages), f2i_neon_clear(b->stages)};
+  for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
+    __builtin_prefetch(ahead);
+    ahead += F2I_CELL_BYTES;
+    uint8x16_t low[2][2], high[2][2];
+    for (int half = 0; half < 2; ++half) split_half(packed + 32 * half, low[half], high[half]);
+    look_up_all(table, low, high, &sums[0]);
+    if (rows == 2) look_up_all(table + b->operand_stride, low, high, &sums[1]);
+  }
+  for (int r = 0; r < rows; ++r) {
+    const size_t x = row + (size_t)r;
+    f2i_neon_flush(&sums[r], b->units[x * b->unit_stride], b->acc + x * b->acc_stride + tile * F2I_ACC_PER_TILE);
+  }
+}
+
+void f2i_block_lut__neon82(const f2i_block *b) {
+  for (size_t tile = 0; tile < b->tiles; ++tile) {
+    size_t row = 0;
+    for (; row + 2 <= b->rows; row += 2) lut_tile(b, row, tile, 2);
+    if (row < b->rows) lut_tile(b, row, tile, 1);
+  }
+}
+
+/* Adds what the tables of two byte columns say for one output and one byte of the entries. */
+static inline void look_up_half(const uint8_t *table, const uint8x16_t index[2], uint16x8_t *first,
+                                uint16x8_t *second) {
+  const uint8x16x2_t t = vld1q_u8_x2(table);
+  *first = vpadalq_u8(*first, vqtbl2q_u8(t, index[0]));
+  *second = vpadalq_u8(*second, vqtbl2q_u8(t, index[1]));
+}
+
+/* A row half of a tile. */
+static inline void exact_half(const uint8_t *packed, const uint8_t *tables, int stages, float32x4_t unit, float *acc) {
+  const uint16x8_t zero = vdupq_n_u16(0);
+  /* [rows 0-7, 8-15][byte of the entries] */
+  uint16x8_t re[2][F2I_NEON_ENTRY_BYTES] = {{zero, zero, zero}, {zero, zero, zero}};
+  uint16x8_t im[2][F2I_NEON_ENTRY_BYTES] = {{zero, zero, zero}, {zero, zero, zero}};
+  for (int cell = 0; cell < stages * F2I_BLOCK_CELLS; ++cell, packed += F2I_CELL_BYTES, tables += F2I_CELL_ENTRIES) {
+    uint8x16_t low[2], high[2];
+    split_half(packed, low, high);
+    for (int byte = 0; byte < F2I_NEON_ENTRY_BYTES; ++byte) {
+      const uint8_t *t = tables + (size_t)byte * f2i_neon_byte_stride(stages);
+      look_up_half(t, low, &re[0][byte], &re[1][byte]);
+      look_up_half(t + 32, low, &im[0][byte], &im[1][byte]);
+      look_up_half(t + 64, high, &re[0][byte], &re[1][byte]);
+      look_up_half(t + 96, high, &im[0][byte], &im[1][byte]);
+    }
+  }
+  const uint32x4_t bias = f2i_neon_exact_bias(stages);
+  for (int i = 0; i < 2; ++i) {
+    f2i_neon_add_exact(re[i], bias, unit, acc + 8 * i);
+    f2i_neon_add_exact(im[i], bias, unit, acc + F2I_TILE_ROWS + 8 * i);
+  }
+}
+
+void f2i_block_exact__neon82(const f2i_block *b) {
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  for (size_t tile = 0; tile < b->tiles; ++tile) {
+    for (size_t row = 0; row < b->rows; ++row) {
+      const float32x4_t unit = vdupq_n_f32(b->units[row * b->unit_stride]);
+      float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
+      for (size_t half = 0; half < 2; ++half) {
+        exact_half(b->packed + tile * tile_bytes + 32 * half, b->operands + row * b->operand_stride, b->stages, unit,
+                   acc + 16 * half);
+      }
+    }
+  }
+}

@@ -1,0 +1,101 @@
+/* kernels.h - what a kernel is.
+ *
+ * The layer is evaluated K-block by K-block. For each row of x, `build` turns the 32 complex activations of a block
+ * into operands (look-up tables); `block` then walks the packed bytes of some row tiles of that block once and adds to
+ * the accumulators of all rows of x. To add an ISA: one new file with these two functions, rows in kernel_list.h. A
+ * file declares what it defines with the function types below; layer/dispatch.c declares what rows name with the same
+ * types.
+ */
+#ifndef F2I_KERNELS_H
+#define F2I_KERNELS_H
+
+#include "base/layout.h"
+#include "fairy2i.h"
+
+enum {
+  F2I_BLOCK_CELLS = F2I_BLOCK_COLS / F2I_CELL_COLS,
+  /* a block's packed bytes of one row tile and one byte plane: [cell][row half][byte column][row] */
+  F2I_PLANE_BYTES = F2I_BLOCK_CELLS * F2I_CELL_BYTES,
+  /* table entries of one byte plane of a block: [cell][low re, low im, high re, high im][byte column][16] */
+  F2I_CELL_ENTRIES = 4 * 2 * 16,
+  F2I_PLANE_ENTRIES = F2I_BLOCK_CELLS * F2I_CELL_ENTRIES,
+  F2I_DOT_BYTES = 128,                     /* operands of a "dot" kernel for one K-block, dot_operands.h */
+  F2I_DOT_MATRIX_BYTES = 256,              /* the same, arranged for matrix instructions, dot_neon86.c */
+  F2I_SHARED_BYTES = 128 * F2I_MAX_STAGES, /* what a kernel derives from the scales of a layer */
+  F2I_ACC_PER_TILE = 2 * F2I_TILE_ROWS,    /* float accumulators of a row tile: [re, im][row] */
+  F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */
+};
+
+/* The two planes that share a byte: {stage, matrix} of the low and of the high nibble. */
+extern const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2];
+
+/* Operands of one K-block for one row of x.
+ *   re, im    the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
+ *   scales    [stages][2][2]
+ *   operands  out: operand_bytes(stages) bytes, 64-byte aligned
+ *   returns   the value of one unit of a sum; NaN if an activation is not finite */
+typedef float f2i_build_fn(const float *re, const float *im, const float *scales, int stages, void *operands);
+
+/* One K-block: some consecutive row tiles for some rows of x. */
+typedef struct f2i_block {
+  const uint8_t *packed; /* [tiles][byte plane][F2I_PLANE_BYTES], any alignment */
+  const uint8_t *ahead;  /* as many bytes that are needed next, to prefetch; may be any address */
+  const void *shared;    /* what prepare made of the scales */
+  size_t tiles;
+  int stages;
+  size_t rows;             /* of x, at least 1 */
+  const uint8_t *operands; /* of row r at operands + r * operand_stride, what build made */
+  size_t operand_stride;   /* bytes */
+  const float *units;      /* of row r at units[r * unit_stride] */
+  size_t unit_stride;
+  float *acc; /* of row r at acc + r * acc_stride: [tiles][F2I_ACC_PER_TILE], in the kernel's order, added to */
+  size_t acc_stride;
+} f2i_block;
+
+typedef void f2i_block_fn(const f2i_block *block);
+
+/* Fills F2I_SHARED_BYTES bytes that all blocks of a call read, from the scales; NULL if a kernel needs none. */
+typedef void f2i_prepare_fn(const float *scales, int stages, void *shared);
+
+/* Many rows of x together, driven by panel.c: vectors can hold one value of each row, or weights are unpacked once for
+ * all of them. The sums are those of `block` to the bit; where they are kept is the kernel's own business. */
+typedef struct f2i_panel {
+  const uint8_t *packed; /* one K-block: [tiles][byte plane][F2I_PLANE_BYTES], any alignment */
+  const uint8_t *ahead;  /* as many bytes that are needed next, to prefetch; may be any address */
+  const void *shared;    /* what prepare made of the scales */
+  size_t tiles;
+  int stages;
+  size_t rows;          /* of x, at most those of the kernel */
+  const void *operands; /* of the block, what build made; 64-byte aligned */
+  const float *units;   /* of the block, [rows of the kernel] */
+  void *state;          /* [tiles][state_bytes], 64-byte aligned, zero before the first block */
+} f2i_panel;
+
+typedef struct f2i_panel_kernel {
+  size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` */
+  size_t strip_most;    /* row tiles that go through a block before the next one, at most ... */
+  size_t strip_least;   /* ... and so many that operands are worth loading */
+  size_t operand_bytes; /* of one K-block of all rows of x, for each byte plane, plus ... */
+  size_t extra_bytes;   /* ... once for each K-block */
+  size_t state_bytes;   /* of one row tile */
+  /* re, im   activations of a block, [rows][F2I_BLOCK_COLS], zero beyond the matrix and beyond the rows of x
+   * units    out: [rows], as f2i_build_fn returns them */
+  void (*build)(const float *re, const float *im, const float *scales, int stages, void *operands, float *units);
+  void (*block)(const f2i_panel *panel);
+  /* The finished sums of one row tile. out: [rows][F2I_ACC_PER_TILE] */
+  void (*read)(const void *state, float *out);
+} f2i_panel_kernel;
+
+typedef struct f2i_kernel {
+  const char *family;
+  const char *isa;
+  uint32_t needs;       /* CPU feature bits, cpu.h */
+  size_t operand_bytes; /* of one K-block and byte plane of one row of x */
+  f2i_prepare_fn *prepare;
+  f2i_build_fn *build;
+  f2i_block_fn *block;
+  const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
+  const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
+} f2i_kernel;
+
+#endif

@@ -1,0 +1,157 @@
+/* dot_panel.h - "dot" for many rows of x: what VNNI and AMX share. Include where -mavx512bw is on.
+ *
+ * A column of U is the real 2x2 block y_re += u_re x_re - u_im x_im, y_im += u_im x_re + u_re x_im; one of W, which
+ * meets the conjugate of x, y_re += w_re x_re + w_im x_im, y_im += w_im x_re - w_re x_im. The weights of a tile and
+ * K-block are unpacked to such blocks once for all rows of x. A step is the four columns of one byte column group and
+ * parity, and one of x_re, x_im: four bytes for each row of the tile, and four of each row of x.
+ */
+#ifndef F2I_DOT_PANEL_H
+#define F2I_DOT_PANEL_H
+
+#include "kernels/x86/avx512/dot_unpack.h"
+
+extern const f2i_panel_kernel f2i_panel_dot__avx512; /* for few rows of x better than AMX, too */
+
+enum {
+  PANEL_ROWS = 64, /* of x */
+  STEPS = 2 * F2I_BLOCK_COLS / 4,
+  HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
+};
+
+/* Operands of a K-block. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights: bias is what that
+ * adds to each sum of a row of x, with the sign changed. */
+typedef struct panel_operands {
+  int8_t x[PANEL_ROWS][STEPS][4];
+  int32_t bias[PANEL_ROWS];
+} panel_operands;
+
+/* Unpacked weights: [half of the rows][real, imaginary output][U, W][step][row][column] */
+typedef struct panel_weights {
+  int8_t w[HALVES][2][2][STEPS][F2I_HALF_ROWS][4];
+} panel_weights;
+
+/* Sums of a tile: [half][row of x][real, imaginary][row of the half] */
+typedef struct panel_state {
+  float sum[HALVES][PANEL_ROWS][2][F2I_HALF_ROWS];
+} panel_state;
+
+/* The 16 bytes of two groups of columns to [group][parity][place]. */
+static inline __m128i by_step(__m512 values, __m512 inverse) {
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))), order);
+}
+
+/* What f2i_build_dot does, for all rows. */
+static inline void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
+                               float *units) {
+  panel_operands *out = operands;
+  const float grid = f2i_dot_grid(scales, stages);
+  const __m512 most = _mm512_set1_ps(FLT_MAX);
+  for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
+    const __m512 r[2] = {_mm512_loadu_ps(re), _mm512_loadu_ps(re + 16)};
+    const __m512 i[2] = {_mm512_loadu_ps(im), _mm512_loadu_ps(im + 16)};
+    const __m512 size_r = _mm512_max_ps(_mm512_abs_ps(r[0]), _mm512_abs_ps(r[1]));
+    const __m512 size_i = _mm512_max_ps(_mm512_abs_ps(i[0]), _mm512_abs_ps(i[1]));
+    /* the maximum of a NaN and a number may be the number */
+    __mmask16 finite = 0xFFFF;
+    for (int v = 0; v < 2; ++v) {
+      finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(r[v]), most, _CMP_LE_OQ);
+      finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(i[v]), most, _CMP_LE_OQ);
+    }
+    const float largest = finite == 0xFFFF ? _mm512_reduce_max_ps(_mm512_max_ps(size_r, size_i)) : 0.0f;
+    const int usable = largest >= 1e-30f;
+    units[row] = finite != 0xFFFF ? NAN : usable ? largest / 127.0f * grid : 0.0f;
+    __m512i bytes = _mm512_setzero_si512();
+    if (usable) {
+      const __m512 inverse = _mm512_set1_ps(127.0f / largest);
+      const __m256i re_steps = _mm256_set_m128i(by_step(r[1], inverse), by_step(r[0], inverse));
+      const __m256i im_steps = _mm256_set_m128i(by_step(i[1], inverse), by_step(i[0], inverse));
+      const __m256i low = _mm256_unpacklo_epi32(re_steps, im_steps), high = _mm256_unpackhi_epi32(re_steps, im_steps);
+      bytes = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(low, high, 0x20)),
+                                 _mm256_permute2x128_si256(low, high, 0x31), 1);
+    }
+    _mm512_storeu_si512(out->x[row], bytes);
+    const __m512i plus128 = _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80));
+    const int sum = (int)_mm512_reduce_add_epi64(_mm512_sad_epu8(plus128, _mm512_setzero_si512()));
+    out->bias[row] = -128 * 2 * (sum - 128 * 2 * F2I_BLOCK_COLS);
+  }
+}
+
+static inline __m512i look_up(const int8_t *values, __m512i index) {
+  const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)values);
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
+}
+
+/* Four columns of one matrix. values: [re, im]. With 128 added, too: 0 - (v + 128) = -v + 128 in a byte. */
+static inline void store_blocks(const __m512i values[2], int matrix, int step,
+                                int8_t out[2][2][STEPS][F2I_HALF_ROWS][4]) {
+  const __m512i re = values[0], im = values[1], zero = _mm512_setzero_si512();
+  _mm512_store_si512(out[0][matrix][step], re);
+  _mm512_store_si512(out[0][matrix][step + 1], matrix ? im : _mm512_sub_epi8(zero, im));
+  _mm512_store_si512(out[1][matrix][step], im);
+  _mm512_store_si512(out[1][matrix][step + 1], matrix ? _mm512_sub_epi8(zero, re) : re);
+}
+
+/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
+static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
+
+/* Adds what a byte plane says about a matrix. values: [parity][re, im]; tables: [re, im][16] */
+static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], const __m512i index[2]) {
+  for (int part = 0; part < 2; ++part) {
+    values[0][part] = _mm512_add_epi8(values[0][part], look_up(tables[part], index[0]));
+    values[1][part] = _mm512_add_epi8(values[1][part], look_up(tables[part], index[1]));
+  }
+}
+
+/* Unpacks the K-block of one tile and adds `plus` to every weight. packed: [byte plane][F2I_PLANE_BYTES]. stages and
+ * plus are constants where this is called: all values stay in registers. */
+static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes,
+                                                              const int stages, const int plus, panel_weights *out) {
+  const __m512i start = _mm512_set1_epi8((char)plus);
+  for (int half = 0; half < HALVES; ++half) {
+    for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
+      const uint8_t *cells = packed + group * 2 * F2I_CELL_BYTES;
+      __m512i u[2][2] = {{start, start}, {start, start}}, w[2][2] = {{start, start}, {start, start}};
+      __m512i index[2];
+      for (int p = 0; p < stages; ++p) {
+        const int low = byte_planes[stages - 1][p][0][1], high = byte_planes[stages - 1][p][1][1]; /* matrices */
+        indices(transpose(cells + p * F2I_PLANE_BYTES, half), index);
+        if (low == 0) add_plane(u, planes[p].value, index);
+        if (high == 1) add_plane(w, planes[p].value + (low == 1 ? 0 : 2), index);
+      }
+      for (int parity = 0; parity < 2; ++parity) {
+        store_blocks(u[parity], 0, group * 4 + parity * 2, out->w[half]);
+        store_blocks(w[parity], 1, group * 4 + parity * 2, out->w[half]);
+      }
+    }
+  }
+}
+
+static inline void prefetch_tile(const uint8_t *ahead, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
+}
+
+static inline void read_panel(const void *state, float *out) {
+  const panel_state *s = state;
+  for (size_t row = 0; row < PANEL_ROWS; ++row) {
+    for (size_t i = 0; i < HALVES * 2; ++i) { /* half and part */
+      float *to = out + row * F2I_ACC_PER_TILE + i % 2 * F2I_TILE_ROWS + i / 2 * F2I_HALF_ROWS;
+      _mm512_storeu_ps(to, _mm512_loadu_ps(s->sum[i / 2][row][i % 2]));
+    }
+  }
+}
+
+/* Four tiles at a time go through all blocks: their sums stay in the second-level cache, the operands in the first. */
+#define F2I_DOT_PANEL(block_fn)           \
+  {.rows = PANEL_ROWS,                    \
+   .least = 5,                            \
+   .strip_most = 4,                       \
+   .strip_least = 1,                      \
+   .operand_bytes = 0,                    \
+   .extra_bytes = sizeof(panel_operands), \
+   .state_bytes = sizeof(panel_state),    \
+   .build = build_panel,                  \
+   .block = block_fn,                     \
+   .read = read_panel}
+
+#endif

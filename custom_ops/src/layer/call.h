@@ -1,0 +1,115 @@
+/* call.h - one call of the operator, as the drivers see it: matmul.c for single rows of x, panel.c for panels of them.
+ */
+#ifndef F2I_CALL_H
+#define F2I_CALL_H
+
+#include <string.h>
+
+#include "base/cpu.h"
+#include "base/sizes.h"
+#include "kernels/kernels.h"
+
+enum {
+  F2I_STRIPS_PER_CPU = 4,    /* at least, so that threads find even work in small layers */
+  F2I_AHEAD_BYTES = 8 << 10, /* distance of prefetching: what memory delivers in about two of its latencies */
+};
+
+typedef struct f2i_call {
+  const f2i_weights *w;
+  const f2i_kernel *kernel;
+  const float *x, *bias; /* x, y: of the first row of the present group */
+  float *y;
+  int64_t ldx, ldy;
+  size_t n, m;          /* complex rows and columns */
+  size_t tiles, blocks; /* row tiles, K-blocks */
+  size_t rows;          /* of this group */
+  const void *shared;   /* what the kernel derived from the scales */
+  const f2i_parallel *parallel;
+} f2i_call;
+
+static inline size_t f2i_tile_bytes(const f2i_call *c) { return (size_t)c->w->stages * F2I_PLANE_BYTES; }
+
+/* How many strips the row tiles are cut into, so that a strip has at most `longest` and, unless that leaves processors
+ * without one, at least `shortest`: whole rounds of all processors, so that all have as much to do. longest is even. */
+static inline size_t f2i_strips(const f2i_call *c, size_t longest, size_t shortest) {
+  const size_t cpus = f2i_cpu_count(), least = f2i_ceil_div(c->tiles, longest), most = c->tiles / shortest;
+  size_t strips = F2I_STRIPS_PER_CPU * cpus;
+  if (strips > most) strips = most > cpus ? most : cpus;
+  if (strips < least) strips = least;
+  strips = f2i_ceil_div(strips, cpus) * cpus;
+  return strips < c->tiles ? strips : c->tiles;
+}
+
+/* The first row tile of a strip; that of strip number `strips` is behind the last. Strips of an even number of tiles
+ * where there are enough: kernels take two at a time. */
+static inline size_t f2i_strip_begin(const f2i_call *c, size_t strips, size_t strip) {
+  const size_t step = 2 * strips <= c->tiles ? 2 : 1;
+  const uint64_t begin = strip * f2i_ceil_div(c->tiles, step) / strips * step; /* the product may exceed 32 bits */
+  return begin < c->tiles ? (size_t)begin : c->tiles;
+}
+
+/* What the thread that works on K-block k of the strip of `tiles` tiles at `first` should prefetch: the bytes of the
+ * same strip F2I_AHEAD_BYTES further on, or beyond its last block those at the start of the strip behind it. */
+static inline const uint8_t *f2i_ahead(const f2i_call *c, size_t k, size_t first, size_t tiles) {
+  const size_t step = f2i_ceil_div(F2I_AHEAD_BYTES, tiles * f2i_tile_bytes(c));
+  const int inside = k + step < c->blocks;
+  const size_t block = inside ? k + step : (k + step - c->blocks) % c->blocks;
+  return c->w->packed + (block * c->tiles + (inside ? first : (first + tiles) % c->tiles)) * f2i_tile_bytes(c);
+}
+
+/* The activations of one row and K-block: [F2I_BLOCK_COLS] each. */
+static inline void f2i_load_block(const f2i_call *c, size_t row, size_t block, float *re, float *im) {
+  const size_t first = block * F2I_BLOCK_COLS;
+  const size_t count = c->m - first < F2I_BLOCK_COLS ? c->m - first : F2I_BLOCK_COLS;
+  const float *x = c->x + (int64_t)row * c->ldx + first;
+  if (count < F2I_BLOCK_COLS) {
+    memset(re, 0, F2I_BLOCK_COLS * sizeof(float));
+    memset(im, 0, F2I_BLOCK_COLS * sizeof(float));
+    memcpy(re, x, count * sizeof(float));
+    memcpy(im, x + c->m, count * sizeof(float));
+  } else { /* of a constant size: a few vector moves */
+    memcpy(re, x, F2I_BLOCK_COLS * sizeof(float));
+    memcpy(im, x + c->m, F2I_BLOCK_COLS * sizeof(float));
+  }
+  if (c->w->col_multiplier == NULL) return;
+  const float *factor = c->w->col_multiplier + first;
+  for (size_t j = 0; j < count; ++j) {
+    re[j] *= factor[j];
+    im[j] *= factor[c->m + j];
+  }
+}
+
+/* y of one row of x and one row tile: multiplier and bias, rows beyond n dropped. acc: [F2I_ACC_PER_TILE] */
+static inline void f2i_finish(const f2i_call *c, size_t row, size_t tile, const float *acc) {
+  float *y = c->y + (int64_t)row * c->ldy;
+  const float *factor = c->w->row_multiplier;
+  const size_t first = tile * F2I_TILE_ROWS;
+  const size_t count = c->n - first < F2I_TILE_ROWS ? c->n - first : F2I_TILE_ROWS;
+  for (size_t part = 0; part < 2; ++part) {
+    for (size_t i = 0; i < count; ++i) {
+      const size_t output = part * c->n + first + i;
+      float value = acc[part * F2I_TILE_ROWS + i];
+      if (factor != NULL) value *= factor[output];
+      if (c->bias != NULL) value += c->bias[output];
+      y[output] = value;
+    }
+  }
+}
+
+static inline void f2i_run(const f2i_parallel *parallel, f2i_task task, size_t count, void *arg) {
+  if (parallel != NULL && count > 1) {
+    parallel->run(parallel->context, task, count, arg);
+  } else {
+    for (size_t i = 0; i < count; ++i) task(arg, i);
+  }
+}
+
+/* matmul.c: f2i_workspace_size for a CPU on which no buffer is larger than limit. */
+f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
+                                     f2i_message *message);
+
+/* panel.c: bytes of workspace, and the work of one group of c->rows rows. */
+uint64_t f2i_panel_workspace(const f2i_call *c);
+void f2i_panel_group(const f2i_call *c, void *workspace);
+
+#endif

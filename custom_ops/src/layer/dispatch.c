@@ -1,0 +1,155 @@
+/* dispatch.c - the table of kernels and the choice among them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cpu.h"
+#include "base/message.h"
+#include "kernels/kernels.h"
+
+/* what rows name, declared */
+#define F2I_KERNEL(fields) fields
+#define FAMILY(name)
+#define ISA(name)
+#define NEEDS(bits)
+#define OPERAND_BYTES(count)
+#define PREPARE(name) f2i_prepare_fn name;
+#define BUILD(name) f2i_build_fn name;
+#define BLOCK(name) f2i_block_fn name;
+#define ORDER(name) extern const uint8_t name[F2I_ACC_PER_TILE];
+#define PANEL(name) extern const f2i_panel_kernel name;
+#include "kernels/kernel_list.h"
+#undef F2I_KERNEL
+#undef FAMILY
+#undef ISA
+#undef NEEDS
+#undef OPERAND_BYTES
+#undef PREPARE
+#undef BUILD
+#undef BLOCK
+#undef ORDER
+#undef PANEL
+
+/* the rows as initializers */
+#define F2I_KERNEL(fields) {fields},
+#define FAMILY(name) .family = name,
+#define ISA(name) .isa = name,
+#define NEEDS(bits) .needs = bits,
+#define OPERAND_BYTES(count) .operand_bytes = count,
+#define PREPARE(name) .prepare = name,
+#define BUILD(name) .build = name,
+#define BLOCK(name) .block = name,
+#define ORDER(name) .order = name,
+#define PANEL(name) .panel = &name,
+static const f2i_kernel kernels[] = {
+#include "kernels/kernel_list.h"
+};
+static const size_t kernels_count = sizeof kernels / sizeof kernels[0];
+
+static int can_run(const f2i_kernel *kernel) { return (f2i_cpu_bits() & kernel->needs) == kernel->needs; }
+
+static const f2i_kernel *find(const char *family, const char *isa) {
+  for (size_t i = 0; i < kernels_count; ++i) {
+    const f2i_kernel *kernel = &kernels[i];
+    if (strcmp(kernel->family, family) == 0 && (isa == NULL ? can_run(kernel) : strcmp(kernel->isa, isa) == 0)) {
+      return kernel;
+    }
+  }
+  return NULL;
+}
+
+/* The names of the families, or of a family's ISAs that run here, separated by blanks. */
+static const char *list(const char *family, char *text, size_t size) {
+  const char *last = "";
+  size_t used = 0;
+  text[0] = '\0';
+  for (size_t i = 0; i < kernels_count; ++i) {
+    const char *name = family == NULL ? kernels[i].family : kernels[i].isa;
+    if (family != NULL && (strcmp(kernels[i].family, family) != 0 || !can_run(&kernels[i]))) continue;
+    if (strcmp(name, last) == 0 || used + strlen(name) + 2 > size) continue;
+    if (used > 0) text[used++] = ' ';
+    memcpy(text + used, name, strlen(name) + 1);
+    used += strlen(name);
+    last = name;
+  }
+  return text;
+}
+
+/* The caller's choice, else the environment's, else NULL. */
+static const char *choice(const char *given, const char *variable) {
+  if (given != NULL && given[0] != '\0') return given;
+  const char *value = getenv(variable);
+  return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* The kernel named by family and isa (NULL or "" = environment, then default), or an error. */
+static f2i_status select_kernel(const char *family, const char *isa, const f2i_kernel **kernel, f2i_message *message) {
+  char names[96];
+  family = choice(family, "FAIRY2I_KERNEL");
+  isa = choice(isa, "FAIRY2I_ISA");
+  if (family == NULL) family = kernels[0].family;
+  if (find(family, "scalar") == NULL) {
+    return f2i_fail(message, F2I_UNKNOWN_KERNEL,
+                    "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s", family,
+                    list(NULL, names, sizeof names));
+  }
+  *kernel = find(family, isa);
+  if (*kernel == NULL) {
+    /* a family need not exist for every ISA: forcing a known ISA then runs the best other kernel of the family */
+    for (size_t i = 0; i < kernels_count && *kernel == NULL; ++i) {
+      if (strcmp(kernels[i].isa, isa) == 0 && can_run(&kernels[i])) *kernel = find(family, NULL);
+    }
+  }
+  if (*kernel == NULL || !can_run(*kernel)) {
+    return f2i_fail(message, F2I_UNKNOWN_KERNEL,
+                    "ISA \"%.32s\" (FAIRY2I_ISA or fairy2i.isa) is %s: kernel \"%s\" can run here with: %s", isa,
+                    *kernel == NULL ? "unknown to this library" : "not available on this CPU", family,
+                    list(family, names, sizeof names));
+  }
+  /* where the operating system refuses, the next one of the family, at last "scalar", which needs nothing */
+  while (!f2i_cpu_allow((*kernel)->needs)) {
+    if (isa != NULL && strcmp((*kernel)->isa, isa) == 0) {
+      return f2i_fail(message, F2I_UNKNOWN_KERNEL,
+                      "ISA \"%.32s\" (FAIRY2I_ISA or fairy2i.isa): the operating system refuses its registers", isa);
+    }
+    do ++*kernel;
+    while (strcmp((*kernel)->family, family) != 0 || !can_run(*kernel));
+  }
+  return f2i_ok(message);
+}
+
+size_t f2i_kernel_count(void) { return kernels_count; }
+
+static void describe(const f2i_kernel *kernel, f2i_kernel_info *info) {
+  info->family = kernel->family;
+  info->isa = kernel->isa;
+  info->available = can_run(kernel);
+  info->is_default = find(kernel->family, NULL) == kernel;
+}
+
+f2i_status f2i_kernel_at(size_t index, f2i_kernel_info *info) {
+  if (index >= kernels_count || info == NULL) return F2I_INVALID_ARGUMENT;
+  describe(&kernels[index], info);
+  return F2I_OK;
+}
+
+f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info) {
+  if (plan == NULL || plan->kernel == NULL || info == NULL) return F2I_INVALID_ARGUMENT;
+  describe(plan->kernel, info);
+  return F2I_OK;
+}
+
+f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
+                         f2i_message *message) {
+  if (plan == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "plan: expected a pointer, got NULL");
+  plan->kernel = NULL;
+  f2i_status status = f2i_validate(weights, message);
+  if (status != F2I_OK) return status;
+  const f2i_kernel *kernel = NULL;
+  status = select_kernel(family, isa, &kernel, message);
+  if (status != F2I_OK) return status;
+  plan->weights = *weights;
+  plan->kernel = kernel;
+  return F2I_OK;
+}
+
+const char *f2i_version(void) { return F2I_VERSION; }

@@ -1,0 +1,176 @@
+/* matmul.c - the driver: validated layer in, rows of y out, for any kernel and any number of threads.
+ *
+ * Rows of x go in groups. Kernels that have a panel form get whole panels (panel.c). For other groups, first all
+ * look-up tables are built (work item: one K-block of one row), then the weights are walked once (work item: one strip
+ * of row tiles). A strip goes through its K-blocks in order, and within a block through a few rows of x, so that the
+ * packed bytes come from memory once and each output is summed by one thread in one order: the result does not depend
+ * on the number of threads.
+ */
+#include <stdint.h>
+
+#include "base/message.h"
+#include "layer/call.h"
+
+enum {
+  ROWS_AT_ONCE = 8,     /* rows of x that share one pass over a strip: their tables stay near */
+  STRIP_TILES = 16,     /* row tiles of a strip for a single row of x: long runs of packed bytes ... */
+  STRIP_LEAST = 4,      /* ... if there are enough */
+  STRIP_TILES_MANY = 8, /* for more rows: the accumulators of all of them stay in the first-level cache */
+  ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
+  ALONE_BLOCKS = 16, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
+  ALONE_BYTES = 48 << 10,
+  GROUP_ROWS = 32, /* rows of x whose tables exist at one time, unless a panel takes more */
+};
+_Static_assert(STRIP_TILES *F2I_ACC_PER_TILE <= ACC_FLOATS, "accumulators of a single row fit too");
+
+typedef struct rows_call {
+  const f2i_call *c;
+  size_t strips;
+  size_t operand_bytes; /* of one K-block of one row of x */
+  float *units;         /* [blocks][rows] */
+  uint8_t *operands;    /* [blocks][rows][operand_bytes] */
+} rows_call;
+
+/* Takes the next rows of x off `rows` into c->rows; returns 1 if they are for the kernel's panel form. */
+static int next_group(f2i_call *c, int64_t rows) {
+  const f2i_panel_kernel *panel = c->kernel->panel;
+  const int is_panel = panel != NULL && rows >= (int64_t)panel->least;
+  const size_t most = is_panel ? panel->rows : GROUP_ROWS;
+  c->rows = rows < (int64_t)most ? (size_t)rows : most;
+  return is_panel;
+}
+
+static f2i_call shape_call(const f2i_plan *plan) {
+  const f2i_weights *w = &plan->weights;
+  const f2i_call c = {.w = w,
+                      .kernel = plan->kernel,
+                      .n = (size_t)w->n / 2,
+                      .m = (size_t)w->k / 2,
+                      .tiles = (size_t)f2i_tiles_of(w->n),
+                      .blocks = (size_t)f2i_blocks_of(w->k)};
+  return c;
+}
+
+static size_t operand_bytes(const f2i_call *c) { return (size_t)c->w->stages * c->kernel->operand_bytes; }
+
+f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
+                                     f2i_message *message) {
+  if (plan == NULL || plan->kernel == NULL || bytes == NULL || rows < 0) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an initialized plan and rows >= 0");
+  }
+  f2i_call c = shape_call(plan);
+  uint64_t most = 0;
+  for (int64_t rest = rows; rest > 0; rest %= (int64_t)c.rows) { /* one of many equal groups, then smaller ones */
+    const uint64_t group =
+        next_group(&c, rest) ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.blocks, operand_bytes(&c));
+    most = group > most ? group : most;
+  }
+  return f2i_workspace_within(limit, F2I_ALIGN + most, c.w, rows, bytes, message);
+}
+
+f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes, f2i_message *message) {
+  return f2i_workspace_size_within(F2I_SIZE_LIMIT, plan, rows, bytes, message);
+}
+
+/* Work item: the operands of row (index % rows) for K-block (index / rows). All rows of a block lie together, as the
+ * kernel reads them. */
+static void build_task(void *arg, size_t index) {
+  const rows_call *r = arg;
+  const f2i_call *c = r->c;
+  float re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
+  f2i_load_block(c, index % c->rows, index / c->rows, re, im);
+  r->units[index] = c->kernel->build(re, im, c->w->scales, (int)c->w->stages, r->operands + index * r->operand_bytes);
+}
+
+static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float *acc) {
+  const uint8_t *order = c->kernel->order;
+  if (order == NULL) {
+    f2i_finish(c, row, tile, acc);
+    return;
+  }
+  float sums[F2I_ACC_PER_TILE];
+  for (size_t i = 0; i < F2I_ACC_PER_TILE; ++i) sums[i] = acc[order[i]];
+  f2i_finish(c, row, tile, sums);
+}
+
+/* Work item: all rows of the group for one strip of row tiles. */
+static void strip_task(void *arg, size_t index) {
+  const rows_call *r = arg;
+  const f2i_call *c = r->c;
+  const size_t first = f2i_strip_begin(c, r->strips, index);
+  const size_t tiles = f2i_strip_begin(c, r->strips, index + 1) - first;
+  float acc[ACC_FLOATS];
+  f2i_block block = {
+      .shared = c->shared,
+      .tiles = tiles,
+      .stages = (int)c->w->stages,
+      .operand_stride = r->operand_bytes,
+      .unit_stride = 1,
+      .acc = acc,
+      .acc_stride = tiles * F2I_ACC_PER_TILE,
+  };
+  for (size_t row = 0; row < c->rows; row += ROWS_AT_ONCE) {
+    block.rows = c->rows - row < ROWS_AT_ONCE ? c->rows - row : ROWS_AT_ONCE;
+    for (size_t i = 0; i < block.rows * block.acc_stride; ++i) acc[i] = 0.0f;
+    for (size_t k = 0; k < c->blocks; ++k) {
+      block.packed = c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
+      block.ahead = f2i_ahead(c, k, first, tiles);
+      block.operands = r->operands + (k * c->rows + row) * r->operand_bytes;
+      block.units = r->units + k * c->rows + row;
+      c->kernel->block(&block);
+    }
+    for (size_t i = 0; i < block.rows; ++i) {
+      for (size_t t = 0; t < tiles; ++t) {
+        finish_tile(c, row + i, first + t, acc + i * block.acc_stride + t * F2I_ACC_PER_TILE);
+      }
+    }
+  }
+}
+
+static void rows_group(const f2i_call *c, void *workspace) {
+  rows_call r = {.c = c,
+                 .strips = f2i_strips(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, STRIP_LEAST),
+                 .operand_bytes = operand_bytes(c),
+                 .units = workspace,
+                 .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->blocks)};
+  f2i_run(c->rows * c->blocks > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->blocks, &r);
+  f2i_run((uint64_t)c->rows * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips, &r);
+}
+
+f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
+                      int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
+                      f2i_message *message) {
+  size_t needed = 0;
+  const f2i_status status = f2i_workspace_size(plan, rows, &needed, message);
+  if (status != F2I_OK) return status;
+  if (rows == 0) return f2i_ok(message);
+  if (x == NULL || y == NULL || ldx < plan->weights.k || ldy < plan->weights.n) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "x, y: expected rows at least K=%lld and N=%lld floats apart, got %lld and %lld",
+                    (long long)plan->weights.k, (long long)plan->weights.n, (long long)ldx, (long long)ldy);
+  }
+  if (workspace == NULL || workspace_bytes < needed) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected %zu bytes, got %zu", needed,
+                    workspace == NULL ? (size_t)0 : workspace_bytes);
+  }
+  f2i_call c = shape_call(plan);
+  void *aligned = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
+  _Alignas(F2I_ALIGN) uint8_t shared[F2I_SHARED_BYTES];
+  if (c.kernel->prepare != NULL) c.kernel->prepare(c.w->scales, (int)c.w->stages, shared);
+  c.shared = shared;
+  c.bias = bias;
+  c.ldx = ldx;
+  c.ldy = ldy;
+  c.parallel = parallel;
+  for (int64_t row = 0; row < rows; row += (int64_t)c.rows) {
+    const int is_panel = next_group(&c, rows - row);
+    c.x = x + row * ldx;
+    c.y = y + row * ldy;
+    if (is_panel) {
+      f2i_panel_group(&c, aligned);
+    } else {
+      rows_group(&c, aligned);
+    }
+  }
+  return f2i_ok(message);
+}

@@ -1,0 +1,76 @@
+/* panel.c - the driver for kernels that take many rows of x together.
+ *
+ * First the operands of every K-block are built (work item: a block), then strips of row tiles go through all blocks
+ * (work item: a strip), with sums in the kernel's own form in memory that belongs to the strip.
+ */
+#include <string.h>
+
+#include "layer/call.h"
+
+typedef struct panel_call {
+  const f2i_call *c;
+  const f2i_panel_kernel *kernel;
+  size_t strips;
+  size_t operand_bytes; /* of one K-block */
+  float *units;         /* [blocks][rows of the kernel] */
+  uint8_t *operands;    /* [blocks][operand_bytes] */
+  uint8_t *state;       /* [tiles][state_bytes] */
+} panel_call;
+
+static panel_call shape(const f2i_call *c) {
+  const f2i_panel_kernel *kernel = c->kernel->panel;
+  const panel_call p = {.c = c,
+                        .kernel = kernel,
+                        .strips = f2i_strips(c, kernel->strip_most, kernel->strip_least),
+                        .operand_bytes = (size_t)c->w->stages * kernel->operand_bytes + kernel->extra_bytes};
+  return p;
+}
+
+uint64_t f2i_panel_workspace(const f2i_call *c) {
+  const panel_call p = shape(c);
+  return f2i_panel_bytes(p.kernel->rows, c->blocks, p.operand_bytes, c->tiles, p.kernel->state_bytes);
+}
+
+static void build_task(void *arg, size_t block) {
+  const panel_call *p = arg;
+  float re[F2I_PANEL_MOST * F2I_BLOCK_COLS], im[F2I_PANEL_MOST * F2I_BLOCK_COLS];
+  for (size_t row = 0; row < p->c->rows; ++row) {
+    f2i_load_block(p->c, row, block, re + row * F2I_BLOCK_COLS, im + row * F2I_BLOCK_COLS);
+  }
+  const size_t used = p->c->rows * F2I_BLOCK_COLS;
+  memset(re + used, 0, sizeof re - used * sizeof(float));
+  memset(im + used, 0, sizeof im - used * sizeof(float));
+  p->kernel->build(re, im, p->c->w->scales, (int)p->c->w->stages, p->operands + block * p->operand_bytes,
+                   p->units + block * p->kernel->rows);
+}
+
+static void strip_task(void *arg, size_t index) {
+  const panel_call *p = arg;
+  const f2i_call *c = p->c;
+  const size_t first = f2i_strip_begin(c, p->strips, index);
+  const size_t tiles = f2i_strip_begin(c, p->strips, index + 1) - first;
+  uint8_t *state = p->state + first * p->kernel->state_bytes;
+  f2i_panel panel = {.shared = c->shared, .tiles = tiles, .stages = (int)c->w->stages, .rows = c->rows, .state = state};
+  memset(state, 0, tiles * p->kernel->state_bytes);
+  for (size_t k = 0; k < c->blocks; ++k) {
+    panel.packed = c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
+    panel.ahead = f2i_ahead(c, k, first, tiles);
+    panel.operands = p->operands + k * p->operand_bytes;
+    panel.units = p->units + k * p->kernel->rows;
+    p->kernel->block(&panel);
+  }
+  float sums[F2I_PANEL_MOST * F2I_ACC_PER_TILE];
+  for (size_t tile = 0; tile < tiles; ++tile) {
+    p->kernel->read(state + tile * p->kernel->state_bytes, sums);
+    for (size_t row = 0; row < c->rows; ++row) f2i_finish(c, row, first + tile, sums + row * F2I_ACC_PER_TILE);
+  }
+}
+
+void f2i_panel_group(const f2i_call *c, void *workspace) {
+  panel_call p = shape(c);
+  p.units = workspace;
+  p.operands = (uint8_t *)workspace + c->blocks * f2i_unit_bytes(p.kernel->rows, 1);
+  p.state = p.operands + c->blocks * p.operand_bytes;
+  f2i_run(c->parallel, build_task, c->blocks, &p);
+  f2i_run(c->parallel, strip_task, p.strips, &p);
+}

@@ -1,3 +1,0 @@
-/* quantize_avx2.c - the quantizer compiled for AVX2. */
-#define F2I_QUANTIZER f2i_quantizer_avx2
-#include "quantize_rows.h"
