@@ -16,6 +16,7 @@ from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
 from fairy2i_export.source.checkpoint import Checkpoint, open_checkpoint
 from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.safetensors_file import SafetensorsFile
 
 
 @pytest.fixture
@@ -269,3 +270,55 @@ def test_unsupported_configurations(source: Path, changes: dict[str, Any], error
     edit_json(source / "config.json", **changes)
     with pytest.raises(error, match=words):
         describe(open_checkpoint(source).config)
+
+
+def write_header(path: Path, header: str, data: bytes) -> None:
+    text = header.encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(name: str, begin: int, end: int, count: int | None = None) -> str:
+    shape = [(end - begin) // 4] if count is None else [count]
+    return json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}})[1:-1]
+
+
+# entries of the header, bytes of data, what is wrong with them ("": nothing)
+PLACES = {
+    "in order": ([entry("a", 0, 8), entry("b", 8, 12)], 12, ""),
+    "in another order": ([entry("b", 8, 12), entry("a", 0, 8)], 12, ""),
+    "an empty tensor at the end": ([entry("a", 0, 8), entry("b", 8, 8)], 8, ""),
+    "an empty tensor before another": ([entry("a", 0, 8), entry("b", 0, 0)], 8, ""),
+    "nothing at all": ([], 0, ""),
+    "trailing bytes": ([entry("a", 0, 8)], 12, "4 bytes behind the last tensor"),
+    "no tensor but data": ([], 4, "4 bytes behind the last tensor"),
+    "a hole": ([entry("a", 0, 8), entry("b", 12, 16)], 16, "tensor b begins 4 bytes behind what comes before it"),
+    "a hole at the beginning": ([entry("a", 4, 8)], 8, "tensor a begins 4 bytes behind"),
+    "an overlap": ([entry("a", 0, 8), entry("b", 4, 12)], 12, "tensor b overlaps another one"),
+    "twice the same bytes": ([entry("a", 0, 8), entry("b", 0, 8)], 8, "overlaps another one"),
+    "an empty tensor inside another": ([entry("a", 0, 8), entry("b", 4, 4)], 8, "tensor b overlaps another one"),
+    "too little data": ([entry("a", 0, 8)], 4, "truncated"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_safetensors_as_strict_as_the_library(tmp_path: Path, kind: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    entries, size, words = PLACES[kind]
+    path = tmp_path / "model.safetensors"
+    write_header(path, "{" + ", ".join(entries) + "}", bytes(size))
+    if words:
+        with pytest.raises(SafetensorError):
+            safe_open(path, framework="numpy")
+        with pytest.raises(CheckpointError, match=words):
+            SafetensorsFile(path)
+    else:
+        with safe_open(path, framework="numpy") as theirs:
+            assert set(theirs.keys()) == set(SafetensorsFile(path).tensors)
+
+
+def test_a_tensor_that_stands_in_the_header_twice(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_header(path, "{" + entry("a", 0, 8) + "," + entry("a", 8, 16) + "}", bytes(16))
+    with pytest.raises(CheckpointError, match="a stands in it twice"):
+        SafetensorsFile(path)

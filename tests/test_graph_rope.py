@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairy2i_export.decoder.rope import Rope, read_rope
+from fairy2i_export.decoder.rope import Rope, read_rope, stretch_context
 from fairy2i_export.errors import ArchitectureError, CheckpointError
 from fairy2i_export.onnx_graph.rope_tables import rotary_tables
 
@@ -108,3 +108,10 @@ def test_llama3_scaling_uses_all_three_ranges() -> None:
 def test_what_is_not_supported_is_refused(settings: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read_rope(settings, 512)
+
+
+@pytest.mark.parametrize("entry", ["linear", ["linear", 2.0], 2.0])
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_an_entry_that_is_no_object_cannot_be_stretched(key: str, entry: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"{key}: expected an object, got"):
+        stretch_context({key: entry, "max_position_embeddings": 64}, "linear:2")

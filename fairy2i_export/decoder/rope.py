@@ -59,9 +59,7 @@ def read_rope(
         ArchitectureError: a kind of scaling that is not supported.
         CheckpointError: missing or impossible values.
     """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise CheckpointError(f"config.json: rope scaling: expected an object, got {scaling!r}")
+    scaling = _object(config, "rope_parameters") or _object(config, "rope_scaling")
     values = scaling if scaling.get("rope_theta") is not None else config
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     kind = (aliases or {}).get(kind, kind)
@@ -95,6 +93,18 @@ def read_rope(
     if kind == "longrope":
         return _longrope(scaling, theta, max_positions, original, fraction)
     raise ArchitectureError(f"config.json: rope type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+
+
+def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """An entry about rope, empty where there is none.
+
+    Raises:
+        CheckpointError: it is no object.
+    """
+    entry = config.get(key) or {}
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"config.json: {key}: expected an object, got {entry!r}")
+    return entry
 
 
 def _yarn(scaling: dict[str, Any], theta: float, max_positions: int, original: int, fraction: float) -> Rope:
@@ -158,10 +168,11 @@ def stretch_context(config: dict[str, Any], scaling: str | None) -> dict[str, An
 
     Raises:
         OptionError: another kind, an impossible factor, or a model that scales already or in its own way only.
+        CheckpointError: an entry about rope that is no object.
     """
     if scaling is None:
         return config
-    kind, _, number = scaling.partition(":")
+    kind, _, number = str(scaling).partition(":")
     try:
         factor = float(number)
     except ValueError:
@@ -171,9 +182,9 @@ def stretch_context(config: dict[str, Any], scaling: str | None) -> dict[str, An
             f"rope scaling: expected {' or '.join(f'{known}:FACTOR' for known in _STRETCHING)} with a factor above 1, "
             f"got {scaling!r}"
         )
-    parameters = config.get("rope_parameters") or {}
+    parameters = _object(config, "rope_parameters")
     nested = isinstance(parameters.get("full_attention"), dict)
-    own = parameters["full_attention"] if nested else parameters or config.get("rope_scaling") or {}
+    own = parameters["full_attention"] if nested else parameters or _object(config, "rope_scaling")
     if own.get("rope_type", own.get("type", "default")) not in ("default", None):
         raise OptionError("rope scaling: config.json has one already; change it there")
     if config.get("model_type") == "phi3":

@@ -1,8 +1,9 @@
 """Reading one safetensors file a tensor at a time.
 
 Read with plain file reads instead of a memory map, so that pages already used do not count as resident memory, and with
-ml_dtypes for bfloat16, so that torch is not needed. The header is checked before anything is read: a truncated download is
-refused at once and not after ten minutes of work. Format: https://github.com/huggingface/safetensors (8 bytes little-endian
+ml_dtypes for bfloat16, so that torch is not needed. The header is checked before anything is read, as strictly as the library of
+that name does it: tensors fill the data without holes, overlaps or a rest. A truncated download is refused at once and not after
+ten minutes of work. Format: https://github.com/huggingface/safetensors (8 bytes little-endian
 header length, JSON header, data).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
                     f"{path}: not a safetensors file, or truncated (a header of {length} bytes in a file of {file_size}); "
                     "download it again"
                 )
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=partial(_object, path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # JSON and UTF-8 errors
@@ -98,12 +100,37 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     header.pop("__metadata__", None)
     start = 8 + length
     tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
-    end = max((info.begin + info.size for info in tensors.values()), default=start)
+    _check_places(path, tensors, start, file_size)
+    return tensors
+
+
+def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are different, as the format demands."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise CheckpointError(f"{path}: damaged header: {twice} stands in it twice; download the file again")
+    return found
+
+
+def _check_places(path: Path, tensors: dict[str, TensorInfo], start: int, file_size: int) -> None:
+    """Raise CheckpointError unless the tensors lie one behind the other and fill the data of the file."""
+    end = start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].size)):
+        if info.begin != end:
+            hole = f"begins {info.begin - end} bytes behind what comes before it"
+            what = "overlaps another one" if info.begin < end else hole
+            raise CheckpointError(f"{path}: tensor {name} {what}; the file is damaged, download it again")
+        end += info.size
     if end > file_size:
         raise CheckpointError(
             f"{path}: truncated: its header announces {end} bytes, the file has {file_size}; download it again"
         )
-    return tensors
+    if end < file_size:
+        raise CheckpointError(
+            f"{path}: {file_size - end} bytes behind the last tensor: expected {end} bytes in all, the file has {file_size}; "
+            "download it again"
+        )
 
 
 def _tensor_info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
