@@ -27,7 +27,8 @@ def make(folder: Path) -> None:
     from onnx import TensorProto, helper, numpy_helper
     from tokenizers import Tokenizer
 
-    from fairy2i_export import QuantizedLinear, pack
+    from fairy2i_export import pack
+    from fairy2i_export.codes.quantized import QuantizedLinear
 
     rng = np.random.default_rng(0)
     n, m, stages = 150, 211, 2

@@ -25,8 +25,8 @@ import ml_dtypes
 import numpy as np
 import typer
 
+from fairy2i_export.codes.layout import pack_coded
 from fairy2i_export.codes.quantizer import find_scales
-from fairy2i_export.compile.tasks import pack_scaled
 from synthetic_checkpoint import gaussian_table, linear_shapes, llama_config, random_latents, write_checkpoint
 
 EXPORT = """
@@ -100,10 +100,10 @@ def time_quantizer(config: dict[str, object], jobs: int) -> float:
     with ThreadPoolExecutor(jobs) as pool:
         for shape, count in Counter(linear_shapes(config).values()).items():
             weight = random_latents(shape, rng, table).view(ml_dtypes.bfloat16)
-            pack_scaled(find_scales(weight, 2, "bf16-reference", pool=pool), pool)  # warm up
+            pack_coded(find_scales(weight, 2, "bf16-reference", pool=pool), pool)  # warm up
             start = time.perf_counter()
             for _ in range(count):
-                pack_scaled(find_scales(weight, 2, "bf16-reference", pool=pool), pool)
+                pack_coded(find_scales(weight, 2, "bf16-reference", pool=pool), pool)
             seconds += time.perf_counter() - start
     return seconds
 

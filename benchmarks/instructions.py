@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fairy2i_runtime import core, library_path
+from fairy2i_runtime.ops.library import library_folder
 
 RECORDED = Path(__file__).with_name("instructions.json")
 INPUTS = 1024
@@ -43,7 +44,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @lru_cache(maxsize=1)
 def _program() -> Path:
-    headers = [f"-I{folder}" for folder in (Path(library_path()).parent, Path(core.__file__).parent.parent / "lib")]
+    headers = [f"-I{folder}" for folder in (Path(library_path()).parent, library_folder())]
     program = Path(_folder().name) / "call_once"
     compiler = os.environ.get("CC", "gcc").split()
     source = str(Path(__file__).with_name("call_once.c"))

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import typer
 
+from fairy2i_export.codes.layout import pack_coded
 from fairy2i_export.codes.quantizer import find_scales
-from fairy2i_export.compile.tasks import pack_scaled
 
 
 def main(
@@ -40,7 +40,7 @@ def main(
     tensor = torch.from_numpy(values).to(torch.bfloat16)
     with ThreadPoolExecutor(threads) as pool:
         contenders: dict[str, Callable[[], Any]] = {
-            "fairy2i-export": lambda: pack_scaled(find_scales(weight, stages, "bf16-reference", pool=pool), pool),
+            "fairy2i-export": lambda: pack_coded(find_scales(weight, stages, "bf16-reference", pool=pool), pool),
             "torch": lambda: published_formulas(tensor, stages),
         }
         seconds = {name: [run_once(function)] for name, function in contenders.items()}  # the first of each warms up

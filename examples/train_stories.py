@@ -34,7 +34,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from fairy2i_export.codes.quantizer import ROW_MULTIPLIERS, Profile, RowMultiplier, quantize
+from fairy2i_export.codes.choices import ROW_MULTIPLIERS, Profile, RowMultiplier
+from fairy2i_export.codes.quantizer import quantize
 
 EVAL_TEXT = DATA / "tinystories" / "tinystories_sample.txt"
 TRAIN_TEXT = DATA / "tinystories" / "tinystories_train_197k.txt"

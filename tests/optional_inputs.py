@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import oracle
 from fairy2i_export import pack, quantize
-from fairy2i_export.onnx_graph.function import DOMAIN, INPUTS, OP_NAME, OPSET, matmul_function
+from fairy2i_export.onnx_graph.function import matmul_function
+from fairy2i_export.onnx_graph.operator import DOMAIN, INPUTS, OP_NAME, OPSET
 
 OPTIONAL = INPUTS[3:]
 N, K, STAGES = 70, 66, 2

@@ -18,9 +18,8 @@ from fairy2i_export import ExportReport, export, quantize
 from fairy2i_export.commands.export import main
 from fairy2i_export.commands.tools import main as tools
 from fairy2i_export.compile.dry_run import dry_run
-from fairy2i_export.compile.options import GivenOptions
 from fairy2i_export.errors import OptionError, WeightError
-from fairy2i_export.onnx_graph.formats import BACKENDS, matmulnbits
+from fairy2i_export.onnx_graph.formats import FORMATS, matmulnbits
 from fairy2i_runtime.errors import OptionError as RuntimeOptionError
 
 PROMPT, STEPS = 12, 20
@@ -164,7 +163,7 @@ def test_sizes(tmp_path: Path) -> None:
         assert found == report.weight_bytes
         metadata = {entry.key: entry.value for entry in stored.metadata_props}
         assert metadata["fairy2i.backend"] == report.options.backend
-        assert BACKENDS[report.options.backend].operator in (report.path / "README.md").read_text(encoding="utf-8")
+        assert FORMATS[report.options.backend].operator in (report.path / "README.md").read_text(encoding="utf-8")
     assert bits["fairy2i"] == pytest.approx(2, abs=0.01)
     assert bits["matmulnbits, exact"] == bits["matmulnbits, int8"] == pytest.approx(4, abs=0.02)
     assert (bits["dense"], bits["dense, float16"]) == (32, 16)
@@ -215,7 +214,7 @@ def test_onnx_sources_refuse_backends(option: list[str], tmp_path: Path, capsys:
 def test_memory_of_copies_is_estimated(tmp_path: Path) -> None:
     """ONNX Runtime copies all weights but those of our operator; a float16 one becomes float32."""
     source = make_checkpoint(tmp_path / "source")
-    found = {way.id: dry_run(source, None, GivenOptions(**way.values[0])) for way in WAYS}
+    found = {way.id: dry_run(source, None, **way.values[0]) for way in WAYS}
     weights = sum(linear.parameters for linear in export(source, tmp_path / "out").rewritten)
     assert found["fairy2i"].device.copied == 0
     assert found["dense"].device.copied == found["dense, float16"].device.copied == 4 * weights

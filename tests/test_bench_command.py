@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from fairy2i_export.commands.tools import main
+from fairy2i_runtime import core
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.measure import bench
 from runtime_models import copy_of_stories, stories_folder
@@ -74,7 +75,7 @@ def test_the_command_prints_json_or_a_table(capsys):
 def test_the_environment_chooses_the_kernel_that_is_reported(monkeypatch):
     monkeypatch.setenv("FAIRY2I_KERNEL", "exact")
     monkeypatch.setenv("FAIRY2I_ISA", "scalar")
-    found = bench._chosen_kernel(bench.BenchOptions())
+    found = core.chosen_kernel(bench.BenchOptions().kernel, bench.BenchOptions().isa)
     assert (found.family, found.isa) == ("exact", "scalar")
 
 

@@ -32,7 +32,7 @@ from architecture_helpers import (
 )
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli

@@ -13,7 +13,6 @@ from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.commands.export import main
 from fairy2i_export.compile.dry_run import PROMPT_TOKENS, dry_run
-from fairy2i_export.compile.options import GivenOptions
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_runtime.engine import decoder
 
@@ -33,7 +32,7 @@ def source(tmp_path: Path) -> Path:
     ],
 )
 def test_it_foretells_the_export(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    run = dry_run(source, tmp_path / "out", GivenOptions(**options))
+    run = dry_run(source, tmp_path / "out", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     report = export(source, tmp_path / "out", **options)
     model = onnx.load(report.path / "model.onnx")
@@ -50,24 +49,24 @@ def test_it_foretells_the_export(source: Path, tmp_path: Path, options: dict[str
 
 def test_memory_of_a_device(source: Path) -> None:
     assert PROMPT_TOKENS == decoder.PREFILL_CHUNK
-    short, long = (dry_run(source, None, GivenOptions(context_length=n)).device for n in (24, 96))
+    short, long = (dry_run(source, None, context_length=n).device for n in (24, 96))
     assert short.cache == 2 * 2 * 3 * 8 * 4 * 24  # keys and values, layers, heads, head size, float32, tokens
     assert long.cache == 4 * short.cache
     assert long.total == long.weights + long.cache + long.working + long.program
     assert long.working > short.working
     for kind, share in (("float16", 2), ("int8", 4)):
-        assert dry_run(source, None, GivenOptions(context_length=96, kv_cache=kind)).device.cache == long.cache // share
+        assert dry_run(source, None, context_length=96, kv_cache=kind).device.cache == long.cache // share
     with pytest.raises(OptionError, match="context length"):
-        dry_run(source, None, GivenOptions(context_length=97))
+        dry_run(source, None, context_length=97)
     with pytest.raises(OptionError, match="only an int8 cache is calibrated"):
-        dry_run(source, None, GivenOptions(), calibration=source / "text.txt")
+        dry_run(source, None, calibration=source / "text.txt")
 
 
 @pytest.mark.parametrize("kind", ["phi3", "gemma3_text"])
 def test_other_architectures(tmp_path: Path, kind: str) -> None:
     """Fused matrices; norms of one plus the weight, and two rotary embeddings."""
     source = save_tiny(tmp_path / "model", kind, tie_word_embeddings=kind == "gemma3_text")
-    run = dry_run(source, tmp_path / "out", GivenOptions())
+    run = dry_run(source, tmp_path / "out")
     report = export(source, tmp_path / "out")
     assert run.device.weights == (report.path / "model.onnx.data").stat().st_size
     model = onnx.load(report.path / "model.onnx")
@@ -88,4 +87,4 @@ def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
     with pytest.raises(OutputError, match="holds the source"):
-        dry_run(source, source, GivenOptions(), force=True)
+        dry_run(source, source, force=True)

@@ -18,9 +18,9 @@ from export_helpers import config_of, edit_json, make_checkpoint, write_tokenize
 from fairy2i_export import export
 from fairy2i_export.codes.layout import PackedLinear, unpack
 from fairy2i_export.compile import run as exporter
-from fairy2i_export.compile.report import Estimate
-from fairy2i_export.compile.run import Observer
 from fairy2i_export.errors import CheckpointError, OutputError, WeightError
+from fairy2i_export.output.progress import Observer
+from fairy2i_export.output.sizes import Estimate
 from fairy2i_export.source.checkpoint import open_checkpoint
 
 

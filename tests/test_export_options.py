@@ -21,8 +21,10 @@ from export_helpers import (
     torch_logits,
 )
 from fairy2i_export import export
-from fairy2i_export.compile.options import EMBEDDINGS, GivenOptions, resolve_options
+from fairy2i_export.compile.options import resolve_options
 from fairy2i_export.errors import CheckpointError, OptionError, WeightError
+from fairy2i_export.onnx_graph.embedding import EMBEDDINGS
+from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import open_checkpoint
 
 IDS = np.random.default_rng(3).integers(3, 200, (1, 25))
@@ -105,7 +107,7 @@ def test_embedding_kinds(tmp_path: Path, embedding: str) -> None:
 def test_embedding_follows_the_checkpoint(tmp_path: Path) -> None:
     config = {"fairy2i": {}}
     for dtype, expected in (("BF16", "float16"), ("F16", "float16"), ("F32", "float32"), ("F64", "float32")):
-        assert resolve_options(GivenOptions(), config, 96, dtype)[0].embedding == expected
+        assert resolve_options(Request(), config, 96, dtype)[0].embedding == expected
 
 
 def test_include_and_exclude(source: Path, tmp_path: Path) -> None:

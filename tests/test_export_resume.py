@@ -16,9 +16,9 @@ import pytest
 from conftest import heed_interrupts
 from export_helpers import edit_json, make_checkpoint, write_safetensors
 from fairy2i_export import export
-from fairy2i_export.compile.run import Observer
 from fairy2i_export.errors import CheckpointError, LibraryError, OptionError, OutputError
 from fairy2i_export.output.journal import Journal
+from fairy2i_export.output.progress import Observer
 from fairy2i_export.source.checkpoint import open_checkpoint
 from fairy2i_runtime import core
 

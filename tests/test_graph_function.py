@@ -14,7 +14,8 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fairy2i_export import pack, quantize
-from fairy2i_export.onnx_graph.function import DOMAIN, INPUTS, OP_NAME, OPSET, matmul_function
+from fairy2i_export.onnx_graph.function import matmul_function
+from fairy2i_export.onnx_graph.operator import DOMAIN, INPUTS, OP_NAME, OPSET
 
 OPTIONAL = ("bias", "row_multiplier", "col_multiplier")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import oracle
-from fairy2i_export import QuantizedLinear, pack
+from fairy2i_export import pack
+from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_runtime import core
 
 RUNNABLE = [(k.family, k.isa) for k in core.kernels() if k.available]

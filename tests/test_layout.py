@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairy2i_export import QuantizedLinear, pack, unpack
+from fairy2i_export import pack, unpack
 from fairy2i_export.codes import layout
+from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.errors import FormatError
 
 ROOT = Path(__file__).resolve().parent.parent

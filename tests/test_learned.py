@@ -14,13 +14,13 @@ import pytest
 import fairy2i_runtime
 from export_helpers import GrowingCache, edit_json, make_checkpoint, plain_session, relative_difference, torch_logits
 from fairy2i_export import export, quantize
-from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.check.source_weights import SourceWeights
 from fairy2i_export.commands.tools import main as tools
-from fairy2i_export.compile.options import GivenOptions
+from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import prepare
 from fairy2i_export.errors import CheckpointError, WeightError
-from fairy2i_export.output.journal import identity
+from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import open_checkpoint
 
 ENTRY: dict[str, Any] = {
@@ -194,17 +194,17 @@ def make_rows(tmp_path: Path) -> int:
 def test_an_interrupted_export_notices_other_learned_tensors(tmp_path: Path) -> None:
     source, learned = make_learned(tmp_path)
     file = source / "model.safetensors"
-    prepared = prepare(source, tmp_path / "out", GivenOptions())
+    prepared = prepare(source, tmp_path / "out", Request())
     before = identity(prepared.checkpoint, prepared.options, prepared.places)
     status, contents = file.stat(), file.read_bytes()
     old = learned["lm_head"]["scales"].tobytes()
     file.write_bytes(contents.replace(old, (learned["lm_head"]["scales"] * np.float32(1.5)).tobytes()))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    prepared = prepare(source, tmp_path / "out", GivenOptions())
+    prepared = prepare(source, tmp_path / "out", Request())
     after = identity(prepared.checkpoint, prepared.options, prepared.places)
     assert before["source"] != after["source"]
     assert before["options"] == after["options"]
-    greedy = prepare(source, tmp_path / "out", GivenOptions(quantizer="greedy"))
+    greedy = prepare(source, tmp_path / "out", Request(quantizer="greedy"))
     assert identity(greedy.checkpoint, greedy.options, greedy.places)["options"] != after["options"]
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from fairy2i_export import pack, quantize
-from fairy2i_export.codes.layout import packed_size
+from fairy2i_export.codes.layout import pack_coded, packed_size
 from fairy2i_export.codes.native import LatentMatrix, each, pack_rows, row_blocks
 from fairy2i_export.codes.quantizer import find_scales
-from fairy2i_export.compile.tasks import pack_scaled
 from fairy2i_export.errors import FormatError
 from fairy2i_runtime.ops.core import binding
 
@@ -25,7 +24,7 @@ def test_blocks_and_threads_do_not_matter(dtype: type, row_multiplier: Any) -> N
     q = quantize(weight, 3, row_multiplier=row_multiplier)
     with ThreadPoolExecutor(4) as pool:
         scaled = find_scales(weight, 3, "bf16-reference", row_multiplier=row_multiplier, pool=pool)
-        packed, error = pack_scaled(scaled, pool)
+        packed, error = pack_coded(scaled, pool)
     assert len(row_blocks(1500, 550, 32)) > 3
     np.testing.assert_array_equal(scaled.scales, q.scales)
     np.testing.assert_array_equal(packed, pack(q).packed)

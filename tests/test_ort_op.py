@@ -15,8 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import oracle
-from fairy2i_export import PackedLinear, QuantizedLinear, pack
+from fairy2i_export import PackedLinear, pack
 from fairy2i_export.codes.layout import packed_size
+from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_runtime import core, library_path, register
 
 DOMAIN = "ai.fairy2i"

@@ -15,7 +15,7 @@ import optional_inputs
 import oracle
 from export_helpers import make_checkpoint
 from fairy2i_export import export
-from fairy2i_export.onnx_graph.function import INPUTS, OP_NAME
+from fairy2i_export.onnx_graph.operator import INPUTS, OP_NAME
 from fairy2i_runtime import library_path, register
 from fairy2i_runtime.ops import library
 

@@ -21,7 +21,13 @@ from rewrite_helpers import operator_matrices, rewrite
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from fairy2i_export.train import QATLinear, QuantizationOptions, config_entry, convert, prepare  # noqa: E402
+from fairy2i_export.train import (  # noqa: E402
+    QATLinear,
+    QuantizationOptions,
+    config_entry,
+    convert,
+    prepare,
+)
 from fairy2i_export.train.compat import convert_to_inference_mode, replace_modules_for_qat  # noqa: E402
 from fairy2i_export.train.qat import native_quantizer  # noqa: E402
 from fairy2i_export.train.qat.cache import WeightCache  # noqa: E402

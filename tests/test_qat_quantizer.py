@@ -11,13 +11,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fairy2i_export import QuantizedLinear, quantize
-from fairy2i_export.codes.greedy import exact_means
+from fairy2i_export import quantize
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.codes.strategies.greedy import exact_means
 from fairy2i_export.errors import OptionError, WeightError
 
 torch = pytest.importorskip("torch")
 
-from fairy2i_export.train import QATLinear, QuantizationOptions, fake_quantize  # noqa: E402
+from fairy2i_export.train import (  # noqa: E402
+    QATLinear,
+    QuantizationOptions,
+    fake_quantize,
+)
 from fairy2i_export.train.qat import native_quantizer, torch_quantizer  # noqa: E402
 from fairy2i_export.train.qat.activations import round_activations  # noqa: E402
 

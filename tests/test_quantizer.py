@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import oracle
-from fairy2i_export import QuantizedLinear, quantize
-from fairy2i_export.codes.quantizer import (
-    looks_dequantized,
-    merge_widely_linear,
-)
+from fairy2i_export import quantize
+from fairy2i_export.codes.quantized import QuantizedLinear, merge_widely_linear
+from fairy2i_export.codes.weight_checks import looks_dequantized
 from fairy2i_export.errors import OptionError, WeightError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.check.layers import read_nodes
+from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.check.page.charts import agreement_plot, cloud, heatmap, nice_ticks
 from fairy2i_export.check.page.collect import agreement, constellation, place_of
 from fairy2i_export.check.page.page import small_percent

@@ -11,7 +11,7 @@ import pytest
 
 import fairy2i_runtime
 from fairy2i_runtime import library_path, register
-from fairy2i_runtime.engine.session import create_session
+from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.engine.threads import ORT_DEFAULT, default_threads
 from fairy2i_runtime.errors import LibraryError
 from fairy2i_runtime.ops import library
@@ -59,7 +59,7 @@ def test_a_missing_packaged_library_says_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(LibraryError, match=r"missing: expected .*lib.*Reinstall"):
         library_path()
     with pytest.raises(LibraryError, match="missing"):
-        create_session(stories_folder() / MODEL)
+        open_session(stories_folder() / MODEL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF")
@@ -89,17 +89,17 @@ def test_an_old_onnxruntime_is_refused(monkeypatch):
 
 def test_choosing_a_kernel_needs_an_onnxruntime_that_tells_the_kernel(monkeypatch):
     monkeypatch.setattr(ort, "__version__", "1.20.1")
-    create_session(stories_folder() / MODEL)
+    open_session(stories_folder() / MODEL)
     with pytest.raises(fairy2i_runtime.Fairy2iRuntimeError, match=r"need onnxruntime 1\.24.*FAIRY2I_KERNEL"):
-        create_session(stories_folder() / MODEL, kernel="exact")
+        open_session(stories_folder() / MODEL, kernel="exact")
 
 
 def test_without_the_library_weights_are_not_unpacked_at_load(monkeypatch):
     """Constant folding would turn every packed weight into a float32 matrix: 16 times the memory."""
     calls = []
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **options: calls.append(options["disabled_optimizers"]))
-    create_session(stories_folder() / MODEL, use_library=False)
-    create_session(stories_folder() / MODEL)
+    open_session(stories_folder() / MODEL, use_library=False)
+    open_session(stories_folder() / MODEL)
     assert calls == [["ConstantFolding"], []]
 
 

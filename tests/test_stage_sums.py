@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fairy2i_export import quantize
-from fairy2i_export.codes.quantizer import QuantizedLinear
-from fairy2i_export.codes.row_sums import recover_any
-from fairy2i_export.codes.stage_sums import recover
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.codes.recover.row_sums import recover_any
+from fairy2i_export.codes.recover.stage_sums import recover
 
 
 def latent(shape: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from conftest import ROOT
 
@@ -58,3 +61,149 @@ def test_c_conditions_name_files() -> None:
     named = {name for text in texts for name in re.findall(r"defined\((F2I_HAVE_\w+)\)", text)}
     assert named
     assert named <= files
+
+
+# Python: folder or file at the top of a package -> floor; what stands on one floor does not import its neighbours
+PACKAGES: dict[str, Path] = {"fairy2i_export": ROOT, "fairy2i_runtime": ROOT / "runtime"}
+RANKS: dict[str, dict[str, int]] = {
+    "fairy2i_export": {
+        "errors": 0,
+        **dict.fromkeys(("codes", "decoder"), 1),
+        "source": 2,
+        "onnx_graph": 3,
+        "request": 4,
+        "output": 5,
+        **dict.fromkeys(("compile", "rewrite", "train", "check"), 6),
+        "commands": 7,
+        **dict.fromkeys(("__init__", "__main__", "former"), 8),
+    },
+}
+TORCH = ("torch", "transformers", "accelerate", "datasets")
+TORCH_IN = ("train/", "compile/calibrate/", "source/transformers_model.py", "check/source_weights.py")
+PYTHON_LINES = 300
+NOT_COUNTED = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+
+
+def python_files(package: str) -> dict[str, Path]:
+    """Module name, dotted from the package on -> file."""
+    root = PACKAGES[package]
+    found = {}
+    for path in sorted((root / package).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if "former" in parts and parts[-1] != "__init__":
+            parts = tuple(part for part in parts if part != "former")  # its modules are found as if they lay beside it
+            found[".".join((*parts, "(former)"))] = path
+        else:
+            found[".".join(parts)] = path
+    return found
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def edges(package: str) -> dict[str, set[str]]:
+    """Module -> modules of the same package that it imports; a folder stands for its ``__init__``."""
+    files = python_files(package)
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        wanted = set(imports_of(path))
+        graph[name] = {other for other in files if other in wanted or other.removesuffix(".__init__") in wanted} - {name}
+    return graph
+
+
+def floor(package: str, module: str) -> tuple[str, int]:
+    top = "former" if module.endswith("(former)") else module.split(".")[1]
+    return top, RANKS[package][top]
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_python_imports_go_down(package: str) -> None:
+    wrong = []
+    for module, imported in edges(package).items():
+        top, rank = floor(package, module)
+        for other in imported:
+            other_top, other_rank = floor(package, other)
+            if top != other_top and other_rank >= rank and other != f"{package}.__init__":
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
+    assert sum(map(len, edges(package).values())) > 50
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_python_has_no_circles(package: str) -> None:
+    graph = {name: {x for x in found if not x.endswith("__init__")} for name, found in edges(package).items()}
+    done: set[str] = set()
+
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above[above.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                walk(other, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_torch_stays_in_its_rooms() -> None:
+    root = ROOT / "fairy2i_export"
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if any(name.split(".")[0] in TORCH for name in imports_of(path))
+    }
+    assert found
+    assert not [name for name in found if not name.startswith(TORCH_IN)]
+
+
+def test_only_commands_use_the_commands_of_the_runtime() -> None:
+    users = [
+        name
+        for name, path in python_files("fairy2i_export").items()
+        if any(x.startswith("fairy2i_runtime.commands") for x in imports_of(path))
+    ]
+    assert users
+    assert all(name.startswith("fairy2i_export.commands.") for name in users)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_python_files_and_folders_stay_small(package: str) -> None:
+    root = PACKAGES[package] / package
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in root.rglob("*.py")}
+    assert not {str(path) for path, count in lines.items() if count > PYTHON_LINES}
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir() and path.name not in (*NOT_COUNTED, "lib"))]
+    assert not [str(path) for path in folders if len({p.name for p in path.iterdir()} - NOT_COUNTED) > FOLDER_ENTRIES + 1]
+
+
+def test_quantizers_are_named_in_their_table_alone() -> None:
+    """A quantizer is a file and a row: no other code may ask for one by its name."""
+    from fairy2i_export.codes.strategies import STRATEGIES
+
+    root = ROOT / "fairy2i_export"
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in tuple(STRATEGIES)
+    }
+    # choices.py has the default
+    assert found == {"codes/choices.py", *(f"codes/strategies/{name}.py" for name in STRATEGIES)}
+
+
+def test_sessions_are_opened_in_one_place() -> None:
+    """Whatever runs an exported model opens it alike; the other two run graphs of their own, without our operators."""
+    found = {
+        path.name
+        for root, package in ((PACKAGES[name], name) for name in PACKAGES)
+        for path in (root / package).rglob("*.py")
+        if "InferenceSession(" in path.read_text(encoding="utf-8")
+    }
+    assert found == {"session.py", "subgraph.py", "check.py"}

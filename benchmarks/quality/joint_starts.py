@@ -1,4 +1,4 @@
-"""Search the starting scales of the joint quantizer (STARTS in fairy2i_export/codes/joint.py) from random starts.
+"""Search the starting scales of the joint quantizer (STARTS in fairy2i_export/codes/strategies/joint.py) from random starts.
 
     python benchmarks/quality/joint_starts.py [--kind gauss|laplace] [--stages T] [--seconds S]
 
@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fairy2i_export.codes.joint import fit_points
 from fairy2i_export.codes.native import Points
+from fairy2i_export.codes.strategies.joint import fit_points
 
 
 def main(

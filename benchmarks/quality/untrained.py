@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fairy2i_export import export
-from fairy2i_export.codes.quantizer import QUANTIZERS
+from fairy2i_export.codes.strategies import QUANTIZERS
 from fairy2i_runtime import load
 from fairy2i_runtime.commands.measure import cut_text, read_text, run_protocols
 from fairy2i_runtime.measure.perplexity import model_scorer

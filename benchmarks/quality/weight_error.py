@@ -25,8 +25,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fairy2i_export.codes.quantizer import QUANTIZERS, Quantizer, find_scales, quantize
-from fairy2i_export.compile.tasks import pack_scaled
+from fairy2i_export.codes.layout import pack_coded
+from fairy2i_export.codes.quantizer import find_scales, quantize
+from fairy2i_export.codes.strategies import QUANTIZERS
 from fairy2i_export.source.checkpoint import open_checkpoint
 
 F32 = npt.NDArray[np.float32]
@@ -79,7 +80,7 @@ def errors(matrices: Iterator[F32]) -> dict[str, float]:
     return {key: float(np.sqrt(np.mean(values))) for key, values in squares.items()}
 
 
-def relative_error(weight: F32, stages: int, quantizer: Quantizer, rows: str) -> float:
+def relative_error(weight: F32, stages: int, quantizer: str, rows: str) -> float:
     """|A - Q(A)| / |A| in the Frobenius norm."""
     multiplier: Any = "none" if rows == "none" else "rms"
     q = quantize(weight, stages, quantizer=quantizer, row_multiplier=multiplier)
@@ -114,7 +115,7 @@ def speeds() -> list[dict[str, Any]]:
                     seconds = []
                     for _ in range(5):
                         start = time.perf_counter()
-                        pack_scaled(find_scales(weight, stages, "bf16-reference", quantizer=quantizer, pool=pool), pool)
+                        pack_coded(find_scales(weight, stages, "bf16-reference", quantizer=quantizer, pool=pool), pool)
                         seconds.append(time.perf_counter() - start)
                     row[quantizer] = round(1000 * statistics.median(seconds), 1)
                 out.append(row)

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.check.layers import DOMAIN, OP, Node, read_nodes
+from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.errors import FormatError, OptionError
+from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
 from fairy2i_runtime.engine.decoder import PREFILL_CHUNK
 from fairy2i_runtime.folder import open_folder
 
@@ -28,7 +29,13 @@ _KINDS = {
     "RotaryEmbedding": "rotary tables",
     "SkipSimplifiedLayerNormalization": "norms",
 }
-_OPERANDS = ("", "packed codes", "scales", "biases", "row and column multipliers", "row and column multipliers")
+_OPERANDS = {
+    "packed": "packed codes",
+    "scales": "scales",
+    "bias": "biases",
+    "row_multiplier": "row and column multipliers",
+    "col_multiplier": "row and column multipliers",
+}
 
 
 @dataclass(frozen=True)
@@ -255,8 +262,8 @@ def _tensor_bytes(graph: ir.Graph) -> dict[str, int]:
 
 def _kind(value: ir.Value) -> str:
     for usage in value.uses():
-        if usage.node.domain == DOMAIN and usage.node.op_type == OP:
-            return _OPERANDS[usage.idx]
+        if is_operator(usage.node):
+            return _OPERANDS[INPUTS[usage.idx]]
         if usage.node.op_type in _KINDS:
             return _KINDS[usage.node.op_type]
     return "other tensors"

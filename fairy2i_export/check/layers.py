@@ -15,34 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 
-from fairy2i_export.codes.layout import PackedLinear, unpack
-from fairy2i_export.codes.quantizer import QuantizedLinear
-from fairy2i_export.errors import FormatError
-from fairy2i_runtime import core, register
-from fairy2i_runtime.engine.session import EXTERNAL_FOLDER_ENTRY, ISA_ENTRY, KERNEL_ENTRY
+from fairy2i_export.codes.layout import unpack
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.onnx_graph.operator import Node
+from fairy2i_runtime.engine.session import open_session
+from fairy2i_runtime.ops import core
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-DOMAIN, OP = "ai.fairy2i", "Fairy2iMatMul"
 KERNELS = ("exact", "lut")
 # relative error per layer (architecture.md, numerics contract)
 LIMITS = {("exact", "gaussian"): 1e-5, ("exact", "real"): 1e-5, ("lut", "gaussian"): 0.015, ("lut", "real"): 0.03}
 _GAUSSIAN_ROWS = 16  # few outputs of few rows would scatter around the mean error
 _ROWS_AT_ONCE = 256  # complex rows dequantized to float64 at a time
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operator node: its name (the module's), operands, and the names of its input and output values."""
-
-    name: str
-    operands: PackedLinear
-    bias: F32 | None
-    x: str
-    y: str
 
 
 @dataclass
@@ -63,73 +50,20 @@ class LayerResult:
         return self.excess <= 1
 
 
-def read_nodes(model_file: Path) -> list[Node]:
-    """All operator nodes of a model, in graph order; their weights stay mapped.
-
-    Raises:
-        FormatError: if there is none, or operands are missing or contradict the format.
-    """
-    model = ir.load(model_file)
-    nodes = [_read_node(node) for node in model.graph if node.domain == DOMAIN and node.op_type == OP]
-    if not nodes:
-        raise FormatError(
-            f"{model_file}: expected {OP} nodes of domain {DOMAIN}, found none; fairy2i-export did not write it, or for "
-            "another backend (--backend matmulnbits, dense)"
-        )
-    return nodes
-
-
-def _read_node(node: ir.Node) -> Node:
-    name = node.name or "(unnamed)"
-
-    def operand(index: int, what: str, required: bool = False) -> Any:
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None and not required:
-            return None
-        if value is None or value.const_value is None:
-            raise FormatError(f"node {name}: expected {what} to be an initializer")
-        return value.const_value.numpy()
-
-    def attribute(key: str) -> int:
-        if key not in node.attributes:
-            raise FormatError(f"node {name}: expected an attribute {key}")
-        return int(node.attributes[key].as_int())
-
-    packed = PackedLinear(
-        packed=operand(1, "packed", True),
-        scales=operand(2, "scales", True),
-        n=attribute("N") // 2,
-        m=attribute("K") // 2,
-        stages=attribute("stages"),
-        row_multiplier=operand(4, "row_multiplier"),
-        col_multiplier=operand(5, "col_multiplier"),
-        layout_version=attribute("layout_version"),
-        scale_scope=attribute("scale_scope"),
-    )
-    x, y = node.inputs[0], node.outputs[0]
-    if x is None or x.name is None or y.name is None:
-        raise FormatError(f"node {name}: expected a named input X and output Y")
-    return Node(name, packed, operand(3, "bias"), x.name, y.name)
-
-
 def dense_product(q: QuantizedLinear, x: F32, bias: F32 | None) -> F64:
     """``x @ A.T + bias`` in float64, x [rows, 2m]; the matrix is rebuilt a few rows at a time."""
     rows = x.reshape(-1, 2 * q.m).astype(np.float64)
     y = np.empty((rows.shape[0], 2 * q.n))
     for start in range(0, q.n, _ROWS_AT_ONCE):
         part = slice(start, min(start + _ROWS_AT_ONCE, q.n))
-        multiplier = None
-        if q.row_multiplier is not None:
-            multiplier = np.concatenate([q.row_multiplier[part], q.row_multiplier[q.n + part.start : q.n + part.stop]])
-        piece = QuantizedLinear(q.codes[:, :, part], q.scales, q.profile, multiplier, q.col_multiplier)
-        product = rows @ piece.dequantize("none").astype(np.float64).T
+        product = rows @ q.rows((part.start, part.stop)).dequantize("none").astype(np.float64).T
         count = part.stop - part.start
         y[:, part] = product[:, :count]
         y[:, q.n + part.start : q.n + part.stop] = product[:, count:]
     return y if bias is None else y + bias
 
 
-def relative_error(found: npt.NDArray[Any], expected: F64) -> float:
+def output_error(found: npt.NDArray[Any], expected: F64) -> float:
     """``|found - expected| / |expected|`` over all entries; 0 if both are zero."""
     norm = float(np.linalg.norm(expected))
     error = float(np.linalg.norm(found.reshape(expected.shape) - expected))
@@ -156,14 +90,7 @@ def run_with_taps(
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted if name not in existing
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(model_file.parent.resolve()))
-    options.add_session_config_entry(KERNEL_ENTRY, kernel)
-    if isa:
-        options.add_session_config_entry(ISA_ENTRY, isa)
-    register(options)
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), folder=model_file.parent, kernel=kernel, isa=isa)
     values = dict(zip(wanted, session.run(wanted, _feeds(session, ids)), strict=True))
     return {node.name: (values[node.x], values[node.y]) for node in nodes}
 
@@ -191,7 +118,7 @@ def check_layers(
 
     Args:
         model_file: the exported model.
-        nodes: its nodes, from :func:`read_nodes`.
+        nodes: its nodes, from :func:`fairy2i_export.check.nodes.read_nodes`.
         ids: token ids [1, length] of the text that makes the real activations.
         isa: ISA to force, or None.
         done: called after each layer.
@@ -215,8 +142,8 @@ def check_layers(
                 kernel=kernel,
                 isa=isa,
             )
-            result.errors[kernel, "gaussian"] = relative_error(layer(gaussian, node.bias), expected)
+            result.errors[kernel, "gaussian"] = output_error(layer(gaussian, node.bias), expected)
             x, y = taps[kernel].pop(node.name)
-            result.errors[kernel, "real"] = relative_error(y, dense_product(q, x, node.bias))
+            result.errors[kernel, "real"] = output_error(y, dense_product(q, x, node.bias))
         done()
         yield result

@@ -5,8 +5,7 @@ torch and transformers belong to the ``train`` extra and are imported only insid
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -14,13 +13,17 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.check.layers import Node
+from fairy2i_export.codes.choices import COLUMN_CHOICES, PROFILES, SCALE_CHOICES, RowChoice
 from fairy2i_export.codes.layout import unpack
-from fairy2i_export.codes.quantizer import PROFILES, QUANTIZERS, QuantizedLinear, quantize
-from fairy2i_export.decoder.rope import stretch_context
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.codes.quantizer import quantize
+from fairy2i_export.codes.strategies import QUANTIZERS, STRATEGIES
 from fairy2i_export.errors import CheckpointError, FormatError
+from fairy2i_export.onnx_graph.operator import Node
+from fairy2i_export.output.metadata import ModelMetadata, key_names
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.learned import ColumnChoice, RowChoice, ScaleChoice, quantizer_arguments
+from fairy2i_export.source.learned import quantizer_arguments
+from fairy2i_export.source.transformers_model import meta_model, remake_buffers
 
 F32 = npt.NDArray[np.float32]
 # metadata key -> values; the first one holds where models of earlier versions have none
@@ -28,29 +31,30 @@ _HOW: dict[str, tuple[str, ...]] = {
     "profile": ("", *PROFILES),
     "quantizer": QUANTIZERS,
     "row_multiplier": get_args(RowChoice),
-    "col_multiplier": get_args(ColumnChoice),
-    "scales": get_args(ScaleChoice),
+    "col_multiplier": COLUMN_CHOICES,
+    "scales": SCALE_CHOICES,
 }
 
+_OWN_LAYERS = "so they are not compared with it, and torch multiplies by the model's own dequantized layers"
 CALIBRATED_NOTE = (
-    "codes were found by calibration on a text (--calibrate): the source alone does not give them, so they are not compared with "
-    "it, and torch multiplies by the model's own dequantized layers"
+    f"codes were found by calibration on a text (--calibrate): the source alone does not give them, {_OWN_LAYERS}"
 )
-
-
-def torch_is_installed() -> bool:
-    """Whether the ``train`` extra (torch and transformers) can be imported."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+RECOVERED_NOTE = (
+    "codes were recovered from a model that was dequantized already: nobody recorded how the source was quantized, "
+    f"{_OWN_LAYERS}"
+)
 
 
 class SourceWeights:
     """Weights of a checkpoint, quantized as a model's metadata says it was exported.
 
-    A calibrated model cannot be made again from the source alone: its quantized layers are taken from the model itself.
+    A calibrated model cannot be made again from the source alone, nor can one whose codes were recovered: their quantized layers
+    are taken from the model itself.
 
     Attributes:
+        note: why codes cannot be compared with the source; empty if they can.
         calibrated: the model's codes come from calibration.
-        joint: codes of all stages were found together, not one stage after the other.
+        stagewise: the first stages of the codes alone approximate the weights.
 
     Args:
         checkpoint: the opened source.
@@ -60,18 +64,26 @@ class SourceWeights:
         FormatError: if the metadata does not say how.
     """
 
-    def __init__(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> None:
         self.checkpoint = checkpoint
-        self.calibrated = "fairy2i.calibration" in metadata
-        self.joint = self.calibrated or metadata.get("fairy2i.quantizer") == "joint"
-        self.rope_scaling = metadata.get("fairy2i.rope_scaling")
-        self._how = {key: metadata.get(f"fairy2i.{key}", first) for key, (first, *_) in _HOW.items()}
+        self.metadata = ModelMetadata(metadata)
+        self.calibrated = self.metadata.is_calibrated
+        self.note = CALIBRATED_NOTE if self.calibrated else RECOVERED_NOTE if self.metadata.is_recovered else ""
+        self._how = {key: self.metadata.get(key, first) for key, (first, *_) in _HOW.items()}
         known = self._how["profile"] and all(self._how[key] in allowed for key, allowed in _HOW.items())
-        if not (known or self.calibrated):
+        if not (known or self.note):
             raise FormatError(
-                f"the model's metadata does not say how it was quantized ({', '.join(f'fairy2i.{key}' for key in _HOW)}); "
+                f"the model's metadata does not say how it was quantized ({key_names(_HOW)}); "
                 "it was not written by fairy2i-export or has been edited"
             )
+        strategy = STRATEGIES.get(self._how["quantizer"])
+        self.stagewise = strategy is not None and strategy.stagewise and not self.note
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the model says that it was made from other files than these."""
+        stated = self.metadata.source_sha256
+        return bool(stated) and stated != self.checkpoint.sha256()
 
     def tensor_of(self, module: str) -> str:
         """The tensor that holds a module's weight; a tied head shares the embedding's.
@@ -87,7 +99,7 @@ class SourceWeights:
         raise CheckpointError(f"{self.checkpoint.directory}: expected a tensor {name} for the node of that name, found none")
 
     def quantized(self, node: Node) -> QuantizedLinear:
-        if self.calibrated:
+        if self.note:
             return unpack(node.operands)
         tensor = self.tensor_of(node.name)
         weight = self.checkpoint.read(tensor)
@@ -147,7 +159,7 @@ def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
     checkpoint = source.checkpoint
     rewritten = {node.name: node for node in nodes}
     # a quantized head no longer equals the embedding
-    model, config = meta_model(checkpoint, source.rope_scaling, "eager", untied="lm_head" in rewritten)
+    model, config = meta_model(checkpoint, source.metadata.rope_scaling, "eager", untied="lm_head" in rewritten)
     state: dict[str, Any] = {}
     for name in model.state_dict():
         module = name.removesuffix(".weight")
@@ -163,54 +175,11 @@ def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
     return model.eval()
 
 
-def meta_model(checkpoint: Checkpoint, rope_scaling: str | None, attention: str, *, untied: bool = False) -> tuple[Any, Any]:
-    """The source's transformers model without values, on torch's meta device, and its configuration.
-
-    Args:
-        checkpoint: the source.
-        rope_scaling: as for the export, or None.
-        attention: implementation of attention: eager or sdpa.
-        untied: give lm_head a weight of its own.
-    """
-    import torch
-    import transformers
-
-    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
-    if rope_scaling is not None:
-        settings = stretch_context(checkpoint.config, rope_scaling)
-        config = type(config)(**{key: value for key, value in settings.items() if key != "model_type"})
-    if untied:
-        config.tie_word_embeddings = False
-    with torch.device("meta"):
-        auto: Any = transformers.AutoModelForCausalLM
-        model: Any = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    return model, config
-
-
-def remake_buffers(model: Any, config: Any) -> None:
-    """Compute the buffers that are not part of a checkpoint: on the meta device they have no values.
-
-    Raises:
-        CheckpointError: if the model has buffers of an unknown kind.
-    """
-    import torch
-
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-    if hasattr(model.model.embed_tokens, "embed_scale"):  # Gemma
-        model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
-    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    if empty:
-        raise CheckpointError(
-            f"this version of transformers needs values for {', '.join(empty[:3])} that are not known here"
-        )
-
-
-def is_rounded(metadata: dict[str, str], checkpoint: Checkpoint) -> bool:
+def is_rounded(source: SourceWeights) -> bool:
     """Whether embedding, head or cache hold less than the checkpoint's values, so that logits may differ for it."""
-    embedding, head = metadata.get("fairy2i.embedding", "float32"), metadata.get("fairy2i.lm_head", "fairy2i")
-    if embedding == "int8" or head in ("int8", "int4") or metadata.get("fairy2i.kv_cache", "float32") != "float32":
+    if source.metadata.is_rounded:
         return True
-    if embedding != "float16":
+    if source.metadata.get("embedding", "float32") != "float16":
         return False
-    table = checkpoint.read("model.embed_tokens.weight")
+    table = source.checkpoint.read("model.embed_tokens.weight")
     return table.dtype not in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))

@@ -1,6 +1,6 @@
-"""Linear layers whose codes were found by calibration (calibrate/), for the exporter to pack; no torch in here.
+"""Linear layers whose codes were found by calibration (compile/calibrate/), for the exporter to pack; no torch in here.
 
-A calibrated layer answers as :class:`fairy2i_export.codes.quantizer.Scaled` does, so backends need not know the difference.
+A calibrated layer is :class:`~fairy2i_export.codes.quantized.Coded`, so formats need not know the difference.
 """
 
 from __future__ import annotations
@@ -13,17 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.codes.native import F32, F64, U8, Rows
-from fairy2i_export.codes.quantizer import QuantizedLinear
+from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Complex rows, complex columns and stages of a layer."""
-
-    n: int
-    m: int
-    stages: int
 
 
 @dataclass(frozen=True)
@@ -69,8 +60,18 @@ class ScaledCalibrated:
     weight: npt.NDArray[Any]
 
     @property
-    def matrix(self) -> Shape:
-        return Shape(self.quantized.n, self.quantized.m, self.quantized.stages)
+    def n(self) -> int:
+        """Complex rows."""
+        return self.quantized.n
+
+    @property
+    def m(self) -> int:
+        """Complex columns."""
+        return self.quantized.m
+
+    @property
+    def stages(self) -> int:
+        return self.quantized.stages
 
     @property
     def scales(self) -> F32:
@@ -86,14 +87,7 @@ class ScaledCalibrated:
 
     def codes(self, rows: Rows) -> tuple[U8, F64]:
         """Codes [stages, 2, rows, m], and per complex row the sums of squares of A - Q(A) and A."""
-        q, part = self.quantized, slice(*rows)
-        both = np.r_[part, q.n + rows[0] : q.n + rows[1]]
-        multiplier = None if q.row_multiplier is None else q.row_multiplier[both]
-        codes = np.ascontiguousarray(q.codes[:, :, part])
-        dense = QuantizedLinear(codes, q.scales, q.profile, multiplier, q.col_multiplier).dequantize("none")
-        exact = self.weight[both].astype(np.float64)
-        squares = np.stack([((exact - dense) ** 2).sum(axis=1), (exact**2).sum(axis=1)], axis=1)
-        return codes, squares.reshape(2, -1, 2).sum(axis=0)
+        return np.ascontiguousarray(self.quantized.codes[:, :, slice(*rows)]), self.quantized.squares(self.weight, rows)
 
 
 def weight_digest(weight: npt.NDArray[Any]) -> str:

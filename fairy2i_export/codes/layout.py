@@ -20,13 +20,15 @@ This module is the only place that knows the constants (the packer itself is C, 
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.codes.native import F32, U8, pack_rows
-from fairy2i_export.codes.quantizer import MAX_STAGES, QuantizedLinear
+from fairy2i_export.codes.choices import MAX_STAGES
+from fairy2i_export.codes.native import F32, F64, U8, Rows, each, pack_rows, row_blocks
+from fairy2i_export.codes.quantized import Coded, QuantizedLinear, relative_error
 from fairy2i_export.errors import FormatError
 
 LAYOUT_VERSION = 1
@@ -37,6 +39,7 @@ CELL_BYTES = 64
 CELL_COLS = 4  # complex columns of a cell
 HALF_ROWS = 16  # rows that share one 16-byte table look-up
 MAX_FEATURES = 1 << 24  # of K and of N
+PACKER_REVISION = 1  # goes up when the same codes become other bytes
 ALIGNMENT = 64  # smallest alignment of packed bytes in a file
 
 _CELLS_PER_BLOCK = BLOCK_COLS // CELL_COLS
@@ -116,6 +119,23 @@ def pack(q: QuantizedLinear) -> PackedLinear:
         row_multiplier=q.row_multiplier,
         col_multiplier=q.col_multiplier,
     )
+
+
+def pack_coded(coded: Coded, pool: Executor | None = None) -> tuple[U8, float]:
+    """Codes and packed bytes of a matrix whose scales are known, a block of rows at a time.
+
+    Returns:
+        The packed bytes, format v1, and ``|A - Q(A)| / |A|`` in the Frobenius norm, 0 for a matrix of zeros.
+    """
+    n, m = coded.n, coded.m
+    packed = np.empty(packed_size(n, m, coded.stages), np.uint8)
+
+    def work(rows: Rows) -> F64:
+        codes, errors = coded.codes(rows)
+        pack_rows(codes, rows, packed, n)
+        return errors
+
+    return packed, relative_error(np.concatenate(each(work, row_blocks(n, m, TILE_ROWS), pool)))
 
 
 def unpack(p: PackedLinear) -> QuantizedLinear:

@@ -6,8 +6,10 @@ GIL, so that threads work on different rows of one matrix at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ml_dtypes
@@ -40,7 +42,8 @@ class LatentMatrix:
     def __init__(self, array: npt.NDArray[Any], stages: int, profile: str) -> None:
         dtype = array.dtype if array.dtype in _DTYPES else np.dtype(np.float32)
         self.array = np.ascontiguousarray(array, dtype)
-        self.n, self.m = array.shape[0] // 2, array.shape[1] // 2
+        self.n: int = array.shape[0] // 2
+        self.m: int = array.shape[1] // 2
         self.stages = stages
         ffi, self._lib = _binding()
         self._ffi = ffi
@@ -235,6 +238,20 @@ def each(function: Callable[[Rows], Any], blocks: Iterable[Rows], pool: Executor
     return list(map(function, blocks) if pool is None else pool.map(function, blocks))
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Threads that share the work on one tensor; ``pool`` None means the calling thread alone."""
+
+    pool: Executor | None = None
+    count: int = 1
+
+    def in_order(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Results in the order of the items, no more of them in memory than there are threads."""
+        rest = iter(items)
+        while group := list(islice(rest, self.count)):
+            yield from each(function, group, self.pool)
+
+
 def check_library() -> None:
     """Find out whether weights can be quantized, before work begins that depends on it.
 
@@ -244,8 +261,19 @@ def check_library() -> None:
     _binding()
 
 
+def kernel_problem() -> str:
+    """What is wrong with the kernel that the environment chooses (FAIRY2I_KERNEL, FAIRY2I_ISA); empty if nothing is."""
+    from fairy2i_runtime.ops.core import KernelError, chosen_kernel
+
+    try:
+        chosen_kernel()
+    except KernelError as error:
+        return str(error)
+    return ""
+
+
 def _binding() -> tuple[Any, Any]:
-    from fairy2i_runtime import Fairy2iRuntimeError  # on first use: loads onnxruntime, which importing the package shall not
+    from fairy2i_runtime.errors import Fairy2iRuntimeError  # on first use: importing this shall not load the library
     from fairy2i_runtime.ops.core import binding
 
     try:

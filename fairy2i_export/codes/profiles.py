@@ -1,21 +1,18 @@
-"""What every quantizer of the project shares: what codes stand for, numeric profiles, limits."""
+"""What every quantizer of the project shares: what codes stand for, the rounding of a numeric profile, the floor of scales."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
+from fairy2i_export.codes.choices import PROFILES
 from fairy2i_export.codes.native import F32
 from fairy2i_export.errors import OptionError
 
-Profile = Literal["bf16-reference", "fp32"]
 Rounding = Callable[[F32], F32]
 
-PROFILES: tuple[Profile, ...] = ("bf16-reference", "fp32")
-MAX_STAGES = 4
 SCALE_FLOOR = 1e-6  # smallest scale; the reference clamps the mean of an empty axis to it
 
 # code k stands for i^k: (re, im) of 1, i, -1, -i

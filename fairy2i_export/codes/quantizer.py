@@ -4,14 +4,14 @@ A real linear layer ``y = A x`` with ``A`` of shape [2n, 2m] is the widely-linea
 the complex vectors are made of contiguous halves, ``x = x[:m] + i x[m:]`` (Fairy2i, arXiv 2512.02901, section 3). U and W are
 quantized each on its own. ``greedy`` is the published way, stage by stage: every entry of the residual goes to the nearest of
 the four axis directions, each axis gets the mean magnitude of its entries as scale, and the next stage works on what is left
-(greedy.py). ``joint`` chooses the codes of all stages together and fits the scales to them: the same format with a smaller
-error from two stages on (joint.py).
+(strategies/greedy.py). ``joint`` chooses the codes of all stages together and fits the scales to them: the same format with a
+smaller error from two stages on (strategies/joint.py).
 
 Two numeric profiles exist. ``bf16-reference`` rounds to bfloat16 after every step exactly where the published training code
 does, so that codes and scales are those the model was trained with. ``fp32`` runs the same formulas in float32.
 
 This module is the only quantizer of the project: export, training and verification all call it. What is done to every entry
-(split, codes, residuals, sums) is C, custom_ops/src/quantizer/quantize_rows.h, and exists only there; what is done once per matrix
+(split, codes, residuals, sums) is C, custom_ops/src/quantizer/, and exists only there; what is done once per matrix
 (checks, scales) is here. A scale needs sums over the whole matrix, so finding scales takes passes over all rows; sums are
 made and added in a fixed order, so results depend neither on threads nor on the CPU.
 """
@@ -21,123 +21,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.codes.greedy import greedy_scales
-from fairy2i_export.codes.joint import joint_scales
+from fairy2i_export.codes.choices import MAX_STAGES, ROW_MULTIPLIERS, Profile, RowMultiplier
 from fairy2i_export.codes.native import F32, F64, U8, LatentMatrix, Rows, each, row_blocks
-from fairy2i_export.codes.profiles import (
-    CODE_IM,
-    CODE_RE,
-    MAX_STAGES,
-    PROFILES,
-    Profile,
-    Rounding,
-    keep,
-    round_to_bf16,
-    rounding_of,
-)
+from fairy2i_export.codes.profiles import Rounding, rounding_of
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.codes.strategies import GREEDY, QUANTIZERS, STRATEGIES
 from fairy2i_export.codes.weight_checks import check_finite, check_multiplier, check_shape, looks_dequantized
 from fairy2i_export.errors import OptionError, WeightError
 
-__all__ = [
-    "CODE_IM",
-    "CODE_RE",
-    "MAX_STAGES",
-    "PROFILES",
-    "QUANTIZERS",
-    "ROW_MULTIPLIERS",
-    "Profile",
-    "QuantizedLinear",
-    "Quantizer",
-    "RowMultiplier",
-    "Scaled",
-    "find_scales",
-    "looks_dequantized",
-    "merge_widely_linear",
-    "quantize",
-    "round_to_bf16",
-    "rounding_of",
-]
-
-Quantizer = Literal["greedy", "joint"]
-RowMultiplier = Literal["none", "rms"]
-QUANTIZERS: tuple[Quantizer, ...] = ("greedy", "joint")
-ROW_MULTIPLIERS: tuple[RowMultiplier, ...] = ("none", "rms")
-
-
-@dataclass(frozen=True)
-class QuantizedLinear:
-    """One linear layer in Fairy2i form.
-
-    Attributes:
-        codes: uint8 [stages, 2 (U, W), n, m]; value k stands for i^k.
-        scales: float32 [stages, 2 (U, W), 2 (re, im)]; the weight of code k is ``scale_re * Re(i^k) + i scale_im * Im(i^k)``.
-        profile: the numeric profile the codes were chosen in.
-        row_multiplier: float32 [2n], one factor per real output row, or None.
-        col_multiplier: float32 [2m], one factor per real input column, or None.
-    """
-
-    codes: U8
-    scales: F32
-    profile: Profile = "bf16-reference"
-    row_multiplier: F32 | None = None
-    col_multiplier: F32 | None = None
-
-    @property
-    def stages(self) -> int:
-        return int(self.codes.shape[0])
-
-    @property
-    def n(self) -> int:
-        """Complex rows: half the real output features."""
-        return int(self.codes.shape[2])
-
-    @property
-    def m(self) -> int:
-        """Complex columns: half the real input features."""
-        return int(self.codes.shape[3])
-
-    def dequantize(self, rounding: Literal["profile", "none"] = "profile") -> F32:
-        """Rebuild the dense real matrix, float32 [2n, 2m].
-
-        Args:
-            rounding: ``profile`` rounds after every addition as the profile does: with ``bf16-reference`` and no multipliers
-                the result equals the reference's dequantized weight bit for bit. ``none`` adds in float32 without rounding
-                in between: the matrix that the ``Fairy2iMatMul`` operator multiplies by. The two differ by at most one
-                bfloat16 step per entry.
-        """
-        rnd = keep if rounding == "none" else rounding_of(self.profile)
-        parts: list[tuple[F32, F32]] = []
-        for matrix in range(2):
-            re = np.zeros((self.n, self.m), np.float32)
-            im = np.zeros((self.n, self.m), np.float32)
-            for stage in range(self.stages):
-                code = self.codes[stage, matrix]
-                s_re, s_im = self.scales[stage, matrix]
-                re = rnd(re + CODE_RE[code] * s_re)
-                im = rnd(im + CODE_IM[code] * s_im)
-            parts.append((re, im))
-        dense = merge_widely_linear(*parts[0], *parts[1], rnd)
-        if self.row_multiplier is not None:
-            dense *= self.row_multiplier[:, None]
-        if self.col_multiplier is not None:
-            dense *= self.col_multiplier[None, :]
-        return dense
-
-
-def merge_widely_linear(u_re: F32, u_im: F32, w_re: F32, w_im: F32, rnd: Rounding = keep) -> F32:
-    """Four [n, m] blocks of U and W to one real matrix [2n, 2m], the inverse of the quantizer's split."""
-    n, m = u_re.shape
-    a = np.empty((2 * n, 2 * m), np.float32)
-    a[:n, :m] = rnd(w_re + u_re)
-    a[:n, m:] = rnd(w_im - u_im)
-    a[n:, :m] = rnd(w_im + u_im)
-    a[n:, m:] = rnd(u_re - w_re)
-    return a
+# goes up when the same weights and options give other codes or scales: what was made before cannot be continued
+QUANTIZER_REVISION = 1
 
 
 @dataclass(frozen=True)
@@ -156,6 +53,20 @@ class Scaled:
     row_multiplier: F32 | None = None
     col_multiplier: F32 | None = None
 
+    @property
+    def n(self) -> int:
+        """Complex rows."""
+        return self.matrix.n
+
+    @property
+    def m(self) -> int:
+        """Complex columns."""
+        return self.matrix.m
+
+    @property
+    def stages(self) -> int:
+        return self.matrix.stages
+
     def codes(self, rows: Rows) -> tuple[U8, F64]:
         """Codes [stages, 2, rows, m], and per complex row the sums of squares of A - Q(A) and A."""
         return self.matrix.codes(rows, self.scales)
@@ -166,7 +77,7 @@ def quantize(
     stages: int = 2,
     profile: Profile = "bf16-reference",
     *,
-    quantizer: Quantizer = "greedy",
+    quantizer: str = GREEDY.name,
     row_multiplier: RowMultiplier | F32 = "none",
     col_multiplier: F32 | None = None,
     scales: F32 | None = None,
@@ -213,7 +124,7 @@ def find_scales(
     stages: int,
     profile: Profile,
     *,
-    quantizer: Quantizer = "greedy",
+    quantizer: str = GREEDY.name,
     row_multiplier: RowMultiplier | F32 = "none",
     col_multiplier: F32 | None = None,
     scales: F32 | None = None,
@@ -256,15 +167,13 @@ def find_scales(
                 "values). Quantizing it again would change it; export the latent weights the model was trained with"
             )
 
+    strategy = STRATEGIES[quantizer]
     if scales is None:
-        scales = greedy_scales(matrix, rnd, pool, check)
-        if quantizer == "joint":
-            scales = joint_scales(matrix, rnd, pool, scales)
+        scales = strategy.scales(matrix, rnd, pool, check, None)
     else:
         scales = check_multiplier(scales, (stages, 2, 2), f"{name}: scales", zero=True)
         check(np.concatenate(each(matrix.squares, row_blocks(matrix.n, matrix.m, 1), pool)))
-        if quantizer == "joint":
-            matrix.choose_jointly()
+        strategy.choose(matrix)
     return Scaled(matrix, scales, rows, col_multiplier)
 
 
@@ -286,7 +195,7 @@ def rms_of_rows(
     check: Callable[[F64], None],
     blocks: Sequence[Rows] | None = None,
 ) -> F32:
-    """Root mean square of every real row, float32 [2n], rounded; arguments as those of :func:`greedy_scales`."""
+    """Root mean square of every real row, float32 [2n], rounded; arguments as those of :data:`FindScales`."""
     blocks = row_blocks(matrix.n, matrix.m, 1) if blocks is None else blocks
     squares: F64 = np.concatenate(each(matrix.squares, blocks, pool))
     check(squares)

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fairy2i_export.codes.choices import Choices
 from fairy2i_export.compile.dry_run import DryRun
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.report import Estimate, ExportReport, human_bytes
-from fairy2i_export.compile.run import Observer
+from fairy2i_export.compile.report import ExportReport
+from fairy2i_export.output.progress import Observer
+from fairy2i_export.output.sizes import Estimate, human_bytes
 
 
 class Display(Observer):
@@ -44,7 +45,7 @@ class Display(Observer):
     ) -> None:
         self.progress.stop()
 
-    def planned(self, estimate: Estimate, options: ExportOptions) -> None:
+    def planned(self, estimate: Estimate, options: Choices) -> None:
         if not self.quiet:
             self.err.print(
                 f"W{options.stages}, {options.quantizer}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "

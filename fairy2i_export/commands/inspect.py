@@ -15,8 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fairy2i_export.check.facts import LayerFacts, ModelFacts, checked_context, layer_facts, model_facts, open_nodes
-from fairy2i_export.compile.report import human_bytes
 from fairy2i_export.errors import OptionError
+from fairy2i_export.output.metadata import without_prefix
+from fairy2i_export.output.sizes import human_bytes
 from fairy2i_runtime.commands.display import progress_bar
 from fairy2i_runtime.commands.measure import Json
 
@@ -129,7 +130,7 @@ def _show_model(out: Console, facts: ModelFacts) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     for key, value in facts.metadata.items():
-        table.add_row(escape(key.removeprefix("fairy2i.")), escape(value))
+        table.add_row(escape(without_prefix(key)), escape(value))
     table.add_row("operator sets", escape(", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())))
     table.add_section()
     for kind, size in facts.tensor_bytes.items():

@@ -5,59 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fairy2i_export.commands.display import Display
-from fairy2i_export.compile.report import human_bytes
-from fairy2i_export.errors import OptionError
+from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
 
 _NAMES_SHOWN = 3
 
 
-def refuse_checkpoint_options(source: str, options: Mapping[str, object]) -> None:
-    """Raise OptionError for the first of ``options`` (name -> value) that was given: they are for checkpoints."""
-    for option, value in options.items():
-        if value is not None:
-            raise OptionError(f"{option} is for checkpoints only, and {source} is an ONNX model; leave it out")
-
-
-def rewrite_command(
-    source: str,
-    output: Path | None,
-    *,
-    stages: int | None,
-    profile: str | None,
-    quantizer: str | None,
-    row_multiplier: str | None,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    trained: bool,
-    force: bool,
-    jobs: int | None,
-    dry_run: bool,
-    quiet: bool,
-) -> None:
+def rewrite_command(source: str, output: Path | None, *, dry_run: bool, quiet: bool, options: Mapping[str, Any]) -> None:
     """Rewrite an ONNX model and print what was done."""
     with Display(quiet) as display:
-        report = rewrite_onnx(
-            source,
-            output,
-            stages=stages,
-            profile=profile,
-            quantizer=quantizer,
-            row_multiplier=row_multiplier,
-            include=include or (),
-            exclude=exclude or (),
-            trained=trained,
-            force=force,
-            jobs=jobs,
-            dry_run=dry_run,
-            observer=display,
-        )
+        report = rewrite_onnx(source, output, dry_run=dry_run, observer=display, **options)
     for warning in report.warnings:
         display.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if not quiet:

@@ -13,16 +13,19 @@ import numpy.typing as npt
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 import fairy2i_runtime
-from fairy2i_export.check.layers import LIMITS, LayerResult, Node, check_layers, read_nodes
+from fairy2i_export.check.layers import LIMITS, LayerResult, check_layers
 from fairy2i_export.check.logits import LogitsComparison, compare
-from fairy2i_export.check.source_weights import CALIBRATED_NOTE, SourceWeights, is_rounded, torch_is_installed, torch_logits
+from fairy2i_export.check.nodes import read_nodes
+from fairy2i_export.check.source_weights import SourceWeights, is_rounded, torch_logits
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.transformers_model import torch_is_installed
+from fairy2i_runtime.commands.display import progress_bar
 
 FAILED = 1
 PERPLEXITY_LIMIT = 0.005  # |log ratio| of default mode to exact mode
@@ -58,9 +61,8 @@ def verify_command(
     nodes = read_nodes(model_file)
     problems: list[str] = []
 
-    with _progress() as progress:
-        task = progress.add_task("layers", total=len(nodes))
-        results = list(check_layers(model_file, nodes, ids[None], isa=isa, done=lambda: progress.advance(task)))
+    with progress_bar("layers", len(nodes)) as advance:
+        results = list(check_layers(model_file, nodes, ids[None], isa=isa, done=lambda: advance(1)))
     _show_layers(out, results, show_all)
     worst = max(results, key=lambda result: result.excess)
     if not worst.passed:
@@ -107,15 +109,13 @@ def _check_source(
     problems = []
     checkpoint = open_source(against)
     source = SourceWeights(checkpoint, model.metadata)
-    stated = model.metadata.get("fairy2i.source_sha256")
-    if stated and stated != checkpoint.sha256():
+    if source.is_other:
         out.print("[yellow]note[/]: the model was exported from other files than these (fairy2i.source_sha256 differs)")
-    with _progress() as progress:
-        task = progress.add_task("source", total=len(nodes))
-        # a calibrated model's own codes would be compared with themselves
-        differing = [] if source.calibrated else list(source.differing(nodes, lambda: progress.advance(task)))
-    if source.calibrated:
-        out.print(f"[yellow]note[/]: {CALIBRATED_NOTE}", soft_wrap=True)
+    with progress_bar("source", len(nodes)) as advance:
+        # codes that are taken from the model would be compared with themselves
+        differing = [] if source.note else list(source.differing(nodes, lambda: advance(1)))
+    if source.note:
+        out.print(f"[yellow]note[/]: {source.note}", soft_wrap=True)
     elif differing:
         name, reason = differing[0]
         problems.append(f"{len(differing)} of {len(nodes)} layers differ from the source, the first is {name}: {reason}")
@@ -131,7 +131,7 @@ def _check_source(
     reference = torch_logits(source, nodes, ids)
     comparisons["exact : torch"] = against_torch = compare(exact, reference, ids)
     comparisons["lut : torch"] = compare(lut, reference, ids)
-    if is_rounded(model.metadata, checkpoint):
+    if is_rounded(source):
         out.print("[yellow]note[/]: embedding, lm_head or cache have fewer bits than in the source: logits may differ")
     elif against_torch.relative_error > LOGITS_LIMIT or against_torch.top1_agreement < TOP1_LIMIT:
         problems.append(
@@ -184,9 +184,3 @@ def _show_logits(out: Console, comparisons: dict[str, LogitsComparison], tokens:
     table.add_row("perplexity", *(f"{r.perplexity:.3f} : {r.reference_perplexity:.3f}" for r in results))
     table.add_row("  its difference", *(f"{r.log_ratio:+.2%} ± {r.perplexity_error:.2%}" for r in results))
     out.print(table)
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:10}"), BarColumn(), TaskProgressColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

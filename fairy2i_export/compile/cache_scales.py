@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.decoder.description import Block, Decoder
 from fairy2i_export.errors import OptionError
+from fairy2i_export.onnx_graph.operator import DOMAIN
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
 
@@ -65,9 +66,12 @@ def calibrate_cache(model_file: Path, decoder: Decoder, ids: npt.NDArray[np.int6
     import onnx
 
     model = onnx.load(model_file, load_external_data=False)
+    needs_library = any(domain.domain == DOMAIN for domain in model.opset_import)
     scales: dict[str, F32] = {}
     nodes = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
-    for node, block, (keys, values) in zip(nodes, decoder.blocks, _keys_and_values(model_file, ids), strict=True):
+    for node, block, (keys, values) in zip(
+        nodes, decoder.blocks, _keys_and_values(model_file, ids, needs_library), strict=True
+    ):
         scales[node.input[_K_SCALE]] = key_scales(keys, decoder, block)
         scales[node.input[_V_SCALE]] = _scale(np.abs(values).max(axis=(0, 1)))
     for tensor in model.graph.initializer:
@@ -95,13 +99,13 @@ def _scale(largest: F32) -> F32:
     return scale
 
 
-def _keys_and_values(model_file: Path, ids: npt.NDArray[np.int64]) -> Iterator[tuple[F32, F32]]:
+def _keys_and_values(model_file: Path, ids: npt.NDArray[np.int64], needs_library: bool) -> Iterator[tuple[F32, F32]]:
     """Keys and values [1, length, kv_heads * head_dim] of every layer, computed with a float32 cache."""
     import onnx
     import onnxruntime as ort
 
-    from fairy2i_runtime import Fairy2iRuntimeError, register
-    from fairy2i_runtime.engine.session import EXTERNAL_FOLDER_ENTRY
+    from fairy2i_runtime.engine.session import open_session
+    from fairy2i_runtime.errors import Fairy2iRuntimeError
 
     model = onnx.load(model_file, load_external_data=False)
     wanted = []
@@ -120,14 +124,10 @@ def _keys_and_values(model_file: Path, ids: npt.NDArray[np.int64]) -> Iterator[t
     for value in cache:
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(model_file.parent.resolve()))
     try:
-        register(options)
+        session = open_session(model.SerializeToString(), folder=model_file.parent, needs_library=needs_library)
     except Fairy2iRuntimeError as error:
         raise OptionError(f"kv cache int8: its scales are measured by running the model, and that fails: {error}") from error
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     for item in session.get_inputs():
         if item.name.startswith("past_"):

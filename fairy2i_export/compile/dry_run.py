@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fairy2i_export.compile.options import ExportOptions, GivenOptions
+from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
-from fairy2i_export.compile.report import Estimate
-from fairy2i_export.onnx_graph.formats import BACKENDS, stored_bytes
+from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
 from fairy2i_export.onnx_graph.writer import CONSTANT
 from fairy2i_export.output.data_file import Place
-from fairy2i_export.output.workspace import check_free
+from fairy2i_export.output.sizes import Estimate
+from fairy2i_export.output.workspace import check_space
+from fairy2i_export.request.option import build, takes
+from fairy2i_export.request.request import Request
 
 PROMPT_TOKENS = 128  # that fairy2i_runtime runs at a time (decoder.PREFILL_CHUNK)
 TABLE_ROWS = 32  # rows of activations for which the operator builds tables at a time
@@ -90,39 +92,28 @@ class DryRun:
     warnings: tuple[str, ...]
 
 
-def dry_run(
-    source: str | Path,
-    out: str | Path | None,
-    given: GivenOptions,
-    *,
-    calibration: str | Path | None = None,
-    calibrate: Sequence[str | Path] = (),
-    calibrate_tokens: int | None = None,
-    force: bool = False,
-) -> DryRun:
-    """Check an export as far as possible without reading weights or writing anything.
+@takes(Request, "checkpoint")
+def dry_run(source: str | Path, out: str | Path | None = None, **options: Any) -> DryRun:
+    """Check all that an export checks before it works, without reading weights or writing anything.
 
     Args:
         source: Hugging Face checkpoint directory, or hub id.
         out: folder that would be written, or None for the default.
-        given: options of the export; the memory is that for their context length.
-        calibration: as for the export; the text is read, but the model is not run.
-        calibrate: as for the export; the texts are read.
-        calibrate_tokens: as for the export.
-        force: as for the export.
+        **options: as for :func:`fairy2i_export.export`; the memory is that for their context length.
 
     Raises:
         Fairy2iError: what the export itself would raise before it reads weights.
     """
-    prepared = prepare(source, out, given, calibration, calibrate, calibrate_tokens)
-    check_free(prepared.target, force, prepared.checkpoint.directory)
+    prepared = prepare(source, out, build(Request, "checkpoint", options, str(source)))
+    estimate = make_estimate(prepared)
+    check_space(prepared.target, estimate.output_bytes)
     return DryRun(
         path=prepared.target,
         source=prepared.checkpoint.name,
         source_bytes=prepared.checkpoint.weight_bytes(),
         options=prepared.options,
         groups=_groups(prepared),
-        estimate=make_estimate(prepared),
+        estimate=estimate,
         device=device_memory(prepared),
         warnings=prepared.warnings,
     )
@@ -141,7 +132,7 @@ def device_memory(prepared: Prepared) -> DeviceMemory:
     working = 4 * (activations + attention + logits) + tables
     copied, mapped = 0, prepared.data_bytes
     for linear in prepared.plan.rewritten:
-        copy = BACKENDS[prepared.options.backend].copied_bytes(linear, prepared.options)
+        copy = FORMATS[prepared.options.backend].copied_bytes(linear, prepared.options)
         copied += copy
         mapped -= stored_bytes(linear, prepared.options) if copy else 0  # not looked at any more
     return DeviceMemory(context, mapped, cache, working * 5 // 4, copied)  # a quarter is lost between allocations

@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from fairy2i_export.compile.report import ExportReport, human_bytes
+from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.decoder.description import Decoder
-from fairy2i_export.onnx_graph.formats import BACKENDS
+from fairy2i_export.onnx_graph.formats import FORMATS
+from fairy2i_export.output.sizes import human_bytes
+from fairy2i_runtime.version import __version__
 
 _CARD = """# {title}
 
@@ -59,11 +61,9 @@ _WITHOUT_LIBRARY = """Backend `{backend}`: ONNX Runtime and onnxruntime-genai ru
 
 def model_card(report: ExportReport, decoder: Decoder) -> str:
     """The Markdown text."""
-    from fairy2i_export import __version__
-
     kept = Counter(f"{linear.treatment} ({linear.reason})" for linear in report.kept)
     worst_name, worst = report.worst_layer
-    backend = BACKENDS[report.options.backend]
+    backend = FORMATS[report.options.backend]
     hosts = _WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY.format(backend=backend.name)
     return _CARD.format(
         title=report.path.name,

@@ -6,46 +6,17 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
-from fairy2i_export.codes.layout import MAX_FEATURES, packed_size
+from fairy2i_export.codes.layout import MAX_FEATURES
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.onnx_graph.formats.base import Linear, Treatment
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import learned_shapes
 
-Treatment = Literal["fairy2i", "dense", "int8", "int4"]
-NBITS_BLOCK = 32  # weights that share one scale in int8 and int4 tensors
 # tensors that old checkpoints hold and nobody needs
 _HARMLESS = re.compile(r".*\.rotary_emb\.inv_freq|.*\.attn\.(masked_bias|bias)")
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear layer and what the export makes of it."""
-
-    name: str  # module name
-    weight: str  # tensor name, [out_features, in_features]
-    bias: str | None  # tensor name, [out_features]
-    in_features: int  # K
-    out_features: int  # N
-    treatment: Treatment
-    reason: str = ""  # why it is not fairy2i
-
-    @property
-    def parameters(self) -> int:
-        return self.in_features * self.out_features
-
-    def stored_bytes(self, stages: int) -> int:
-        """Bytes of the weight in the exported model, scales included, bias and multipliers not."""
-        if self.treatment == "fairy2i":
-            return packed_size(self.out_features // 2, self.in_features // 2, stages) + 16 * stages
-        if self.treatment == "dense":
-            return 4 * self.parameters
-        blocks = -(-self.in_features // NBITS_BLOCK)
-        bits = 8 if self.treatment == "int8" else 4
-        return self.out_features * blocks * (NBITS_BLOCK * bits // 8 + 4)
 
 
 @dataclass(frozen=True)

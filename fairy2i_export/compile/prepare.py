@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.compile.cache_scales import calibration_text
 from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, check_torch, read_texts
-from fairy2i_export.compile.options import ExportOptions, GivenOptions, resolve_options
+from fairy2i_export.compile.options import ExportOptions, resolve_options
 from fairy2i_export.compile.plan import Plan, make_plan
-from fairy2i_export.compile.report import Estimate
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import context_warnings, stretch_context
 from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
-from fairy2i_export.onnx_graph.formats import stored_bytes
+from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
+from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
 from fairy2i_export.output.data_file import Place, place_tensors
+from fairy2i_export.output.progress import thread_count
+from fairy2i_export.output.sizes import Estimate
+from fairy2i_export.output.workspace import check_free
+from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.tensor_stream import BUFFERS
@@ -50,7 +54,9 @@ class Prepared:
         target: the folder to write.
         calibration_ids: text [1, length] to measure the scales of an int8 cache with, or None.
         weights: knows the tasks.
+        threads: to quantize with.
         text: to calibrate the layers with, or None.
+        tokenizer: the tokenizer as graphs, if they are wanted.
     """
 
     checkpoint: Checkpoint
@@ -66,7 +72,9 @@ class Prepared:
     target: Path
     calibration_ids: npt.NDArray[np.int64] | None
     weights: WeightSource
+    threads: int
     text: CalibrationText | None = None
+    tokenizer: TokenizerGraphs | None = None
 
     @property
     def parameters(self) -> int:
@@ -74,38 +82,35 @@ class Prepared:
         return sum(task.parameters for task in self.tasks.values())
 
 
-def prepare(
-    source: str | Path,
-    out: str | Path | None,
-    given: GivenOptions,
-    calibration: str | Path | None = None,
-    calibrate: Sequence[str | Path] = (),
-    calibrate_tokens: int | None = None,
-) -> Prepared:
+def prepare(source: str | Path, out: str | Path | None, request: Request) -> Prepared:
     """Open the checkpoint, check everything that can be checked without reading weights, and build the graph.
 
     Args:
         source: Hugging Face checkpoint directory, or hub id.
         out: folder to write, or None for the default.
-        given: options as the caller gave them.
-        calibration: text file to measure the scales of an int8 cache with, or None for the default.
-        calibrate: text files to calibrate the layers with; none = they are rounded.
-        calibrate_tokens: tokens of them to use at most, or None for the default.
+        request: what the caller asked for.
 
     Raises:
-        Fairy2iError: a subclass for everything that is wrong with the checkpoint or the options.
+        Fairy2iError: a subclass for everything that is wrong with the checkpoint, the options, the output folder or what is
+            installed.
     """
+    threads = thread_count(request.jobs)
     checkpoint = open_source(source)
-    decoder = describe(stretch_context(checkpoint.config, given.rope_scaling))
+    decoder = describe(stretch_context(checkpoint.config, request.rope_scaling))
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     text = None
-    if calibrate:
+    if request.calibrate:
         check_torch()
-        text = read_texts(checkpoint, calibrate, calibrate_tokens, decoder.max_positions)
-        given = replace(given, calibration=f"{METHOD}:{text.sha256}")
-    elif calibrate_tokens is not None:
+        text = read_texts(checkpoint, request.calibrate, request.calibrate_tokens, decoder.max_positions)
+    elif request.calibrate_tokens is not None:
         raise OptionError("calibrate tokens: there is no text; add --calibrate TEXT")
-    options, warnings = resolve_options(given, checkpoint.config, decoder.max_positions, embedding_dtype)
+    options, warnings = resolve_options(
+        request,
+        checkpoint.config,
+        decoder.max_positions,
+        embedding_dtype,
+        None if text is None else f"{METHOD}:{text.sha256}",
+    )
     plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
     warnings += context_warnings(decoder.ropes, options.context_length)
@@ -113,27 +118,42 @@ def prepare(
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
-    calibration_ids = calibration_text(checkpoint, options, calibration)
-    weights = WeightSource(checkpoint, options)
-    model = DecoderBuilder(decoder, plan, weights).build()
-    places, data_bytes = place_tensors(_initializers(model))
+    calibration_ids = calibration_text(checkpoint, options, request.calibration)
+    check_library()
+    if FORMATS[options.backend].library:
+        warnings += _check_kernel(runs_the_model=calibration_ids is not None)
     target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
+    check_free(target, request.force, checkpoint.directory)
+    weights = WeightSource(checkpoint, options)
+    model = DecoderBuilder(decoder, plan.linears, weights, options).build()
+    places, data_bytes = place_tensors(_initializers(model))
     return Prepared(
-        checkpoint,
-        decoder,
-        options,
-        plan,
-        tokens,
-        tuple(warnings),
-        model,
-        weights.tasks,
-        places,
-        data_bytes,
-        target,
-        calibration_ids,
-        weights,
-        text,
+        checkpoint=checkpoint,
+        decoder=decoder,
+        options=options,
+        plan=plan,
+        tokens=tokens,
+        warnings=tuple(warnings),
+        model=model,
+        tasks=weights.tasks,
+        places=places,
+        data_bytes=data_bytes,
+        target=target,
+        calibration_ids=calibration_ids,
+        weights=weights,
+        threads=threads,
+        text=text,
+        # a tokenizer that no graph can express should not cost an export
+        tokenizer=make_tokenizer_graphs(checkpoint.directory) if request.tokenizer_onnx else None,
     )
+
+
+def _check_kernel(*, runs_the_model: bool) -> list[str]:
+    """Warnings about the kernel that the environment chooses; an error if the export is going to run the model with it."""
+    problem = kernel_problem()
+    if problem and runs_the_model:
+        raise OptionError(f"kv cache int8: its scales are measured by running the model, and that will fail: {problem}")
+    return [f"the exported model will not run in this environment: {problem}"] if problem else []
 
 
 def make_estimate(prepared: Prepared) -> Estimate:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import Linear
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an export is going to need, from tensor headers alone."""
-
-    peak_ram_bytes: int
-    output_bytes: int
+from fairy2i_export.onnx_graph.formats.base import Linear
 
 
 @dataclass(frozen=True)
@@ -84,28 +75,3 @@ class ExportReport:
     @property
     def mean_error(self) -> float:
         return sum(self.errors.values()) / len(self.errors)
-
-
-def peak_ram_bytes() -> int | None:
-    """Largest resident size of this process so far, None where the system does not tell."""
-    try:
-        # the kernel's own figure: ru_maxrss below starts from the size of the parent process on Linux
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    except (OSError, IndexError, ValueError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def human_bytes(count: float) -> str:
-    """1234567 -> "1.2 MB" (powers of 1000)."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

@@ -2,78 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
-from fairy2i_export.codes.native import check_library
+from fairy2i_export.codes.native import Workers
+from fairy2i_export.codes.training_entry import says_trained
 from fairy2i_export.compile.cache_scales import calibrate_cache
+from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.model_card import model_card
-from fairy2i_export.compile.options import ExportOptions, GivenOptions, says_trained
 from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
-from fairy2i_export.compile.report import Estimate, ExportReport, peak_ram_bytes
-from fairy2i_export.compile.tasks import Task, Workers
-from fairy2i_export.errors import OptionError
-from fairy2i_export.onnx_graph.formats import BACKENDS, multiplier_bytes, stored_bytes
-from fairy2i_export.onnx_graph.tokenizer import write_tokenizer_graphs
-from fairy2i_export.output.data_file import DATA, DataFile
+from fairy2i_export.compile.report import ExportReport
+from fairy2i_export.compile.tasks import Task
+from fairy2i_export.onnx_graph.formats import FORMATS, multiplier_bytes, stored_bytes
+from fairy2i_export.output.data_file import DATA, MODEL, DataFile
 from fairy2i_export.output.genai_config import write_genai_config
-from fairy2i_export.output.journal import Journal, identity
-from fairy2i_export.output.metadata import describe_model
+from fairy2i_export.output.journal import Journal
+from fairy2i_export.output.metadata import describe_export
+from fairy2i_export.output.progress import Observer
+from fairy2i_export.output.sizes import peak_ram_bytes
 from fairy2i_export.output.workspace import Workspace, check_space, output_folder
+from fairy2i_export.request.option import build, takes
+from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream
 from fairy2i_export.source.tokenizer_files import copy_files, has_chat_template
 
-MODEL = "model.onnx"
 
-
-class Observer:
-    """Hears how the export goes on; the command line draws a progress bar from it. Every method may be left as it is."""
-
-    def planned(self, estimate: Estimate, options: ExportOptions) -> None:
-        """Everything is checked, work begins."""
-
-    def phase(self, title: str, total: int) -> None:
-        """A phase of ``total`` units begins."""
-
-    def advance(self, amount: int) -> None:
-        """Units of the current phase are done."""
-
-    def note(self, message: str) -> None:
-        """Something the user may want to know, one sentence."""
-
-
+@takes(Request, "checkpoint")
 def export(
-    source: str | Path,
-    out: str | Path | None = None,
-    *,
-    stages: int | None = None,
-    profile: str | None = None,
-    quantizer: str | None = None,
-    row_multiplier: str | None = None,
-    lm_head: str | None = None,
-    embedding: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    context_length: int | None = None,
-    kv_cache: str | None = None,
-    calibration: str | Path | None = None,
-    calibrate: Iterable[str | Path] = (),
-    calibrate_tokens: int | None = None,
-    rope_scaling: str | None = None,
-    backend: str | None = None,
-    dense_type: str | None = None,
-    accuracy_level: int | None = None,
-    trained: bool = False,
-    tokenizer_onnx: bool = False,
-    force: bool = False,
-    jobs: int | None = None,
-    observer: Observer | None = None,
+    source: str | Path, out: str | Path | None = None, *, observer: Observer | None = None, **options: Any
 ) -> ExportReport:
     """Compile a checkpoint into a folder that ONNX Runtime and onnxruntime-genai can run.
 
@@ -82,30 +43,8 @@ def export(
     Args:
         source: Hugging Face checkpoint directory, or hub id.
         out: folder to write; ``./NAME-fairy2i`` by default.
-        stages: residual stages 1 to 4, bits per weight; default from config.json, else 2.
-        profile: ``bf16-reference`` or ``fp32``; default from config.json, else bf16-reference.
-        quantizer: ``greedy``, the published one, or ``joint``, which leaves a smaller error; default from config.json, else
-            greedy.
-        row_multiplier: ``none``, ``rms`` or ``learned``, as the model was trained; default from config.json, else none.
-        lm_head: ``fairy2i``, ``int8``, ``int4`` or ``float``; default from config.json, else fairy2i.
-        embedding: ``float32``, ``float16`` or ``int8``; default float16 where the checkpoint has 16 bits, else float32.
-        include: globs on module names; only matching linear layers are rewritten.
-        exclude: globs on module names; matching linear layers stay dense.
-        context_length: positions to make rotary tables for; default max_position_embeddings, at most 4096.
-        kv_cache: ``float32``, ``float16`` or ``int8``; default float32.
-        calibration: text file to measure the scales of an int8 cache with; default a short English text.
-        calibrate: text files to convert a model with that was not trained for this: its layers get the codes that keep
-            their outputs on that text. Needs torch and transformers.
-        calibrate_tokens: tokens of them to use at most; default 24,576.
-        rope_scaling: ``linear:FACTOR`` or ``yarn:FACTOR`` stretches the context of a model without a rope scaling of its own.
-        backend: ``fairy2i``, ``matmulnbits`` or ``dense``, how quantized layers are written; default fairy2i.
-        dense_type: ``float32`` or ``float16``, weights of the backend dense; default float32.
-        accuracy_level: 0 or 4, of the backend matmulnbits: float32 or int8 activations; default 4.
-        trained: the caller knows that the weights come from Fairy2i training; no warning about it.
-        tokenizer_onnx: add tokenizer.onnx and detokenizer.onnx, graphs for hosts without a tokenizer library.
-        force: replace an earlier export in ``out``.
-        jobs: threads that quantize; default: as many as this process may use cores. The result does not depend on it.
         observer: hears about progress.
+        **options: fields of :class:`~fairy2i_export.request.request.Request`; None is an option that is not given.
 
     Returns:
         What was done; see :class:`ExportReport`.
@@ -116,45 +55,29 @@ def export(
     """
     started = time.monotonic()
     observer = observer or Observer()
-    given = GivenOptions(
-        stages,
-        profile,
-        row_multiplier,
-        lm_head,
-        embedding,
-        context_length,
-        tuple(include),
-        tuple(exclude),
-        kv_cache,
-        rope_scaling,
-        backend,
-        dense_type,
-        accuracy_level,
-        quantizer,
-    )
-    count = thread_count(jobs)
-    prepared = prepare(source, out, given, calibration, tuple(calibrate), calibrate_tokens)
-    checkpoint, decoder, options, plan = prepared.checkpoint, prepared.decoder, prepared.options, prepared.plan
+    request: Request = build(Request, "checkpoint", options, str(source))
+    prepared = prepare(source, out, request)
+    checkpoint, decoder, chosen, plan = prepared.checkpoint, prepared.decoder, prepared.options, prepared.plan
     warnings = list(prepared.warnings)
-    check_library()
-    estimate = make_estimate(prepared)
 
     def kept(partial: Path) -> None:
         observer.note(f"interrupted: what is finished stays in {partial}; the same command continues it")
 
-    with output_folder(prepared.target, force=force, source=checkpoint.directory, kept=kept) as workspace:
+    with output_folder(prepared.target, force=request.force, source=checkpoint.directory, kept=kept) as workspace:
         folder, journal = workspace.folder, workspace.journal
         _resume(prepared, workspace, observer)
-        check_space(folder, estimate.output_bytes - _bytes_taken(folder))
-        observer.planned(estimate, options)
+        estimate = make_estimate(prepared)
+        check_space(prepared.target, estimate.output_bytes)
+        observer.planned(estimate, chosen)
         copy_files(checkpoint, folder)
-        if tokenizer_onnx:  # first: a tokenizer that no graph can express should not cost an export
-            write_tokenizer_graphs(folder, shown=checkpoint.directory)
+        if prepared.tokenizer is not None:
+            prepared.tokenizer.write(folder)
         if prepared.text is not None:
             from fairy2i_export.compile.calibrate.run import calibrate_model  # needs torch
 
-            calibrate_model(prepared, workspace.calibrated, count, observer)
+            calibrate_model(prepared, workspace.calibrated, observer)
         observer.phase("quantizing", prepared.parameters)
+        count = prepared.threads
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with closing(DataFile(folder / DATA, prepared.places, prepared.data_bytes)) as data, pool or nullcontext():
             reused = _write_tensors(prepared, data, journal, Workers(pool, count), observer)
@@ -169,20 +92,18 @@ def export(
             observer.phase("calibrating", 1)
             calibrate_cache(folder / MODEL, decoder, prepared.calibration_ids)
             observer.advance(1)
-        write_genai_config(
-            folder, decoder, prepared.tokens, options.context_length, library=BACKENDS[options.backend].library
-        )
-        if not (trained or says_trained(checkpoint.config) or prepared.text is not None):
+        write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=FORMATS[chosen.backend].library)
+        if not (request.trained or says_trained(checkpoint.config) or prepared.text is not None):
             warnings.append(_untrained_warning(errors))
         report = ExportReport(
             path=prepared.target,
             source=checkpoint.name,
             source_sha256=checkpoint.sha256_of(journal.files),
-            options=options,
+            options=chosen,
             linears=tuple(plan.linears.values()),
             errors=errors,
             warnings=tuple(warnings),
-            weight_bytes=sum(stored_bytes(x, options) + multiplier_bytes(x, options) for x in plan.rewritten),
+            weight_bytes=sum(stored_bytes(x, chosen) + multiplier_bytes(x, chosen) for x in plan.rewritten),
             output_bytes=_bytes_on_disk(folder),
             source_bytes=checkpoint.weight_bytes(),
             parameters=prepared.parameters,
@@ -193,19 +114,6 @@ def export(
         )
         (folder / "README.md").write_text(model_card(report, decoder), encoding="utf-8")
     return report
-
-
-def thread_count(jobs: int | None) -> int:
-    """Threads to quantize with; None = as many as this process may use cores.
-
-    Raises:
-        OptionError: not a number from 1.
-    """
-    if jobs is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise OptionError(f"jobs: expected a number from 1, got {jobs!r}")
-    return jobs
 
 
 def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> None:
@@ -266,18 +174,19 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
             writer.write(str(tensor.name), tensor.numpy())
             writer.record()
         value.const_value = data.replacement(tensor)
-    describe_model(model, prepared.decoder, prepared.checkpoint, prepared.options, sha256, prepared.text)
+    describe_export(
+        model,
+        prepared.options,
+        architecture=prepared.decoder.architecture,
+        source=prepared.checkpoint.name,
+        sha256=sha256,
+        calibration=None if prepared.text is None else prepared.text.description,
+    )
     ir.save(model, folder / MODEL)
 
 
 def _bytes_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _bytes_taken(folder: Path) -> int:
-    """Like :func:`_bytes_on_disk` without the holes of an unfinished data file."""
-    blocks = [getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir()]
-    return 512 * sum(blocks)
 
 
 def _untrained_warning(errors: dict[str, float]) -> str:

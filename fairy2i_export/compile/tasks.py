@@ -8,46 +8,28 @@ larger than the packed bytes of one layer is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.calibrated import CalibratedLinear, ScaledCalibrated
-from fairy2i_export.codes.layout import TILE_ROWS, packed_size
-from fairy2i_export.codes.native import F32, U8, Rows, each, pack_rows, row_blocks
-from fairy2i_export.codes.quantizer import Scaled, find_scales
+from fairy2i_export.codes.calibrated import CalibratedLinear
+from fairy2i_export.codes.native import F32, U8, Workers
+from fairy2i_export.codes.quantizer import find_scales
 from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import NBITS_BLOCK, Linear
 from fairy2i_export.errors import WeightError
+from fairy2i_export.onnx_graph.formats.base import Linear, Outputs, Write
+from fairy2i_export.onnx_graph.formats.rounded import BLOCK, round_blocks
 from fairy2i_export.output.data_file import TensorWriter
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import quantizer_arguments
 
 CHUNK = 1 << 20  # values converted at a time
 Array = npt.NDArray[Any]
-Make = Callable[[Array, TensorWriter, "Workers"], float | None]
-Outputs = dict[str, tuple[ir.DataType, tuple[int, ...]]]  # key of an initializer -> type and shape
-Put = Callable[[str, Array], None]  # key of an initializer, next piece of it
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Threads that share the work on one tensor; ``pool`` None means the calling thread alone."""
-
-    pool: Executor | None = None
-    count: int = 1
-
-    def in_order(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """Results in the order of the items, no more of them in memory than there are threads."""
-        rest = iter(items)
-        while group := list(islice(rest, self.count)):
-            yield from each(function, group, self.pool)
+Make = Callable[[Array, TensorWriter, Workers], float | None]
 
 
 @dataclass(frozen=True)
@@ -70,9 +52,10 @@ class Task:
 
 
 class WeightSource:
-    """Gives the graph builder its weights, as initializers without contents, and notes what is to be done for them.
+    """Gives the graph builder its weights (formats.base.Weights) as initializers without contents, and notes what is to be done.
 
     Attributes:
+        settings: the options in force.
         tasks: by the name of their first output, in graph order.
         calibrated: gives a layer, by module name, that calibration has quantized; None = they are quantized here. May be set
             at any time before tasks are run.
@@ -80,42 +63,28 @@ class WeightSource:
 
     def __init__(self, checkpoint: Checkpoint, options: ExportOptions) -> None:
         self.checkpoint = checkpoint
-        self.options = options
+        self.settings = options
         self.tasks: dict[str, Task] = {}
         self.calibrated: Callable[[str], CalibratedLinear] | None = None
 
-    def coded(
-        self,
-        linear: Linear,
-        outputs: Outputs,
-        write: Callable[[Scaled | ScaledCalibrated, Put, Workers], float],
-    ) -> dict[str, ir.TensorProtocol]:
-        """Initializers that are made of the codes of a layer.
-
-        Args:
-            linear: the layer.
-            outputs: key -> type and shape; the initializer is called after the layer and the key.
-            write: gets the matrix with its scales, a function that takes pieces of the initializers in their order, and
-                threads; returns the relative quantization error.
-        """
+    def coded(self, linear: Linear, outputs: Outputs, write: Write) -> dict[str, ir.TensorProtocol]:
+        """Initializers that are made of the codes of a layer, called after the layer and their keys in ``outputs``."""
         planned = {key: _planned(f"{linear.name}.{key}", dtype, shape) for key, (dtype, shape) in outputs.items()}
-        options = self.options
+        options = self.settings
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> float:
+            def put(key: str, piece: Array) -> None:
+                writer.write(f"{linear.name}.{key}", piece)
+
             if self.calibrated is not None:
-                found = self.calibrated(linear.name).scaled(array, linear.weight)
-                return write(found, lambda key, piece: writer.write(f"{linear.name}.{key}", piece), workers)
+                return write(self.calibrated(linear.name).scaled(array, linear.weight), put, workers)
             sizes = linear.out_features, linear.in_features
             how = quantizer_arguments(self.checkpoint, linear.name, *sizes, options)
             scaled = find_scales(array, options.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
-            return write(scaled, lambda key, piece: writer.write(f"{linear.name}.{key}", piece), workers)
+            return write(scaled, put, workers)
 
         self._add(linear.weight, list(planned.values()), make, linear.name)
         return dict(planned)
-
-    def vector(self, tensor: str, *, plus: float = 0.0) -> ir.TensorProtocol:
-        """A norm or a bias, converted to float32, plus a constant."""
-        return self.dense(tensor, plus=plus)
 
     def dense(
         self,
@@ -150,10 +119,8 @@ class WeightSource:
         self._add(tensor, [output], make)
         return output
 
-    def block_quantized(
-        self, tensor: str, name: str, bits: int, *, blocked: bool
-    ) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
-        """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of NBITS_BLOCK columns, symmetric.
+    def rounded(self, tensor: str, name: str, bits: int, *, blocked: bool) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
+        """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of columns, symmetric.
 
         Args:
             tensor: a matrix [rows, cols] of the checkpoint.
@@ -163,15 +130,15 @@ class WeightSource:
                 False for [rows, cols] as GatherBlockQuantized does (8 bits only).
         """
         rows, cols = self.checkpoint.info(tensor).shape
-        blocks = -(-cols // NBITS_BLOCK)
-        shape = (rows, blocks, NBITS_BLOCK * bits // 8) if blocked else (rows, cols)
+        blocks = -(-cols // BLOCK)
+        shape = (rows, blocks, BLOCK * bits // 8) if blocked else (rows, cols)
         scale_shape = (rows * blocks,) if blocked else (rows, blocks)
         data = _planned(f"{name}.int{bits}", ir.DataType.UINT8, shape)
         scales = _planned(f"{name}.int{bits}_scales", ir.DataType.FLOAT, scale_shape)
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
             def run(part: slice) -> tuple[U8, F32]:
-                return _round_blocks(array[part], bits, tensor, part.start)
+                return round_blocks(convert_finite(array[part], np.float32, tensor, (part.start, 0)), bits)
 
             for values, found in workers.in_order(run, _slices(rows, max(1, CHUNK // cols))):
                 if not blocked:
@@ -188,29 +155,6 @@ class WeightSource:
         names = tuple(str(output.name) for output in outputs)
         parameters = math.prod(self.checkpoint.info(tensor).shape)
         self.tasks.setdefault(names[0], Task(tensor, names, layer, parameters, make))
-
-
-def pack_scaled(scaled: Scaled | ScaledCalibrated, pool: Executor | None = None) -> tuple[U8, float]:
-    """Codes and packed bytes of a matrix whose scales are known, a block of rows at a time.
-
-    Returns:
-        The packed bytes, format v1, and ``|A - Q(A)| / |A|`` in the Frobenius norm, 0 for a matrix of zeros.
-    """
-    n, m = scaled.matrix.n, scaled.matrix.m
-    packed = np.empty(packed_size(n, m, scaled.matrix.stages), np.uint8)
-
-    def work(rows: Rows) -> npt.NDArray[np.float64]:
-        codes, errors = scaled.codes(rows)
-        pack_rows(codes, rows, packed, n)
-        return errors
-
-    return packed, relative_error(np.concatenate(each(work, row_blocks(n, m, TILE_ROWS), pool)))
-
-
-def relative_error(errors: npt.NDArray[np.float64]) -> float:
-    """``|A - Q(A)| / |A|`` from the sums of squares of every row, [rows, 2]; 0 for a matrix of zeros."""
-    error, norm = math.fsum(errors[:, 0]), math.fsum(errors[:, 1])
-    return math.sqrt(error / norm) if norm else 0.0
 
 
 def convert_finite(array: Array, dtype: npt.DTypeLike, name: str, first: tuple[int, ...]) -> Array:
@@ -237,19 +181,6 @@ def convert_finite(array: Array, dtype: npt.DTypeLike, name: str, first: tuple[i
     if not np.isfinite(out).all():
         raise WeightError(f"{name}: values up to {np.abs(wide).max():.3g} do not fit float16; keep it float32")
     return out
-
-
-def _round_blocks(array: Array, bits: int, name: str, first_row: int) -> tuple[U8, F32]:
-    """uint8 [rows, blocks, NBITS_BLOCK] plus 2^(bits - 1), padded with zeros, and float32 scales [rows, blocks]."""
-    rows, cols = array.shape
-    blocks = -(-cols // NBITS_BLOCK)
-    zero, top = 1 << (bits - 1), (1 << (bits - 1)) - 1
-    padded = np.zeros((rows, blocks * NBITS_BLOCK), np.float32)
-    padded[:, :cols] = convert_finite(array, np.float32, name, (first_row, 0))
-    block = padded.reshape(rows, blocks, NBITS_BLOCK)
-    scales = np.abs(block).max(axis=2) / np.float32(top)
-    scales[scales == 0] = 1
-    return (np.rint(block / scales[..., None]) + zero).astype(np.uint8), scales
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

@@ -1,1 +1,1 @@
-"""Building the ONNX graph: the operator's function body, linear layers, rotary embedding, the decoder."""
+"""ONNX: nodes and tensors without contents. The operator and its definition, formats of linear layers, the decoder's graph."""

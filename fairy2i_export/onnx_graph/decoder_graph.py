@@ -8,44 +8,67 @@ in place when past and present are the same buffer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, Protocol, get_args
+
 import numpy as np
 import onnx_ir as ir
 
-from fairy2i_export.compile.plan import Plan
-from fairy2i_export.compile.tasks import WeightSource
 from fairy2i_export.decoder.description import Block, Decoder
-from fairy2i_export.onnx_graph.embedding import CONTRIB, embedding_node, linear_node
-from fairy2i_export.onnx_graph.formats import BACKENDS
-from fairy2i_export.onnx_graph.function import DOMAIN, OP_VERSION, OPSET, matmul_function
+from fairy2i_export.onnx_graph.embedding import Embedding, embedding_node
+from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node
+from fairy2i_export.onnx_graph.formats.base import Linear
+from fairy2i_export.onnx_graph.function import matmul_function
+from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_VERSION, OPSET
 from fairy2i_export.onnx_graph.positions import Positions
-from fairy2i_export.onnx_graph.writer import GraphWriter
+from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
 
-IR_VERSION = 8  # the first with model-local functions
+KVCache = Literal["float32", "float16", "int8"]
+KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)
 PAST = "past_key_values.{}.{}"
 PRESENT = "present.{}.{}"
 _CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
 
 
-class DecoderBuilder:
-    """Builds the graph of one model; the weights stay lazy."""
+class GraphSettings(Settings, Protocol):
+    """What the graph depends on besides the decoder: formats of layers, embedding and cache, and the longest text."""
 
-    def __init__(self, decoder: Decoder, plan: Plan, weights: WeightSource) -> None:
+    @property
+    def embedding(self) -> Embedding: ...
+    @property
+    def kv_cache(self) -> KVCache: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+class DecoderBuilder:
+    """Builds the graph of one model; the weights stay lazy.
+
+    Args:
+        decoder: what the model is.
+        linears: its linear layers by module name.
+        weights: where initializers come from.
+        settings: see :class:`GraphSettings`.
+    """
+
+    def __init__(self, decoder: Decoder, linears: Mapping[str, Linear], weights: Weights, settings: GraphSettings) -> None:
         self.decoder = decoder
-        self.plan = plan
+        self.linears = linears
         self.weights = weights
+        self.settings = settings
         self.graph = GraphWriter()
-        self.cache_type = _CACHE_TYPES[weights.options.kv_cache]
+        self.cache_type = _CACHE_TYPES[settings.kv_cache]
         # an int8 cache is filled and read by GroupQueryAttention itself, which computes in float32
         self.attention_type = ir.DataType.FLOAT if self.cache_type == ir.DataType.INT8 else self.cache_type
 
     def build(self) -> ir.Model:
-        decoder, names, options = self.decoder, self.decoder.names, self.weights.options
+        decoder, names, settings = self.decoder, self.decoder.names, self.settings
         ids = _input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
         mask = _input("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
-        self.positions = Positions(self.graph, decoder, ids, mask, options.context_length, self.attention_type)
+        self.positions = Positions(self.graph, decoder, ids, mask, settings.context_length, self.attention_type)
         inputs, outputs = [ids, mask], []
 
-        residual = embedding_node(self.graph, self.weights, names.embedding, options.embedding, ids)
+        residual = embedding_node(self.graph, self.weights, names.embedding, settings.embedding, ids)
         if decoder.embedding_scale is not None:
             scale = self.graph.scalar(decoder.embedding_scale)
             residual = self.graph.op(f"{names.embedding}/scale", "Mul", [residual, scale])
@@ -67,7 +90,7 @@ class DecoderBuilder:
         logits.dtype = ir.DataType.FLOAT
         logits.shape = ir.Shape(["batch_size", "sequence_length", decoder.vocab_size])
 
-        ours = BACKENDS[options.backend].library
+        ours = FORMATS[settings.backend].library
         graph = ir.Graph(
             inputs,
             [logits, *outputs],
@@ -76,7 +99,7 @@ class DecoderBuilder:
             opset_imports={"": OPSET, CONTRIB: 1, **({DOMAIN: OP_VERSION} if ours else {})},
             name=decoder.architecture,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, functions=[matmul_function()] if ours else [])
+        return ir.Model(graph, ir_version=FUNCTION_IR_VERSION, functions=[matmul_function()] if ours else [])
 
     def _attention(self, layer: int, block: Block, x: ir.Value, past: list[ir.Value], present: list[ir.Value]) -> ir.Value:
         names, decoder, g = self.decoder.names, self.decoder, self.graph
@@ -130,7 +153,7 @@ class DecoderBuilder:
         return self._linear(names.o.format(layer), attended)
 
     def _cache_scales(self, layer: int) -> list[ir.Value | None]:
-        """What one step of an int8 cache is worth in every channel; written once the model has been run (calibration.py)."""
+        """What one step of an int8 cache is worth in every channel; measured once the model can be run (cache_scales.py)."""
         ones = np.ones(self.decoder.kv_heads * self.decoder.head_dim, np.float32)
         names = (PAST.format(layer, part) for part in ("key_scale", "value_scale"))
         return [None, *(self.graph.initializer(ir.tensor(ones, name=name)) for name in names)]  # None: attention sinks
@@ -201,7 +224,7 @@ class DecoderBuilder:
         return total, normed
 
     def _norm_weight(self, module: str) -> ir.Value:
-        return self.graph.initializer(self.weights.vector(f"{module}.weight", plus=self.decoder.norm_offset))
+        return self.graph.initializer(self.weights.dense(f"{module}.weight", plus=self.decoder.norm_offset))
 
     def _cap_logits(self, logits: ir.Value) -> ir.Value:
         if self.decoder.logits_softcap is None:
@@ -211,7 +234,7 @@ class DecoderBuilder:
         return g.op("logits/cap", "Mul", [g.op("logits/tanh", "Tanh", [divided]), cap])
 
     def _linear(self, module: str, x: ir.Value) -> ir.Value:
-        return linear_node(self.graph, self.weights, self.plan.linears[module], x)
+        return linear_node(self.graph, self.weights, self.linears[module], x)
 
     def _cache(self, pattern: str, layer: int, part: str, length: str) -> ir.Value:
         shape: list[str | int] = ["batch_size", self.decoder.kv_heads, length, self.decoder.head_dim]

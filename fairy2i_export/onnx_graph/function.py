@@ -15,14 +15,9 @@ from __future__ import annotations
 import onnx.parser
 import onnx_ir as ir
 
+from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.layout import BLOCK_COLS, CELL_BYTES, CELL_COLS, HALF_ROWS, TILE_ROWS, byte_planes
-from fairy2i_export.codes.quantizer import MAX_STAGES
-
-DOMAIN = "ai.fairy2i"
-OP_NAME = "Fairy2iMatMul"
-OP_VERSION = 1
-OPSET = 18  # first with BitwiseAnd and with OptionalHasElement of an absent input
-INPUTS = ("X", "packed", "scales", "bias", "row_multiplier", "col_multiplier")
+from fairy2i_export.onnx_graph.operator import ATTRIBUTES, DOMAIN, INPUTS, OP_NAME, OPSET
 
 _HALVES = TILE_ROWS // HALF_ROWS
 _CELLS_PER_BLOCK = BLOCK_COLS // CELL_COLS
@@ -30,7 +25,7 @@ _BYTE_COLUMNS = CELL_BYTES // (_HALVES * HALF_ROWS)  # of a cell; a byte holds t
 
 _BODY = """
 <domain: "{domain}", opset_import: ["" : {opset}]>
-{op} <K, N, stages, layout_version, scale_scope> ({inputs}) => (Y)
+{op} <{attributes}> ({inputs}) => (Y)
 {{
   zero = Constant <value = float[1, 1] {{0}}> ()
   one = Constant <value = float {{1}}> ()
@@ -159,6 +154,7 @@ def function_text(opset: int = OPSET) -> str:
         domain=DOMAIN,
         op=OP_NAME,
         opset=opset,
+        attributes=", ".join(ATTRIBUTES),
         inputs=", ".join(INPUTS),
         orders=", ".join(map(str, orders)),
         most_planes=2 * MAX_STAGES,

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import Rope
 from fairy2i_export.onnx_graph.rope_tables import rotary_tables
-from fairy2i_export.onnx_graph.writer import GraphWriter
+from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
 
 # added to the score of a hidden slot; far below any score, finite (a row of infinities alone would become NaN and spread
 # through the cache), and within the range of float16
@@ -107,5 +107,5 @@ class Positions:
             {} if rope.fraction == 1 else {"rotary_embedding_dim": rope.rotated(self._decoder.head_dim), "num_heads": heads}
         )
         return self._graph.op(
-            f"{module}/rotary", "RotaryEmbedding", [x, self.ids, cos, sin], domain="com.microsoft", interleaved=0, **part
+            f"{module}/rotary", "RotaryEmbedding", [x, self.ids, cos, sin], domain=CONTRIB, interleaved=0, **part
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+CONTRIB = "com.microsoft"  # the domain of ONNX Runtime's own operators
 CONSTANT = "const/"  # begins the names of the graph's own numbers
 
 
@@ -30,6 +31,11 @@ class GraphWriter:
     ) -> None:
         """Append a node; None is an input that is absent, a value named "" an output that is not wanted."""
         self.nodes.append(ir.node(op_type, inputs, attributes=attributes, domain=domain, outputs=outputs, name=name))
+
+    def add(self, node: ir.Node) -> ir.Value:
+        """Append a finished node and return its first output."""
+        self.nodes.append(node)
+        return node.outputs[0]
 
     def op(
         self, name: str, op_type: str, inputs: Sequence[ir.Value | None], *, domain: str = "", **attributes: Any

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-DATA = "model.onnx.data"
+MODEL = "model.onnx"
+DATA = f"{MODEL}.data"
 ALIGNMENT = 4096  # of every tensor in the file, so that it can be mapped and executed in place
 INLINE_BYTES = 1024  # smaller tensors stay in model.onnx
 _CHECK_CHUNK = 1 << 22

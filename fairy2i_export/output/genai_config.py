@@ -11,7 +11,9 @@ from fairy2i_export.onnx_graph.decoder_graph import PAST, PRESENT
 from fairy2i_export.source.checkpoint import read_json
 from fairy2i_export.source.tokenizer_files import SpecialTokens
 
-LIBRARY = "libfairy2i_ops.so"  # a bare name: found beside this file, or among the libraries already loaded
+# A bare name: found beside this file, or among the libraries already loaded. It is the one of Linux and Android on every system: a
+# folder holds no code and is the same wherever it was made; hosts on other systems overlay the name (docs/runtime.md).
+LIBRARY = "libfairy2i_ops.so"
 _MAX_LENGTH = 2048  # genai allocates the whole KV cache for max_length tokens up front
 
 

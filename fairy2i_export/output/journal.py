@@ -7,53 +7,23 @@ ends the journal.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fairy2i_export import __version__
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.errors import OutputError
-from fairy2i_export.output.data_file import Place
-from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.learned import learned_digest
-
-try:
-    import fcntl
-except ImportError:  # Windows: two exports into one folder at a time are then not noticed
-    fcntl = None  # type: ignore[assignment]
-
 _FORMAT = "fairy2i-export journal 1"
-
-
-def identity(checkpoint: Checkpoint, options: ExportOptions, places: Mapping[str, Place]) -> dict[str, str]:
-    """Hashes of everything the bytes of an export depend on, without reading a weight.
-
-    ``source`` covers config.json, learned multipliers and scales, and of every safetensors file the name, size, time of change
-    and tensors; that the weights themselves are the same is checked when they are read (see
-    :class:`fairy2i_export.source.tensor_stream.ReadTensor.digest`).
-    """
-    files = []
-    for file in checkpoint.files:
-        status = file.path.stat()
-        tensors = {name: asdict(info) for name, info in file.tensors.items()}
-        files.append([file.path.name, status.st_size, status.st_mtime_ns, tensors])
-    return {
-        "tool": __version__,
-        "source": _hash([checkpoint.name, checkpoint.config, files, learned_digest(checkpoint, options)]),
-        "options": _hash([asdict(options), {name: asdict(place) for name, place in places.items()}]),
-    }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+# key of the first line -> why a journal with another value cannot be used
+_DIFFERENCES = {
+    "tool": "it is of another version",
+    "codes": "the quantizer or the packer has changed",
+    "source": "the checkpoint has changed",
+    "options": "the options are others",
+}
 
 
 class Journal:
-    """A journal that is open, and locked against a second export into the same folder.
+    """A journal that is open.
 
     Args:
         path: of the file; made if it does not exist.
@@ -61,9 +31,6 @@ class Journal:
     Attributes:
         tensors: finished tasks: id -> what :meth:`finished_tensor` was given.
         files: name -> SHA-256 of the source files read to the end.
-
-    Raises:
-        OutputError: another process has it open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,14 +38,6 @@ class Journal:
         self.files: dict[str, str] = {}
         path.touch()
         self._file: BinaryIO = path.open("r+b")
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._file.close()
-                raise OutputError(
-                    f"{path.parent}: another export into this folder is running; wait, or choose another"
-                ) from error
 
     def resume(self, expected: Mapping[str, str]) -> str | None:
         """Take up what is there, if it belongs to ``expected``.
@@ -94,9 +53,8 @@ class Journal:
         if head is None or head.get("journal") != _FORMAT:
             self._start(expected)
             return "its journal is damaged"
-        for what, words in (("tool", "it is of another version"), ("source", "the checkpoint has changed"),
-                            ("options", "the options are others")):  # fmt: skip
-            if head.get(what) != expected[what]:
+        for what, words in _DIFFERENCES.items():
+            if head.get(what) != expected.get(what):
                 self._start(expected)
                 return words
         good = len(lines[0])
@@ -128,7 +86,7 @@ class Journal:
         self._append({"file": name, "sha256": sha256})
 
     def close(self) -> None:
-        """Close the file, which unlocks it."""
+        """Close the file."""
         self._file.close()
 
     def _start(self, head: Mapping[str, str]) -> None:

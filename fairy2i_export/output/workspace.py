@@ -14,12 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fairy2i_export.errors import OutputError
 from fairy2i_export.output.journal import Journal
 
 EXPORT_MARKERS = ("model.onnx", "genai_config.json")  # what makes a folder recognizable as an earlier export
 REWRITE_MARKERS = ("model.onnx", "rewrite.json")  # the same for the output of fairy2i_export.rewrite
-_FOLDER, _JOURNAL, _CALIBRATED = "folder", "journal", "calibrated"
+_FOLDER, _JOURNAL, _CALIBRATED, _LOCK = "folder", "journal", "calibrated", "lock"
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Workspace:
         folder: becomes the output folder.
         journal: what has been done in it.
         calibrated: where calibrated layers are kept until the export is complete; may not exist.
+        lock: held against a second export into the same folder.
     """
 
     folder: Path
     journal: Journal
     calibrated: Path
+    lock: FileLock
 
     def clear(self) -> None:
         """Remove what an earlier run left in the folder."""
@@ -46,6 +50,11 @@ class Workspace:
         self.journal.discard()
         shutil.rmtree(self.calibrated, ignore_errors=True)
         self.clear()
+
+    def close(self) -> None:
+        """Close the journal and let others in."""
+        self.journal.close()
+        self.lock.release()
 
 
 @contextmanager
@@ -93,10 +102,10 @@ def output_folder(
     finally:
         if workspace is not None:
             if os.name == "nt":  # open files cannot be removed there
-                workspace.journal.close()
+                workspace.close()
             if not keep:
                 shutil.rmtree(workspace.folder.parent, ignore_errors=True)
-            workspace.journal.close()
+            workspace.close()
         for parent in [] if keep else made:
             with suppress(OSError):
                 parent.rmdir()
@@ -111,17 +120,34 @@ def _open_workspace(out: Path) -> Workspace:
     partial = partial_folder(out)
     if os.path.lexists(partial):
         ours = partial.is_dir() and not partial.is_symlink()
-        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED}:
+        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED, _LOCK}:
             raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
     (partial / _FOLDER).mkdir(parents=True, exist_ok=True)
-    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED)
+    lock = FileLock(partial / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{partial}: another export into this folder is running; wait, or choose another") from error
+    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED, lock)
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise OutputError if the file system of ``folder`` has fewer than ``needed`` bytes free."""
-    free = shutil.disk_usage(folder).free
+def check_space(out: Path, needed: int) -> None:
+    """Raise OutputError if the file system has fewer than ``needed`` bytes free for ``out``.
+
+    What an unfinished export to ``out`` takes already counts as free.
+    """
+    place = Path(os.path.realpath(out)).parent
+    while not place.exists():
+        place = place.parent
+    taken = partial_folder(Path(os.path.realpath(out))) / _FOLDER
+    free = shutil.disk_usage(place).free + (_bytes_taken(taken) if taken.is_dir() else 0)
     if free < needed:
-        raise OutputError(f"{folder.parent.parent}: the model needs about {needed:,} bytes, the disk has {free:,} free")
+        raise OutputError(f"{place}: the model needs about {needed:,} bytes, the disk has {free:,} free")
+
+
+def _bytes_taken(folder: Path) -> int:
+    """Of the files in a folder, without the holes of an unfinished data file."""
+    return 512 * sum(getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir())
 
 
 def check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...] = EXPORT_MARKERS) -> None:

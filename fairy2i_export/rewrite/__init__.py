@@ -2,13 +2,13 @@
 
 The passes, in the order in which they run (:mod:`.pipeline`):
 
-    find       every product with a matrix                          .find
-    resolve    which of those matrices are constant, and their value  .constants, .resolve
-    select     --include and --exclude                               .select
-    recognise  latent weights, or sums of stages already             .recognise
-    replace    nodes, fused biases, lazily packed weights            .replace, .weights
-    prune      what only the replaced nodes used                     .prune
-    define     function body, operator sets, metadata                .define
+    find       every product with a matrix (patterns/)
+    select     --include and --exclude
+    resolve    shape and format of those that are constant (values/)
+    recognise  latent weights, or sums of stages already
+    replace    nodes, fused biases, lazily packed weights (patterns/, replacement.py, operands.py)
+    prune      what only the replaced nodes used
+    define     function body, operator sets
 """
 
 from __future__ import annotations

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.quantizer import Profile, Quantizer, RowMultiplier
+from fairy2i_export.codes.choices import Profile, RowMultiplier
+from fairy2i_export.codes.native import F32
+from fairy2i_export.codes.recover.stage_sums import StageSums
+from fairy2i_export.rewrite.values.constants import Constants
 
 Origin = Literal["quantized", "recovered", "trained"]
 
@@ -20,18 +25,20 @@ class Recipe:
         origin: ``quantized``: the matrix is quantized. ``recovered``: it is a sum of stages, and its own codes are used.
             ``trained``: a quantizer in the graph made it from ``latent``, which is quantized the same way.
         stages: of the result.
-        profile: numeric profile of the quantizer.
-        row_multiplier: of the quantizer.
-        quantizer: greedy or joint; of a recovered matrix nobody knows, greedy stands there.
+        row_multiplier: whether there is one.
+        profile: numeric profile of the quantizer; None for a recovered matrix, of which nobody knows.
+        quantizer: its name; likewise.
+        sums: what was found out about a recovered matrix: its codes can be read off again.
         latent: the initializer to quantize instead of the matrix, for ``trained``.
         latent_transposed: whether that is stored [K, N].
     """
 
     origin: Origin
     stages: int
-    profile: Profile
     row_multiplier: RowMultiplier
-    quantizer: Quantizer
+    profile: Profile | None = None
+    quantizer: str | None = None
+    sums: StageSums | None = None
     latent: ir.Value | None = None
     latent_transposed: bool = False
 
@@ -77,3 +84,21 @@ class Linear:
     @property
     def parameters(self) -> int:
         return 0 if self.shape is None else self.shape[0] * self.shape[1]
+
+
+def matrix_of(linear: Linear, constants: Constants) -> npt.NDArray[np.generic]:
+    """The matrix A [N, K] of a resolved layer, in its own number format.
+
+    Raises:
+        ModelError: if it cannot be read or computed.
+    """
+    if linear.value is None:
+        raise AssertionError(f"{linear.name}: has no constant operand")
+    array = constants.array(linear.value)
+    return array.T if linear.transposed else array
+
+
+def float_matrix(array: npt.NDArray[np.generic]) -> F32:
+    """The same in float32, contiguous."""
+    result: F32 = np.ascontiguousarray(array, dtype=np.float32)
+    return result

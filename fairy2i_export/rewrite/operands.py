@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.analysis import relative_error
-from fairy2i_export.codes.layout import PackedLinear, pack, packed_size
+from fairy2i_export.codes.layout import PackedLinear, pack, pack_coded, packed_size
+from fairy2i_export.codes.quantized import change_of
 from fairy2i_export.codes.quantizer import find_scales, quantize
-from fairy2i_export.codes.row_sums import recover_any
-from fairy2i_export.compile.tasks import pack_scaled
 from fairy2i_export.errors import ModelError
-from fairy2i_export.rewrite.linears import Linear
-from fairy2i_export.rewrite.passes.resolve import float_matrix
+from fairy2i_export.onnx_graph.operator import Operands
+from fairy2i_export.rewrite.linears import Linear, float_matrix
+from fairy2i_export.rewrite.names import Names
 from fairy2i_export.rewrite.values.constants import Constants
-
-
-class Names:
-    """Hands out names that no value of the model has."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._taken: set[str] = set()
-        for graph in (model.graph, *model.graph.subgraphs()):
-            self._take(graph.inputs)
-            self._take(graph.initializers.values())
-        for node in model.graph.all_nodes():
-            self._take(node.outputs)
-
-    def _take(self, values: Iterable[ir.Value]) -> None:
-        self._taken.update(value.name for value in values if value.name)
-
-    def new(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return name
-
-
-@dataclass(frozen=True)
-class Operands:
-    """Initializers of one node."""
-
-    packed: ir.Value
-    scales: ir.Value
-    row_multiplier: ir.Value | None
 
 
 @dataclass
@@ -95,7 +63,7 @@ class PackedWeights:
             self._scales[scaled] = self._add(
                 f"{linear.name}.scales", ir.DataType.FLOAT, (stages, 2, 2), lambda: layer.scales(factor)
             )
-        return Operands(packed, self._scales[scaled], rows)
+        return Operands(packed, self._scales[scaled], row_multiplier=rows)
 
     def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """A small initializer that is known now."""
@@ -161,35 +129,25 @@ class _Layer:
         if recipe is None:
             raise AssertionError(f"{linear.name}: not recognised")
         matrix = _turned(self.read(), linear.transposed)
-        if recipe.origin == "quantized":
-            scaled = find_scales(
-                matrix,
-                recipe.stages,
-                recipe.profile,
-                quantizer=recipe.quantizer,
-                row_multiplier=recipe.row_multiplier,
-                name=linear.name,
-                pool=pool,
-            )
-            packed, error = pack_scaled(scaled, pool)
-            n, m = scaled.matrix.n, scaled.matrix.m
-            return PackedLinear(packed, scaled.scales, n, m, recipe.stages, scaled.row_multiplier), error
-        a = float_matrix(matrix)
-        if self.read_latent is None:
-            q = recover_any(a)
+        if recipe.sums is not None:
+            q = recipe.sums.read(float_matrix(matrix))
             if q is None:
                 raise ModelError(f"{linear.name}: the weights changed while the model was rewritten")
-        else:
+            return pack(q), change_of(float_matrix(matrix), q)
+        if recipe.profile is None or recipe.quantizer is None:
+            raise AssertionError(f"{linear.name}: nothing says how it is quantized")
+        how: dict[str, Any] = {
+            "quantizer": recipe.quantizer,
+            "row_multiplier": recipe.row_multiplier,
+            "name": linear.name,
+        }
+        if self.read_latent is not None:
             latent = _turned(self.read_latent(), recipe.latent_transposed)
-            q = quantize(
-                latent,
-                recipe.stages,
-                recipe.profile,
-                quantizer=recipe.quantizer,
-                row_multiplier=recipe.row_multiplier,
-                name=linear.name,
-            )
-        return pack(q), relative_error(a, q)
+            q = quantize(latent, recipe.stages, recipe.profile, **how)
+            return pack(q), change_of(float_matrix(matrix), q)
+        scaled = find_scales(matrix, recipe.stages, recipe.profile, pool=pool, **how)
+        packed, error = pack_coded(scaled, pool)
+        return PackedLinear(packed, scaled.scales, scaled.n, scaled.m, recipe.stages, scaled.row_multiplier), error
 
 
 def _turned(stored: npt.NDArray[np.generic], transposed: bool) -> npt.NDArray[np.generic]:

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
-from fairy2i_export.codes.layout import LAYOUT_VERSION
+from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library
-from fairy2i_export.compile.options import check_quantizer
-from fairy2i_export.compile.run import MODEL, Observer, thread_count
-from fairy2i_export.errors import ModelError
-from fairy2i_export.output.companions import copy_genai_files, copy_library
-from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES
-from fairy2i_export.output.workspace import REWRITE_MARKERS, check_space, output_folder
-from fairy2i_export.rewrite.linears import Linear
-from fairy2i_export.rewrite.operands import Names, PackedWeights
-from fairy2i_export.rewrite.passes.define import define_operator, describe
+from fairy2i_export.errors import LibraryError, ModelError
+from fairy2i_export.output.companions import copy_genai_files
+from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES, MODEL
+from fairy2i_export.output.metadata import RECOVERED, Rewritten, describe_rewrite
+from fairy2i_export.output.progress import Observer, thread_count
+from fairy2i_export.output.workspace import REWRITE_MARKERS, check_free, check_space, output_folder
+from fairy2i_export.request.option import build, check_choices, declared, takes
+from fairy2i_export.request.request import Request
+from fairy2i_export.rewrite.linears import Linear, Recipe
+from fairy2i_export.rewrite.names import Names
+from fairy2i_export.rewrite.operands import PackedWeights
+from fairy2i_export.rewrite.passes.define import define_operator
 from fairy2i_export.rewrite.passes.find import find_linears, operator_names, operator_nodes
 from fairy2i_export.rewrite.passes.prune import prune
 from fairy2i_export.rewrite.passes.recognise import Recogniser, Setting
-from fairy2i_export.rewrite.passes.replace import Replacer
+from fairy2i_export.rewrite.passes.replace import replace_linears
 from fairy2i_export.rewrite.passes.resolve import resolve_weights
 from fairy2i_export.rewrite.passes.select import select_linears
+from fairy2i_export.rewrite.patterns import PATTERNS
+from fairy2i_export.rewrite.replacement import Replacements
 from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLinear
 from fairy2i_export.rewrite.values.constants import Constants
 from fairy2i_export.rewrite.values.model_file import files_sha256, model_files, open_model
@@ -52,38 +57,23 @@ class _Changed:
         return [linear for linear in self.linears if linear.alive]
 
 
+@takes(Request, "onnx")
 def rewrite_onnx(
     source: str | Path,
     out: str | Path | None = None,
     *,
-    stages: int | None = None,
-    profile: str | None = None,
-    quantizer: str | None = None,
-    row_multiplier: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    trained: bool = False,
-    force: bool = False,
-    jobs: int | None = None,
     dry_run: bool = False,
     observer: Observer | None = None,
+    **options: Any,
 ) -> RewriteReport:
     """Rewrite the linear layers of an ONNX model to Fairy2iMatMul nodes and keep everything else.
 
     Args:
         source: the model, opset 18 or newer, with or without external data.
         out: folder to write; ``./NAME-fairy2i`` by default.
-        stages: residual stages 1 to 4 for weights that have to be quantized; 2 by default.
-        profile: ``bf16-reference`` (default) or ``fp32``.
-        quantizer: ``greedy`` (default) or ``joint``.
-        row_multiplier: ``none`` (default) or ``rms``.
-        include: globs on layer, node and weight names; only matching layers are rewritten.
-        exclude: globs; matching layers stay as they are.
-        trained: the caller knows that the weights come from Fairy2i training; no warning about it.
-        force: replace an earlier result in ``out``.
-        jobs: threads that quantize; default: as many as this process may use cores. The result does not depend on it.
         dry_run: find out what would be done and write nothing.
         observer: hears about progress.
+        **options: fields of :class:`~fairy2i_export.request.request.Request`; None is an option that is not given.
 
     Returns:
         What was done; see :class:`RewriteReport`.
@@ -95,19 +85,20 @@ def rewrite_onnx(
     started = time.monotonic()
     observer = observer or Observer()
     path = Path(source)
-    setting = Setting(*check_quantizer(stages, profile, row_multiplier, quantizer))
-    count = thread_count(jobs)
+    request: Request = build(Request, "onnx", options, str(source))
+    setting = _setting(request)
+    count = thread_count(request.jobs)
     model, opset = open_model(path)
     files = model_files(path, model)
     source_bytes = sum(file.stat().st_size for file in files)
-    changed = _change(model, opset, setting, tuple(include), tuple(exclude), observer)
+    changed = _change(model, opset, setting, request, observer)
     _check_anything(path, changed)
     expected_bytes = _expected_bytes(model)
     target = Path(out) if out is not None else Path(f"{_name_of(path)}-fairy2i")
+    check_free(target, request.force, path, REWRITE_MARKERS)
+    problems: list[str] = []
 
-    def report(
-        folder: Path | None, sha256: str | None, output_bytes: int, copied: tuple[str, ...] = (), missing: str = ""
-    ) -> RewriteReport:
+    def report(folder: Path | None, sha256: str | None, output_bytes: int, copied: tuple[str, ...] = ()) -> RewriteReport:
         errors = changed.weights.errors
         rewritten = tuple(_rewritten(linear, changed) for linear in changed.rewritten)
         return RewriteReport(
@@ -119,7 +110,7 @@ def rewrite_onnx(
             rewritten=rewritten,
             left=tuple(LeftLinear(x.name, x.node.name or "", x.operator, x.reason) for x in changed.linears if not x.alive),
             already=changed.already,
-            warnings=(*_warnings(changed, errors, stages, trained), *filter(None, [missing])),
+            warnings=(*problems, *_warnings(changed, errors, request)),
             copied=copied,
             dense_bytes=changed.dense_bytes,
             packed_bytes=sum(value.const_value.nbytes for value in changed.packed if value.const_value is not None),
@@ -128,18 +119,24 @@ def rewrite_onnx(
             seconds=time.monotonic() - started,
         )
 
-    if dry_run:
-        return report(None, None, expected_bytes)
     if changed.rewritten:
-        check_library()
-    with output_folder(target, force=force, source=path, markers=REWRITE_MARKERS) as workspace:
+        try:
+            check_library()
+        except LibraryError as error:
+            if not dry_run:  # which tells all the same what there is to be rewritten
+                raise
+            problems.append(f"without --dry-run this is an error: {error}")
+    if dry_run:
+        check_space(target, expected_bytes)
+        return report(None, None, expected_bytes)
+    with output_folder(target, force=request.force, source=path, markers=REWRITE_MARKERS) as workspace:
         folder = workspace.folder
         workspace.discard()
-        check_space(folder, expected_bytes)
+        check_space(target, expected_bytes)
         observer.phase("reading", source_bytes)
         sha256 = files_sha256(files, observer.advance)
         if changed.rewritten:
-            describe(model, _properties(changed, path, sha256))
+            _describe(model, changed, path, sha256)
         observer.phase("quantizing", sum({id(x.value): x.parameters for x in changed.rewritten}.values()))
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with pool or nullcontext():
@@ -153,28 +150,30 @@ def rewrite_onnx(
                 align_threshold=0,
             )
         written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
-        missing = copy_library(folder)
-        result = report(target, sha256, written, copy_genai_files(path, folder), missing)
+        result = report(target, sha256, written, copy_genai_files(path, folder))
         (folder / REPORT).write_text(result.to_json(), encoding="utf-8")
     return result
 
 
-def _change(
-    model: ir.Model,
-    opset: int,
-    setting: Setting,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    observer: Observer,
-) -> _Changed:
+def _setting(request: Request) -> Setting:
+    """The quantizer's options: where no config.json completes them, what is not given is the default."""
+    check_choices(request, "onnx")
+    known = declared(Request, "onnx")
+    asked = {name: request.asked[name] for name in Setting._fields}
+    values = {name: known[name].fallback if value is None else value for name, value in asked.items()}
+    check_stages(values["stages"])
+    return Setting(**values)
+
+
+def _change(model: ir.Model, opset: int, setting: Setting, request: Request, observer: Observer) -> _Changed:
     """Run all passes on the model in memory."""
     passes: dict[str, int] = {}
     already = len(operator_nodes(model))
     constants = Constants(model)
     linears = find_linears(model, constants)
     passes["find"] = len(linears)
-    if linears or include or exclude:
-        passes["select"] = select_linears(linears, include, exclude, operator_names(model))
+    if linears or request.include or request.exclude:
+        passes["select"] = select_linears(linears, request.include, request.exclude, operator_names(model))
     passes["resolve"] = resolve_weights(linears, constants)
     observer.phase("recognising", sum(linear.parameters for linear in linears if linear.alive))
     recogniser = Recogniser(constants, setting)
@@ -185,10 +184,10 @@ def _change(
     before = set(model.graph.initializers)
     matrices = {id(x.value): x for x in linears if x.alive}.values()
     dense_bytes = sum(int(x.parameters * (x.dtype.bitwidth if x.dtype is not None else 32) // 8) for x in matrices)
-    replacer = Replacer(constants, weights, names, orphans=[])
-    passes["replace"] = replacer.run(linears)
-    passes["fuse bias"] = replacer.fused
-    nodes, initializers = prune(replacer.orphans)
+    shared = Replacements(constants, weights, names, orphans=[])
+    passes["replace"] = replace_linears(linears, shared)
+    passes["fuse bias"] = shared.fused
+    nodes, initializers = prune(shared.orphans)
     passes["prune nodes"], passes["prune initializers"] = nodes, initializers
     passes["define"] = define_operator(model, opset, rewritten=passes["replace"] > 0)
     packed = [
@@ -203,7 +202,7 @@ def _check_anything(path: Path, changed: _Changed) -> None:
     if changed.rewritten or changed.already:
         return
     if not changed.linears:
-        raise ModelError(f"{path}: holds no MatMul and no Gemm; there is nothing to rewrite")
+        raise ModelError(f"{path}: holds no {' and no '.join(PATTERNS)}; there is nothing to rewrite")
     reasons = Counter(linear.reason for linear in changed.linears)
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
     raise ModelError(f"{path}: none of its {len(changed.linears)} products can be rewritten ({listed}); nothing was written")
@@ -238,34 +237,34 @@ def _rewritten(linear: Linear, changed: _Changed) -> RewrittenLinear:
     )
 
 
-def _warnings(changed: _Changed, errors: dict[str, float], stages: int | None, trained: bool) -> tuple[str, ...]:
+def _warnings(changed: _Changed, errors: dict[str, float], request: Request) -> tuple[str, ...]:
     warnings = []
     recipes = [(linear.name, linear.recipe) for linear in changed.rewritten if linear.recipe is not None]
     fresh = [errors[name] for name, recipe in recipes if recipe.origin == "quantized" and name in errors]
-    if fresh and not trained:
+    if fresh and not request.trained:
         warnings.append(
             f"{len(fresh)} matrices were quantized, which changed them by {sum(fresh) / len(fresh):.0%} on average, and "
             "nothing in an ONNX file says whether the model was trained for that: if it was, --trained confirms it; a plain "
             "pretrained model will produce nonsense"
         )
-    other = sum(recipe.origin != "quantized" and recipe.stages != stages for _, recipe in recipes)
-    if stages is not None and other:
-        warnings.append(f"{other} matrices keep the number of stages that they were made with, not --stages {stages}")
+    other = sum(recipe.origin != "quantized" and recipe.stages != request.stages for _, recipe in recipes)
+    if request.asked["stages"] is not None and other:
+        warnings.append(
+            f"{other} matrices keep the number of stages that they were made with, not --stages {request.stages}"
+        )
     return tuple(warnings)
 
 
-def _properties(changed: _Changed, path: Path, sha256: str) -> dict[str, str]:
+def _describe(model: ir.Model, changed: _Changed, path: Path, sha256: str) -> None:
     recipes = [linear.recipe for linear in changed.rewritten if linear.recipe is not None]
 
-    def listed(values: Iterable[object]) -> str:
-        return ",".join(dict.fromkeys(map(str, values)))
+    def stated(recipe: Recipe, value: object) -> str:
+        return RECOVERED if recipe.origin == "recovered" else str(value)
 
-    return {
-        "fairy2i.layout_version": str(LAYOUT_VERSION),
-        "fairy2i.stages": listed(sorted(recipe.stages for recipe in recipes)),
-        "fairy2i.profile": listed(recipe.profile for recipe in recipes),
-        "fairy2i.quantizer": listed(recipe.quantizer for recipe in recipes),
-        "fairy2i.row_multiplier": listed(recipe.row_multiplier for recipe in recipes),
-        "fairy2i.source": path.name,
-        "fairy2i.source_sha256": sha256,
-    }
+    layers = Rewritten(
+        stages=tuple(recipe.stages for recipe in recipes),
+        profile=tuple(stated(recipe, recipe.profile) for recipe in recipes),
+        quantizer=tuple(stated(recipe, recipe.quantizer) for recipe in recipes),
+        row_multiplier=tuple(stated(recipe, recipe.row_multiplier) for recipe in recipes),
+    )
+    describe_rewrite(model, layers, source=path.name, sha256=sha256, others=changed.already > 0)

@@ -6,33 +6,11 @@ config.json's entry ``fairy2i`` says which there are: ``row_multiplier``, ``col_
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from fairy2i_export.codes.quantizer import Profile, Quantizer, RowMultiplier
+from fairy2i_export.codes.choices import LEARNED, Choices, RowMultiplier
 from fairy2i_export.codes.weight_checks import check_multiplier
 from fairy2i_export.source.checkpoint import Checkpoint
-
-RowChoice = Literal["none", "rms", "learned", "calibrated"]  # calibrated: found by calibrate/, not for callers to choose
-ColumnChoice = Literal["none", "learned"]
-ScaleChoice = Literal["computed", "learned"]
-LEARNED: Literal["learned"] = "learned"
-
-
-class Choices(Protocol):
-    """The part of the export options that says how a weight is quantized."""
-
-    @property
-    def stages(self) -> int: ...
-    @property
-    def profile(self) -> Profile: ...
-    @property
-    def quantizer(self) -> Quantizer: ...
-    @property
-    def row_multiplier(self) -> RowChoice: ...
-    @property
-    def col_multiplier(self) -> ColumnChoice: ...
-    @property
-    def scales(self) -> ScaleChoice: ...
 
 
 def learned_shapes(module: str, out_features: int, in_features: int, choices: Choices) -> dict[str, tuple[int, ...]]:

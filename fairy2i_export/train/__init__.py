@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fairy2i_export.codes.choices import METHODS
     from fairy2i_export.train.qat.fake_quantize import fake_quantize
     from fairy2i_export.train.qat.modules import QATLinear
-    from fairy2i_export.train.qat.options import METHODS, QuantizationOptions, options_of
+    from fairy2i_export.train.qat.options import QuantizationOptions, options_of
     from fairy2i_export.train.qat.prepare import PrepareReport, config_entry, convert, load_learned, prepare
     from fairy2i_export.train.recipe import Recipe
     from fairy2i_export.train.run import TrainingResult, train
@@ -33,7 +34,7 @@ __all__ = [
     "train",
 ]
 _MODULES = {
-    "METHODS": "train.qat.options",
+    "METHODS": "codes.choices",
     "PrepareReport": "train.qat.prepare",
     "QATLinear": "train.qat.modules",
     "QuantizationOptions": "train.qat.options",

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.train.qat.modules import QATLinear
@@ -61,10 +62,12 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
         chosen = "; ".join(f"{name} {', '.join(patterns)}" for name, patterns in globs.items() if patterns)
         warnings.append(_contradiction("exclude", ", ".join(excluded), chosen, ""))
     complete = replace(recipe, **{**trained, **given, **globs})
-    if (complete.method, complete.quantizer, complete.learned_scales) == ("fairy2i", "joint", False):
+    strategy = STRATEGIES.get(complete.quantizer)
+    searches = strategy is not None and strategy.searches
+    if complete.method == "fairy2i" and searches and not complete.learned_scales:
         warnings.append(
-            "--quantizer joint fits its scales anew in every step, which is slow and has trained a small model worse than greedy; "
-            "add --learned-scales, with which it trained best (docs/quality.md)"
+            f"--quantizer {complete.quantizer} fits its scales anew in every step, which is slow and has trained a small "
+            "model worse than greedy; add --learned-scales, with which it trained best (docs/quality.md)"
         )
     return complete, warnings
 

@@ -1,7 +1,4 @@
-"""The recipe of a training run: every choice that decides its result, checked before anything is loaded.
-
-Outside the package ``train``, whose import needs torch: the command line reads it for its help.
-"""
+"""The recipe of a training run: every choice that decides its result, checked before anything is loaded. No torch in here."""
 
 from __future__ import annotations
 
@@ -10,125 +7,142 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fairy2i_export.codes.choices import METHODS as QUANTIZING
+from fairy2i_export.codes.choices import one_of
 from fairy2i_export.errors import OptionError
+from fairy2i_export.request.option import declared, flag_of, option
+from fairy2i_export.request.quantization import Quantization
 
 Method = Literal["fairy2i", "binary", "ternary", "float"]
 Bos = Literal["none", "document", "block"]
 Schedule = Literal["wsd", "paper", "cosine", "constant"]
 SaveDtype = Literal["bfloat16", "float16", "float32"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[str, ...] = (*QUANTIZING, "float")
 BOS_PLACES: tuple[Bos, ...] = get_args(Bos)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 MAX_BLOCK = 2048  # of the published recipe; the default is the model's context if that is shorter
+_TRAINING = ("training",)
+_DATA, _METHOD, _LENGTH, _RATE = "Data", "Method", "Length and batch", "Optimizer and schedule"
+_TEACHER, _EVAL, _RUN = "Teacher", "Evaluation", "Run"
 
-# fields that may differ when a run is continued: they do not change what comes out
-_FREE = frozenset({"output", "threads", "keep_checkpoints", "quiet", "batch", "accumulate", "force"})
+
+def _opt(panel: str, default: Any, help_text: str, metavar: str | None = None, shown: str = "", **details: Any) -> Any:
+    return option(default, help_text, ends=_TRAINING, panel=panel, metavar=metavar, shown=shown, **details)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Quantization):
     """A training run. The defaults of the optimizer are those of the published Fairy2i training.
+
+    For the options under "Method", None (or no glob) means: as the source was trained, if it comes from such a training, else the
+    defaults of ``QuantizationOptions``.
 
     Attributes:
         source: Hugging Face checkpoint directory or hub id to start from.
         output: folder to make.
-        data: text files, .jsonl, .parquet or ``hf:OWNER/NAME[:CONFIG[:SPLIT]]``; empty only with ``teacher_text``.
-        field: column of jsonl, parquet and hub data that holds the text.
-        separator: what stands between the documents of a text file; None: a file is one document.
-        streaming: read and tokenize while training, instead of all before; needs ``steps`` or ``max_tokens``.
-        shuffle_buffer: documents that are shuffled together when streaming.
-        block_length: tokens per training sequence; None: the model's context, at most 2,048.
-        bos: where beginning-of-text tokens stand: nowhere (as published), before every document, or before every block.
-        eos: token that ends a document: its id or its text; None: the checkpoint's first.
-        eval_data: like ``data``; for perplexities along the way.
-        eval_every: steps; None: a tenth of the run.
-        eval_tokens: use at most this many tokens of ``eval_data``; None: all.
-        patience: stop after so many evaluations without a new best one, and keep the best weights, which may be the source's;
-            None: never.
-        method: fairy2i, the baselines binary and ternary, or float (nothing is quantized).
-        stages, profile, quantizer, row_multiplier, learned_scales, activation_bits: see ``QuantizationOptions``;
-            ``activation_bits`` 0: inputs are not rounded.
-        skip_lm_head: leave the output layer float.
-        include, exclude: globs on the names of linear layers. For these and all from ``method`` on, None (or no glob): as the
-            source was trained, if it comes from such a training, else the defaults of ``QuantizationOptions``.
-        steps, max_tokens, epochs: length of the run; at most one of them. None of them: one epoch.
-        batch: sequences per process and forward pass.
-        accumulate: forward passes per optimizer step.
-        learning_rate: peak, of the latent weights.
-        float_learning_rate: peak, of everything else; None: the same.
-        schedule: wsd, paper, cosine or constant.
-        warmup: steps; below 1: share of the run. Not for ``paper``.
-        decay: share of the run in which wsd goes down.
-        min_lr_ratio: final learning rate over peak, of wsd and cosine.
-        betas, weight_decay, clip: of AdamW; ``clip`` is the largest gradient norm.
-        distill: weight of the divergence from the teacher in the loss, 0 to 1; the rest is cross entropy.
-        temperature: of teacher and student in that divergence.
-        teacher: its checkpoint; None: ``source``.
-        teacher_text: train on so many tokens that the teacher writes; only without ``data``.
-        gradient_checkpointing, bf16: to save memory; bf16 is autocast, latents stay float32.
-        seed: of data order, sampling and dropout.
-        threads: of torch; None: torch's choice.
-        log_every: steps.
-        save_every: steps between checkpoints; None: a tenth of the run.
-        keep_checkpoints: the newest so many are kept.
-        save_dtype: of the final weights.
-        force: replace what an earlier run left in ``output``.
-        quiet: no progress.
     """
 
     source: str
     output: Path
-    data: tuple[str, ...] = ()
-    field: str = "text"
-    separator: str | None = None
-    streaming: bool = False
-    shuffle_buffer: int = 10_000
-    block_length: int | None = None
-    bos: Bos = "none"
-    eos: str | None = None
-    eval_data: tuple[str, ...] = ()
-    eval_every: int | None = None
-    eval_tokens: int | None = None
-    patience: int | None = None
-    method: Method | None = None
-    stages: int | None = None
-    profile: str | None = None
-    quantizer: str | None = None
-    row_multiplier: str | None = None
-    learned_scales: bool | None = None
-    activation_bits: int | None = None
-    skip_lm_head: bool | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    steps: int | None = None
-    max_tokens: int | None = None
-    epochs: float | None = None
-    batch: int = 4
-    accumulate: int = 1
-    learning_rate: float = 3e-5
-    float_learning_rate: float | None = None
-    schedule: Schedule = "wsd"
-    warmup: float = 0.01
-    decay: float = 0.2
-    min_lr_ratio: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float = 2.0
-    distill: float = 0.0
-    temperature: float = 1.0
-    teacher: str | None = None
-    teacher_text: int | None = None
-    gradient_checkpointing: bool = False
-    bf16: bool = False
-    seed: int = 42
-    threads: int | None = None
-    log_every: int = 10
-    save_every: int | None = None
-    keep_checkpoints: int = 2
-    save_dtype: SaveDtype = "bfloat16"
-    force: bool = False
-    quiet: bool = False
+    data: tuple[str, ...] = _opt(
+        _DATA, (), "Text, .jsonl or .parquet file, or hf:OWNER/NAME[:CONFIG[:SPLIT]]; may be repeated.", "FILE"
+    )
+    field: str = _opt(_DATA, "text", "Column of jsonl, parquet and hub data with the text.", "NAME")
+    separator: str | None = _opt(
+        _DATA, None, "What stands between the documents of a text file.", "TEXT", "one document per file"
+    )
+    streaming: bool = _opt(_DATA, False, "Read and tokenize while training (hub data always is).")
+    shuffle_buffer: int = _opt(_DATA, 10_000, "Documents shuffled together when streaming.", "N", positive=True)
+    bos: Bos = _opt(
+        _DATA,
+        "none",
+        "Beginning-of-text tokens: none (as published), before each document, or each block.",
+        "P",
+        choices=BOS_PLACES,
+    )
+    eos: str | None = _opt(_DATA, None, "Token that ends a document, by id or text.", "TOKEN", "the source's eos_token_id")
+    method: Method | None = _opt(
+        _METHOD,
+        None,
+        "fairy2i; binary or ternary, to compare with; float trains without quantizing.",
+        "M",
+        "fairy2i",
+        choices=METHODS,
+    )
+    learned_scales: bool | None = _opt(
+        _METHOD,
+        None,
+        "Train the scales instead of computing them from the weights.",
+        shown="computed",
+        flags=("--learned-scales/--computed-scales",),
+    )
+    activation_bits: int | None = _opt(
+        _METHOD, None, "8: round the inputs of quantized layers to int8; 0: do not.", "N", "0"
+    )
+    skip_lm_head: bool | None = _opt(
+        _METHOD,
+        None,
+        "Leave the output layer float, or quantize it.",
+        shown="quantized",
+        flags=("--skip-lm-head/--quantize-lm-head",),
+    )
+    steps: int | None = _opt(_LENGTH, None, "Optimizer steps.", "N", positive=True)
+    max_tokens: int | None = _opt(_LENGTH, None, "Or tokens.", "N", positive=True)
+    epochs: float | None = _opt(_LENGTH, None, "Or passes over the data.", "X", "1, unless streaming", positive=True)
+    block_length: int | None = _opt(
+        _LENGTH, None, "Tokens per sequence.", "N", f"the model's context, at most {MAX_BLOCK}", positive=True
+    )
+    batch: int = _opt(_LENGTH, 4, "Sequences per process and forward pass.", "N", positive=True, neutral=True)
+    accumulate: int = _opt(_LENGTH, 1, "Forward passes per optimizer step.", "N", positive=True, neutral=True)
+    gradient_checkpointing: bool = _opt(_LENGTH, False, "Compute activations twice instead of keeping them.")
+    bf16: bool = _opt(_LENGTH, False, "Compute in bfloat16 (autocast; latent weights stay float32).")
+    learning_rate: float = _opt(_RATE, 3e-5, "Peak learning rate.", "X", flags=("--lr",), positive=True)
+    float_learning_rate: float | None = _opt(
+        _RATE, None, "That of everything but latent weights.", "X", "as --lr", flags=("--float-lr",), positive=True
+    )
+    schedule: Schedule = _opt(
+        _RATE,
+        "wsd",
+        "wsd (warm-up, stable, decay), paper (the published two-step one), cosine or constant.",
+        "S",
+        choices=SCHEDULES,
+    )
+    warmup: float = _opt(_RATE, 0.01, "Steps; below 1: share of the run. Not for paper.", "X")
+    decay: float = _opt(_RATE, 0.2, "Share of the run in which wsd goes down.", "X", share=True)
+    min_lr_ratio: float = _opt(_RATE, 0.0, "Last over peak rate, of wsd and cosine.", "X", share=True)
+    betas: tuple[float, float] = _opt(_RATE, (0.9, 0.95), "Of AdamW.", "X Y")
+    weight_decay: float = _opt(_RATE, 0.0, "Of AdamW.", "X")
+    clip: float = _opt(_RATE, 2.0, "Largest norm of the gradient.", "X", positive=True)
+    distill: float = _opt(
+        _TEACHER, 0.0, "Weight of the divergence from the teacher in the loss, 0 to 1.", "ALPHA", share=True
+    )
+    temperature: float = _opt(_TEACHER, 1.0, "Softens both distributions.", "T", positive=True)
+    teacher: str | None = _opt(_TEACHER, None, "Float model with the same tokens.", "SOURCE", "SOURCE itself")
+    teacher_text: int | None = _opt(
+        _TEACHER, None, "Instead of --data: train on so many tokens that the teacher writes.", "TOKENS", positive=True
+    )
+    eval_data: tuple[str, ...] = _opt(_EVAL, (), "Like --data: text to measure perplexity on.", "FILE")
+    eval_every: int | None = _opt(_EVAL, None, "Steps.", "N", "a tenth of the run", positive=True)
+    eval_tokens: int | None = _opt(_EVAL, None, "Use at most so many tokens.", "N", "all", positive=True)
+    patience: int | None = _opt(
+        _EVAL,
+        None,
+        "Stop after N evaluations without a new best one, and keep the best weights, which may be the source's.",
+        "N",
+        "never",
+        positive=True,
+    )
+    seed: int = _opt(_RUN, 42, "Of data order and sampling.", "N")
+    threads: int | None = _opt(_RUN, None, "Of torch on the CPU.", "N", "torch's choice", positive=True, neutral=True)
+    log_every: int = _opt(_RUN, 10, "Steps between logged losses.", "N", positive=True)
+    save_every: int | None = _opt(_RUN, None, "Steps between checkpoints.", "N", "a tenth of the run", positive=True)
+    keep_checkpoints: int = _opt(_RUN, 2, "Newest checkpoints to keep.", "N", flags=("--keep",), positive=True, neutral=True)
+    save_dtype: SaveDtype = _opt(
+        _RUN, "bfloat16", "Type of the final weights: bfloat16, float16 or float32.", "T", choices=SAVE_DTYPES
+    )
+    force: bool = _opt(_RUN, False, "Replace an earlier run in DIR.", neutral=True)
+    quiet: bool = _opt(_RUN, False, "Print errors only.", flags=("--quiet", "-q"), neutral=True)
 
     def check(self) -> None:
         """Check all that can be checked without reading anything.
@@ -136,22 +150,16 @@ class Recipe:
         Raises:
             OptionError: an unknown or impossible value, or options that contradict each other.
         """
-        for name, allowed in (
-            ("method", (None, *METHODS)),
-            ("bos", BOS_PLACES),
-            ("schedule", SCHEDULES),
-            ("save_dtype", SAVE_DTYPES),
-        ):
-            if getattr(self, name) not in allowed:
-                expected = ", ".join(value for value in allowed if value is not None)
-                raise OptionError(f"{_option(name)}: expected one of {expected}, got {getattr(self, name)!r}")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+        for name, found in declared(Recipe, "training").items():
+            value: Any = getattr(self, name)
+            if value is None:
+                continue
+            if name not in _QUANTIZATION and found.choices:  # those are completed and checked with the source
+                one_of(_option(name), value, found.allowed("training"))
+            if (found.positive or name == "stages") and not (value > 0 and math.isfinite(value)):
                 raise OptionError(f"{_option(name)}: expected a positive number, got {value!r}")
-        for name in ("distill", "decay", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{_option(name)}: expected a number from 0 to 1, got {getattr(self, name)!r}")
+            if found.share and not 0 <= value <= 1:
+                raise OptionError(f"{_option(name)}: expected a number from 0 to 1, got {value!r}")
         if self.warmup < 0 or self.weight_decay < 0:
             raise OptionError("--warmup and --weight-decay: expected numbers that are not negative")
         lengths = [name for name in ("steps", "max_tokens", "epochs") if getattr(self, name) is not None]
@@ -187,7 +195,8 @@ class Recipe:
     def differences(self, earlier: dict[str, Any]) -> list[str]:
         """What stands against continuing a run with the recipe ``earlier``: one line for each field."""
         mine = self.as_json()
-        names = [field.name for field in fields(self) if field.name not in _FREE]
+        neutral = {name for name, found in declared(Recipe, "training").items() if found.neutral}
+        names = [item.name for item in fields(self) if item.name not in {"output", *neutral}]
         return [
             f"{_option(name)}: {earlier.get(name)!r} there, {mine[name]!r} here"
             for name in names
@@ -195,14 +204,10 @@ class Recipe:
         ]
 
 
-_POSITIVE = (
-    "shuffle_buffer", "block_length", "eval_every", "eval_tokens", "patience", "stages", "steps", "max_tokens", "epochs",
-    "batch", "accumulate", "learning_rate", "float_learning_rate", "clip", "temperature", "teacher_text", "threads",
-    "log_every", "save_every", "keep_checkpoints",
-)  # fmt: skip
-_NAMES = {"learning_rate": "lr", "float_learning_rate": "float-lr", "keep_checkpoints": "keep"}
+_QUANTIZATION = frozenset(item.name for item in fields(Quantization))
 
 
 def _option(name: str) -> str:
     """A field as the command line spells it."""
-    return f"--{_NAMES.get(name, name.replace('_', '-'))}"
+    found = declared(Recipe, "training").get(name)
+    return f"--{name}" if found is None else flag_of(name, found).partition("/")[0]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import shutil
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +13,22 @@ import torch
 from rich.console import Console
 
 from fairy2i_export import __version__
-from fairy2i_export.compile.report import human_bytes
-from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.train.continuing import complete_settings, entry_of, settings_text
-from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks, too_short
+from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks
 from fairy2i_export.train.data.documents import check_files, without_separator
 from fairy2i_export.train.data.packing import Encoder, open_encoder
 from fairy2i_export.train.data.teacher_text import teacher_blocks
 from fairy2i_export.train.loop import checkpoint_guard, models
 from fairy2i_export.train.loop.interruptions import stops_explained
+from fairy2i_export.train.loop.limits import block_length, check_room, last_good, step_count
 from fairy2i_export.train.qat.prepare import PrepareReport, config_entry
-from fairy2i_export.train.recipe import MAX_BLOCK, Recipe
+from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result.card import model_card
 from fairy2i_export.train.result.curves import draw_curves
-from fairy2i_export.train.result.folder import CHECKPOINTS, DATA, LOG, claimed, save_result
+from fairy2i_export.train.result.folder import DATA, LOG, claimed, save_result
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     recipe, warnings = complete_settings(recipe, checkpoint)
     settings = models.text_settings(checkpoint)
     encoder = open_encoder(checkpoint, settings.vocab_size, recipe.bos, recipe.eos)
-    length = _block_length(recipe, settings.max_positions)
+    length = block_length(recipe, settings.max_positions)
     arguments = models.training_arguments(recipe)
     main = arguments.process_index == 0
     console = Console(quiet=True) if recipe.quiet or not main else console or Console()
@@ -121,7 +118,7 @@ class _Run:
 
     def __call__(self) -> TrainingResult:
         recipe, encoder, length, arguments = self.recipe, self.encoder, self.length, self.arguments
-        resume = _last_good(Path(arguments.output_dir), self._say)
+        resume = last_good(Path(arguments.output_dir), self._say)
         model, report = models.load_student(self.checkpoint, recipe)
         if report is not None and entry_of(self.checkpoint):
             self._say(f"the source was trained this way already; now: {settings_text(recipe)}")
@@ -130,11 +127,11 @@ class _Run:
         teacher = self._teacher()
         with arguments.main_process_first(local=False, desc="tokenizing"):
             blocks, eval_blocks = self._train_blocks(teacher), self._eval_blocks()
-        steps = _steps(recipe, self.global_batch, length, blocks)
+        steps = step_count(recipe, self.global_batch, length, blocks)
         recipe = self.recipe = models.complete(recipe, steps)
         models.set_lengths(arguments, recipe, steps, eval_blocks is not None, resume is not None)
         if arguments.process_index == 0:
-            _check_room(parameters, recipe)
+            check_room(parameters, recipe)
         per_step = self.global_batch * length
         available = "" if blocks is None else f"; the data has {blocks.size:,}"
         self._say(
@@ -265,49 +262,4 @@ class _Run:
                 LOG: json.dumps(log, indent=1) + "\n",
             },
             {"curves.png": picture},
-        )
-
-
-def _block_length(recipe: Recipe, max_positions: int) -> int:
-    length = min(max_positions, MAX_BLOCK) if recipe.block_length is None else recipe.block_length
-    if not 2 <= length <= max_positions:
-        raise OptionError(
-            f"--block-length: expected 2 to {max_positions} (max_position_embeddings of the source), got {length}"
-        )
-    return length
-
-
-def _last_good(directory: Path, say: Callable[[str], None]) -> Path | None:
-    for damaged in checkpoint_guard.damaged_checkpoints(directory):
-        say(f"warning: {damaged} is incomplete and is not used")
-    good = checkpoint_guard.good_checkpoints(directory)
-    if not good:
-        return None
-    say(f"continuing after step {checkpoint_guard.step_of(good[-1])}, from {good[-1]}")
-    return good[-1]
-
-
-def _steps(recipe: Recipe, global_batch: int, length: int, blocks: Blocks | None) -> int:
-    if recipe.steps is not None:
-        return recipe.steps
-    per_step = global_batch * length
-    if recipe.max_tokens is not None:
-        if recipe.max_tokens < per_step:
-            raise OptionError(f"--max-tokens: one step has {per_step:,} tokens, got {recipe.max_tokens:,}")
-        return recipe.max_tokens // per_step
-    if blocks is None:
-        raise too_short(recipe.data, 0, length)
-    return max(1, math.floor((recipe.epochs or 1) * len(blocks) / global_batch))
-
-
-def _check_room(parameters: int, recipe: Recipe) -> None:
-    """Raise OutputError if the disk cannot hold the checkpoints: better now than after hours."""
-    one = parameters * 12  # float32 weights and two moments of AdamW
-    present = len(checkpoint_guard.good_checkpoints(recipe.output / CHECKPOINTS))
-    needed = one * max(1, recipe.keep_checkpoints + 1 - present) + parameters * 4
-    free = shutil.disk_usage(recipe.output).free
-    if free < needed:
-        raise OutputError(
-            f"{recipe.output}: {recipe.keep_checkpoints + 1} checkpoints of {human_bytes(one)} and the result need "
-            f"{human_bytes(needed)}, the disk has {human_bytes(free)} free; make room or choose another folder"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.ops.library import library_path, register
+from fairy2i_runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fairy2i_runtime.model import Model, load
@@ -31,8 +32,6 @@ __all__ = [
     "load",
     "register",
 ]
-
-__version__ = "0.1.0"
 
 # imported when asked for: the exporter and training use the operator library without onnxruntime, which takes 20 MB
 _MODULES = {

@@ -6,6 +6,9 @@ and exits with code 2; anything that is not a :class:`Fairy2iRuntimeError` is a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class Fairy2iRuntimeError(Exception):
     """Base class of every error a user can cause and repair."""
@@ -29,3 +32,9 @@ class ContextError(Fairy2iRuntimeError):
 
 class ChatTemplateError(Fairy2iRuntimeError):
     """The chat template is invalid or refuses the conversation."""
+
+
+def check_option(name: str, value: Any, kind: type, in_range: Callable[[Any], bool], expected: str) -> None:
+    """Raise an :class:`OptionError` unless ``value`` is of the numeric ``kind`` and in range."""
+    if not isinstance(value, kind) or isinstance(value, bool) or not in_range(value):
+        raise OptionError(f"{name}: expected {expected}, got {value!r}")

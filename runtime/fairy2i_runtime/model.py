@@ -10,7 +10,7 @@ import numpy as np
 
 from fairy2i_runtime.engine.batch import Batch, generate_batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
-from fairy2i_runtime.engine.session import create_session
+from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
 from fairy2i_runtime.text.chat_template import ChatTemplate
@@ -52,7 +52,7 @@ def load(
     context = chosen_context_length(context_length, opened)
     tokenizer = Tokenizer.load(opened.path)
     template = ChatTemplate.load(opened.path, tokenizer.special_tokens)
-    session = create_session(
+    session = open_session(
         opened.model_file,
         threads=threads,
         kernel=kernel,

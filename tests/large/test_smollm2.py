@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import fairy2i_runtime
-from fairy2i_export.check.layers import check_layers, read_nodes
+from fairy2i_export.check.layers import check_layers
+from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.commands.tools import main
 from fairy2i_export.commands.verify import DEFAULT_TEXT
 

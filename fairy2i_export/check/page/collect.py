@@ -11,15 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.check.facts import LayerFacts, ModelFacts, layer_facts, model_facts
-from fairy2i_export.check.layers import LayerResult, Node, check_layers
+from fairy2i_export.check.layers import LayerResult, check_layers
 from fairy2i_export.check.logits import log_softmax
-from fairy2i_export.check.source_weights import CALIBRATED_NOTE, SourceWeights, torch_is_installed, torch_logits
-from fairy2i_export.codes.analysis import relative_error, split_widely_linear
+from fairy2i_export.check.source_weights import SourceWeights, torch_logits
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.native import F32
-from fairy2i_export.codes.quantizer import CODE_IM, CODE_RE, QuantizedLinear
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
+from fairy2i_export.codes.quantized import QuantizedLinear, change_of, split_widely_linear
 from fairy2i_export.errors import CheckpointError
+from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime import Model, load
 
 F64 = npt.NDArray[np.float64]
@@ -96,7 +98,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All there is to show; ``joint``: codes of all stages were found together, ``calibrated``: on a text."""
+    """All there is to show; ``stagewise``: first stages alone approximate a weight; ``calibrated``: codes were found on a text."""
 
     title: str
     source: str
@@ -106,7 +108,7 @@ class ReportData:
     constellations: list[Constellation]
     agreement: Agreement
     notes: list[str] = field(default_factory=list)
-    joint: bool = False
+    stagewise: bool = True
     calibrated: bool = False
 
 
@@ -134,11 +136,10 @@ def collect(
     """
     source = SourceWeights(checkpoint, model.metadata)
     notes = []
-    stated = model.metadata.get("fairy2i.source_sha256")
-    if stated and stated != checkpoint.sha256():
+    if source.is_other:
         notes.append("The model was exported from other files than the source given: errors below say little.")
-    if source.calibrated:
-        notes.append(f"{CALIBRATED_NOTE[0].upper()}{CALIBRATED_NOTE[1:]}.")
+    if source.note:
+        notes.append(f"{source.note[0].upper()}{source.note[1:]}.")
     model_file = model.folder.model_file
     facts = list(layer_facts(nodes))
     drawn = _layers_to_draw([node.name for node in nodes])
@@ -147,8 +148,8 @@ def collect(
     for node in nodes:
         weight = _weight(source, node)
         q = unpack(node.operands)
-        first = q.stages if source.joint else 1
-        stage_errors[node.name] = [relative_error(weight, _first_stages(q, n)) for n in range(first, q.stages + 1)]
+        first = 1 if source.stagewise else q.stages
+        stage_errors[node.name] = [change_of(weight, _first_stages(q, n)) for n in range(first, q.stages + 1)]
         if node.name in drawn:
             constellations[node.name] = constellation(node.name, weight, q)
         step(node.name)
@@ -169,7 +170,7 @@ def collect(
         facts=model_facts(model_file, model.context_length),
         layers=layers,
         constellations=[constellations[name] for name in drawn],
-        joint=source.joint,
+        stagewise=source.stagewise,
         calibrated=source.calibrated,
         agreement=agreement,
         notes=notes,

@@ -11,12 +11,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-import fairy2i_export
 from fairy2i_export.check.layers import LIMITS
 from fairy2i_export.check.page.charts import agreement_plot, cloud, heatmap, scale_plots, token_tip
 from fairy2i_export.check.page.collect import LayerReport, ReportData
 from fairy2i_export.check.page.palette import DARK, LIGHT, SHADES, ramp, shade
-from fairy2i_export.compile.report import human_bytes
+from fairy2i_export.output.metadata import ModelMetadata
+from fairy2i_export.output.sizes import human_bytes
+from fairy2i_runtime.version import __version__
 
 _HERE = Path(__file__).parent
 _KERNEL_TABS = (
@@ -93,13 +94,13 @@ def _context(data: ReportData) -> dict[str, Any]:
             (text, shade(float(kl), 0, top), not same, token_tip(result, position))
             for position, (text, kl, same) in enumerate(zip(result.tokens, result.kl, result.same, strict=True))
         ],
-        "rows_scaled": data.facts.metadata.get("fairy2i.row_multiplier", "none") != "none",
+        "rows_scaled": ModelMetadata(data.facts.metadata).get("row_multiplier", "none") != "none",
         "top_kl": top,
         "differing": int((~result.same).sum()),
         "percent": percent,
         "small_percent": small_percent,
         "limits": LIMITS,
-        "version": fairy2i_export.__version__,
+        "version": __version__,
         "date": datetime.date.today().isoformat(),
     }
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fairy2i_export.codes.joint import STARTS
 from fairy2i_export.codes.native import F32, Points
-from fairy2i_export.codes.quantizer import CODE_IM, CODE_RE
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
+from fairy2i_export.codes.strategies.joint import STARTS
 from fairy2i_export.compile.calibrate.feedback import Candidate, round_pair
 from fairy2i_export.compile.calibrate.metric import Metric
 
@@ -25,8 +25,8 @@ _SAMPLED_ROWS = 128  # complex rows that scales are fitted to
 def start(target: Any, metric: Metric, stages: int) -> Candidate:
     """A candidate without codes: the scales and row multipliers with which plain rounding does best on a sample of columns.
 
-    Scales are those of :data:`fairy2i_export.codes.joint.STARTS`. A row's multiplier is its root mean square times one of a few
-    factors, the same for both rows of a complex one. Errors of a column count by its weight in the metric.
+    Scales are those of :data:`~fairy2i_export.codes.strategies.joint.STARTS`. A row's multiplier is its root mean square times one
+    of a few factors, the same for both rows of a complex one. Errors of a column count by its weight in the metric.
 
     Args:
         target: torch float32 [2m, 2n].

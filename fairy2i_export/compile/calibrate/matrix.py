@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fairy2i_export.codes.quantizer import QuantizedLinear
+from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.compile.calibrate.feedback import feed_back
 from fairy2i_export.compile.calibrate.fit import loss, refit_rows, refit_scales, start
 from fairy2i_export.compile.calibrate.metric import Metric

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.compile.calibrate.walk import calibrate_layers
+from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
-from fairy2i_export.output.journal import identity
-
-if TYPE_CHECKING:
-    from fairy2i_export.compile.run import Observer
+from fairy2i_export.output.progress import Observer
 
 
-def calibrate_model(prepared: Prepared, folder: Path, threads: int, observer: Observer) -> None:
+def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> None:
     """Calibrate all layers that are not calibrated yet, and have the export write them.
 
     Args:
         prepared: the export; its weight source gives calibrated layers from now on.
         folder: where finished layers are kept.
-        threads: for torch.
         observer: hears about progress.
 
     Raises:
@@ -37,7 +33,7 @@ def calibrate_model(prepared: Prepared, folder: Path, threads: int, observer: Ob
     if len(store):
         observer.note(f"continuing an unfinished calibration: {len(store)} layers are there")
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(prepared.threads)
     try:
         skeleton = Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling)
         calibrate_layers(skeleton, linears, prepared.text.ids, prepared.options.stages, store, observer.advance)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.check.source_weights import meta_model, remake_buffers
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.transformers_model import meta_model, remake_buffers
 
 _LAYERS = "model.layers"
 

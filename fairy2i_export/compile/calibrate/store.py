@@ -12,7 +12,7 @@ import numpy as np
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.codes.native import U8
-from fairy2i_export.codes.quantizer import QuantizedLinear
+from fairy2i_export.codes.quantized import QuantizedLinear
 
 _HEAD = "identity.json"
 
@@ -75,10 +75,6 @@ class LayerStore:
         save_file(tensors, unfinished, metadata)
         os.replace(unfinished, path)
         self._note(path)
-
-    def remove(self) -> None:
-        """Forget everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05}.safetensors"

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.errors import OptionError
+from fairy2i_export.request.request import CALIBRATION_TOKENS
 from fairy2i_export.source.checkpoint import Checkpoint
 
 METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
-DEFAULT_TOKENS = 24_576
 _FEWEST_WINDOWS = 2
 
 
@@ -55,7 +55,7 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     Args:
         checkpoint: whose tokenizer counts.
         paths: UTF-8 text files.
-        tokens: to use at most; None = DEFAULT_TOKENS.
+        tokens: to use at most; None = CALIBRATION_TOKENS.
         longest: context length of the model; windows are not longer.
 
     Raises:
@@ -63,7 +63,7 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     """
     from tokenizers import Tokenizer
 
-    wanted = DEFAULT_TOKENS if tokens is None else tokens
+    wanted = CALIBRATION_TOKENS if tokens is None else tokens
     window = min(WINDOW, longest)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < _FEWEST_WINDOWS * window:
         raise OptionError(

@@ -20,7 +20,7 @@ from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
 from fairy2i_export.compile.calibrate.metric import Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
-from fairy2i_export.compile.plan import Linear
+from fairy2i_export.onnx_graph.formats.base import Linear
 
 BATCH = 4  # windows that go through a layer together
 # share of what earlier layers changed that a layer makes up for, by stages; at 4 it brought nothing (docs/quality.md)

@@ -1,28 +1,43 @@
-"""Backends: how a layer that was quantized the Fairy2i way is written in ONNX. A new one is a file here and a line below."""
+"""Formats: how a linear layer is written in ONNX. A new one is a file here and a row below.
+
+``FORMATS`` are those that a quantized layer may have (``--backend``); layers that are left alone are written plainly or rounded.
+"""
 
 from __future__ import annotations
 
 import math
 
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import Linear
-from fairy2i_export.onnx_graph.formats.base import Backend, multiplier_outputs
-from fairy2i_export.onnx_graph.formats.dense import DENSE
+import onnx_ir as ir
+
+from fairy2i_export.onnx_graph.formats.base import Format, Linear, Settings, Weights, multiplier_outputs
+from fairy2i_export.onnx_graph.formats.dense import DENSE, PLAIN
 from fairy2i_export.onnx_graph.formats.fairy2i import FAIRY2I
 from fairy2i_export.onnx_graph.formats.matmulnbits import MATMULNBITS
+from fairy2i_export.onnx_graph.formats.rounded import INT4, INT8
+from fairy2i_export.onnx_graph.writer import GraphWriter
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (FAIRY2I, MATMULNBITS, DENSE)}
+FORMATS: dict[str, Format] = {form.name: form for form in (FAIRY2I, MATMULNBITS, DENSE)}
+_OTHERS: dict[str, Format] = {"dense": PLAIN, "int8": INT8, "int4": INT4}  # by treatment
 
-__all__ = ["BACKENDS", "Backend", "multiplier_bytes", "stored_bytes"]
+__all__ = ["FORMATS", "Format", "Linear", "Settings", "Weights", "linear_node", "multiplier_bytes", "stored_bytes"]
 
 
-def stored_bytes(linear: Linear, options: ExportOptions) -> int:
+def format_of(linear: Linear, settings: Settings) -> Format:
+    """The format that a layer is written in."""
+    return FORMATS[settings.backend] if linear.treatment == "fairy2i" else _OTHERS[linear.treatment]
+
+
+def linear_node(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value) -> ir.Value:
+    """Append the node, called after its module, that computes ``x @ weight.T + bias``."""
+    bias = None if linear.bias is None else graph.initializer(weights.dense(linear.bias))
+    return format_of(linear, weights.settings).nodes(graph, weights, linear, x, bias)
+
+
+def stored_bytes(linear: Linear, settings: Settings) -> int:
     """Bytes of any linear layer in the exported model, scales included, bias and multipliers not."""
-    if linear.treatment == "fairy2i":
-        return BACKENDS[options.backend].stored_bytes(linear, options)
-    return linear.stored_bytes(options.stages)
+    return format_of(linear, settings).stored_bytes(linear, settings)
 
 
-def multiplier_bytes(linear: Linear, options: ExportOptions) -> int:
+def multiplier_bytes(linear: Linear, settings: Settings) -> int:
     """Bytes of the multipliers of a quantized layer."""
-    return 4 * sum(math.prod(shape) for _, shape in multiplier_outputs(linear, options).values())
+    return 4 * sum(math.prod(shape) for _, shape in multiplier_outputs(linear, settings).values())

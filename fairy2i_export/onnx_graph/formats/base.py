@@ -1,32 +1,93 @@
-"""What a backend is."""
+"""What a format is: one way to write a linear layer in ONNX."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.calibrated import ScaledCalibrated
-from fairy2i_export.codes.quantizer import Scaled
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import Linear
-from fairy2i_export.compile.tasks import Outputs, Put, WeightSource
+from fairy2i_export.codes.choices import ColumnChoice, RowChoice
+from fairy2i_export.codes.native import Workers
+from fairy2i_export.codes.quantized import Coded
 from fairy2i_export.onnx_graph.writer import GraphWriter
 
-# graph, weights, layer, x [..., K], bias [N] or None -> y [..., N]
-MakeNodes = Callable[[GraphWriter, WeightSource, Linear, ir.Value, ir.Value | None], ir.Value]
+Treatment = Literal["fairy2i", "dense", "int8", "int4"]
+Outputs = dict[str, tuple[ir.DataType, tuple[int, ...]]]  # key of an initializer -> type and shape
+Put = Callable[[str, npt.NDArray[np.generic]], None]  # key of an initializer, next piece of it
+# gets a layer's codes, takes pieces of the initializers in their order, and threads; returns the relative quantization error
+Write = Callable[[Coded, Put, Workers], float]
 
 
 @dataclass(frozen=True)
-class Backend:
-    """One way to write a quantized linear layer in ONNX.
+class Linear:
+    """One linear layer and what becomes of it."""
+
+    name: str  # module name
+    weight: str  # tensor name, [out_features, in_features]
+    bias: str | None  # tensor name, [out_features]
+    in_features: int  # K
+    out_features: int  # N
+    treatment: Treatment
+    reason: str = ""  # why it is not fairy2i
+
+    @property
+    def parameters(self) -> int:
+        return self.in_features * self.out_features
+
+
+class Settings(Protocol):
+    """What a format has to know about the options in force."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def stages(self) -> int: ...
+    @property
+    def row_multiplier(self) -> RowChoice: ...
+    @property
+    def col_multiplier(self) -> ColumnChoice: ...
+    @property
+    def dense_type(self) -> str: ...
+    @property
+    def accuracy_level(self) -> int: ...
+
+
+class Weights(Protocol):
+    """Where a format gets initializers from: their contents need not exist yet."""
+
+    @property
+    def settings(self) -> Settings:
+        """The options in force."""
+
+    def coded(self, linear: Linear, outputs: Outputs, write: Write) -> dict[str, ir.TensorProtocol]:
+        """Initializers that are made of the codes of a layer, called after the layer and their keys in ``outputs``."""
+
+    def dense(
+        self, tensor: str, dtype: npt.DTypeLike = np.float32, *, name: str = "", transposed: bool = False, plus: float = 0.0
+    ) -> ir.TensorProtocol:
+        """A tensor converted to float32 or float16, optionally transposed, or with a constant added."""
+
+    def rounded(self, tensor: str, name: str, bits: int, *, blocked: bool) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
+        """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of columns, see formats/rounded.py."""
+
+
+# graph, weights, layer, x [..., K], bias [N] or None -> y [..., N]
+MakeNodes = Callable[[GraphWriter, Weights, Linear, ir.Value, ir.Value | None], ir.Value]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a linear layer.
 
     Attributes:
-        name: for ``--backend``.
+        name: for ``--backend``, if the layers it writes are quantized.
         operator: the ONNX operator that multiplies, for reports.
         library: whether the model needs the operator library (or, slowly, the function body that then goes with it).
-        options: export options, by name, that mean something to this backend only.
+        options: options, by name, that mean something to this format only.
         nodes: appends the nodes of a layer.
         stored_bytes: bytes of a layer in the file without bias and multipliers, from its shape.
         copied_bytes: bytes of the copy that ONNX Runtime makes of them for its kernels when it loads the model; 0 if they
@@ -38,26 +99,26 @@ class Backend:
     library: bool
     options: tuple[str, ...]
     nodes: MakeNodes
-    stored_bytes: Callable[[Linear, ExportOptions], int]
-    copied_bytes: Callable[[Linear, ExportOptions], int]
+    stored_bytes: Callable[[Linear, Settings], int]
+    copied_bytes: Callable[[Linear, Settings], int]
 
 
-def multiplier_outputs(linear: Linear, options: ExportOptions) -> Outputs:
+def multiplier_outputs(linear: Linear, settings: Settings) -> Outputs:
     """The initializers for the multipliers that a layer has."""
     outputs: Outputs = {}
-    if options.row_multiplier != "none":
+    if settings.row_multiplier != "none":
         outputs["row_multiplier"] = (ir.DataType.FLOAT, (linear.out_features,))
-    if options.col_multiplier != "none":
+    if settings.col_multiplier != "none":
         outputs["col_multiplier"] = (ir.DataType.FLOAT, (linear.in_features,))
     return outputs
 
 
-def put_multipliers(scaled: Scaled | ScaledCalibrated, put: Put) -> None:
+def put_multipliers(coded: Coded, put: Put) -> None:
     """Write the initializers of :func:`multiplier_outputs`."""
-    if scaled.row_multiplier is not None:
-        put("row_multiplier", scaled.row_multiplier)
-    if scaled.col_multiplier is not None:
-        put("col_multiplier", scaled.col_multiplier)
+    if coded.row_multiplier is not None:
+        put("row_multiplier", coded.row_multiplier)
+    if coded.col_multiplier is not None:
+        put("col_multiplier", coded.col_multiplier)
 
 
 def add_bias(graph: GraphWriter, name: str, product: ir.Value, bias: ir.Value | None) -> ir.Value:

@@ -1,40 +1,41 @@
-"""Backend ``dense``: the dequantized matrix, multipliers included, in a plain ``MatMul``: any ONNX host runs it."""
+"""Formats with plain float matrices in ``MatMul``, which any ONNX host runs.
+
+``dense`` holds the dequantized matrix of a quantized layer, multipliers included; ``PLAIN`` the weight of one that is left alone.
+"""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
 
-from fairy2i_export.codes.calibrated import ScaledCalibrated
-from fairy2i_export.codes.native import F64, Rows, row_blocks
-from fairy2i_export.codes.quantizer import QuantizedLinear, Scaled
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import Linear
-from fairy2i_export.compile.tasks import Put, WeightSource, Workers, relative_error
+from fairy2i_export.codes.native import F64, Rows, Workers, row_blocks
+from fairy2i_export.codes.quantized import Coded, QuantizedLinear, relative_error
 from fairy2i_export.errors import WeightError
-from fairy2i_export.onnx_graph.formats.base import Backend, add_bias
+from fairy2i_export.onnx_graph.formats.base import Format, Linear, Put, Settings, Weights, add_bias
 from fairy2i_export.onnx_graph.writer import GraphWriter
 
+DenseType = Literal["float32", "float16"]
+DENSE_TYPES: tuple[DenseType, ...] = get_args(DenseType)
 
-def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+
+def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
     n, m = linear.out_features // 2, linear.in_features // 2
-    dtype = ir.DataType.FLOAT16 if weights.options.dense_type == "float16" else ir.DataType.FLOAT
+    dtype = ir.DataType.FLOAT16 if weights.settings.dense_type == "float16" else ir.DataType.FLOAT
 
-    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
+    def write(coded: Coded, put: Put, workers: Workers) -> float:
         # MatMul wants [K, N], of which rows of the matrix are columns: it is written when all of them are there
         transposed = np.empty((2 * m, 2 * n), dtype.numpy())
 
         def rows(part: Rows) -> F64:
-            codes, errors = scaled.codes(part)
+            codes, errors = coded.codes(part)
             upper, lower = slice(*part), slice(n + part[0], n + part[1])
-            multiplier = scaled.row_multiplier
+            multiplier = coded.row_multiplier
             if multiplier is not None:
                 multiplier = np.concatenate([multiplier[upper], multiplier[lower]])
-            piece = (
-                QuantizedLinear(codes, scaled.scales, row_multiplier=multiplier, col_multiplier=scaled.col_multiplier)
-                .dequantize("none")
-                .T
-            )
+            rows_alone = QuantizedLinear(codes, coded.scales, row_multiplier=multiplier, col_multiplier=coded.col_multiplier)
+            piece = rows_alone.dequantize("none").T
             with np.errstate(over="ignore"):
                 transposed[:, upper], transposed[:, lower] = np.split(piece, 2, axis=1)
             if not (np.isfinite(transposed[:, upper]).all() and np.isfinite(transposed[:, lower]).all()):
@@ -54,15 +55,25 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
     return add_bias(graph, linear.name, graph.op(linear.name, "MatMul", [x, weight]), bias)
 
 
-def _stored_bytes(linear: Linear, options: ExportOptions) -> int:
-    return (2 if options.dense_type == "float16" else 4) * linear.parameters
+def _stored_bytes(linear: Linear, settings: Settings) -> int:
+    return (2 if settings.dense_type == "float16" else 4) * linear.parameters
 
 
-def _copied_bytes(linear: Linear, options: ExportOptions) -> int:
+def _copied_bytes(linear: Linear, settings: Settings) -> int:
     return 4 * linear.parameters  # float32 in either case: constants are cast when the model is loaded
 
 
-DENSE = Backend(
+def _plain_nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+    # MatMul wants [in, out]; under a name of its own, because a tied lm_head shares the tensor with the embedding
+    weight = graph.initializer(weights.dense(linear.weight, name=f"{linear.name}.weight_transposed", transposed=True))
+    return add_bias(graph, linear.name, graph.op(linear.name, "MatMul", [x, weight]), bias)
+
+
+def _float32_bytes(linear: Linear, settings: Settings) -> int:
+    return 4 * linear.parameters
+
+
+DENSE = Format(
     "dense",
     "MatMul",
     library=False,
@@ -70,4 +81,13 @@ DENSE = Backend(
     nodes=_nodes,
     stored_bytes=_stored_bytes,
     copied_bytes=_copied_bytes,
+)
+PLAIN = Format(
+    "plain",
+    "MatMul",
+    library=False,
+    options=(),
+    nodes=_plain_nodes,
+    stored_bytes=_float32_bytes,
+    copied_bytes=_float32_bytes,
 )

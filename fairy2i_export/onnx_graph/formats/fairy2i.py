@@ -1,67 +1,56 @@
-"""Backend ``fairy2i``, the default: one ``ai.fairy2i::Fairy2iMatMul`` node on packed codes (docs/format.md)."""
+"""Format ``fairy2i``, the default: one ``ai.fairy2i::Fairy2iMatMul`` node on packed codes (docs/format.md)."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.codes.calibrated import ScaledCalibrated
-from fairy2i_export.codes.layout import LAYOUT_VERSION, SCALE_SCOPE_MATRIX, packed_size
-from fairy2i_export.codes.quantizer import Scaled
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import Linear
-from fairy2i_export.compile.tasks import Outputs, Put, WeightSource, Workers, pack_scaled
-from fairy2i_export.onnx_graph.formats.base import Backend, multiplier_outputs, put_multipliers
-from fairy2i_export.onnx_graph.function import DOMAIN, OP_NAME
+from fairy2i_export.codes.layout import pack_coded, packed_size
+from fairy2i_export.codes.native import Workers
+from fairy2i_export.codes.quantized import Coded
+from fairy2i_export.onnx_graph.formats.base import (
+    Format,
+    Linear,
+    Outputs,
+    Put,
+    Settings,
+    Weights,
+    multiplier_outputs,
+    put_multipliers,
+)
+from fairy2i_export.onnx_graph.operator import OP_NAME, Operands, make_node
 from fairy2i_export.onnx_graph.writer import GraphWriter
 
 
-def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    n, m, stages = linear.out_features // 2, linear.in_features // 2, weights.options.stages
+def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+    n, k, stages = linear.out_features, linear.in_features, weights.settings.stages
     outputs: Outputs = {
-        "packed": (ir.DataType.UINT8, (packed_size(n, m, stages),)),
+        "packed": (ir.DataType.UINT8, (packed_size(n // 2, k // 2, stages),)),
         "scales": (ir.DataType.FLOAT, (stages, 2, 2)),
     }
-    outputs |= multiplier_outputs(linear, weights.options)
+    outputs |= multiplier_outputs(linear, weights.settings)
 
-    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
-        packed, error = pack_scaled(scaled, workers.pool)
+    def write(coded: Coded, put: Put, workers: Workers) -> float:
+        packed, error = pack_coded(coded, workers.pool)
         put("packed", packed)
-        put("scales", scaled.scales)
-        put_multipliers(scaled, put)
+        put("scales", coded.scales)
+        put_multipliers(coded, put)
         return error
 
-    operands = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
-    inputs = [
-        x,
-        operands["packed"],
-        operands["scales"],
-        bias,
-        operands.get("row_multiplier"),
-        operands.get("col_multiplier"),
-    ]
-    return graph.op(
-        linear.name,
-        OP_NAME,
-        inputs,
-        domain=DOMAIN,
-        K=linear.in_features,
-        N=linear.out_features,
-        stages=stages,
-        layout_version=LAYOUT_VERSION,
-        scale_scope=SCALE_SCOPE_MATRIX,
-    )
+    made = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
+    y = ir.Value(name=f"{linear.name}/output")
+    return graph.add(make_node(linear.name, x, Operands(bias=bias, **made), y, k=k, n=n, stages=stages))
 
 
-def _stored_bytes(linear: Linear, options: ExportOptions) -> int:
-    return linear.stored_bytes(options.stages)
+def _stored_bytes(linear: Linear, settings: Settings) -> int:
+    return packed_size(linear.out_features // 2, linear.in_features // 2, settings.stages) + 16 * settings.stages
 
 
-FAIRY2I = Backend(
+FAIRY2I = Format(
     "fairy2i",
     OP_NAME,
     library=True,
     options=(),
     nodes=_nodes,
     stored_bytes=_stored_bytes,
-    copied_bytes=lambda linear, options: 0,
+    copied_bytes=lambda linear, settings: 0,
 )

@@ -1,4 +1,4 @@
-"""Backend ``matmulnbits``: a layer as one stock 2-bit ``com.microsoft::MatMulNBits``, for hosts that cannot load a library.
+"""Format ``matmulnbits``: a layer as one stock 2-bit ``com.microsoft::MatMulNBits``, for hosts that cannot load a library.
 
 With the code w of an entry split into its two parts Re(w) and Im(w), each one of {-1, 0, 1}, and x = x1 + i x2, the plane U
 of a stage adds (docs/format.md; W has conj(x), that is -x2, instead)
@@ -22,42 +22,50 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fairy2i_export.codes.calibrated import ScaledCalibrated
-from fairy2i_export.codes.native import F32, F64, U8, Rows, row_blocks
-from fairy2i_export.codes.quantizer import CODE_IM, CODE_RE, Scaled
-from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.plan import Linear
-from fairy2i_export.compile.tasks import Outputs, Put, WeightSource, Workers, relative_error
-from fairy2i_export.onnx_graph.formats.base import Backend, add_bias, multiplier_outputs, put_multipliers
-from fairy2i_export.onnx_graph.writer import GraphWriter
+from fairy2i_export.codes.native import F32, F64, U8, Rows, Workers, row_blocks
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
+from fairy2i_export.codes.quantized import Coded, relative_error
+from fairy2i_export.onnx_graph.formats.base import (
+    Format,
+    Linear,
+    Outputs,
+    Put,
+    Settings,
+    Weights,
+    add_bias,
+    multiplier_outputs,
+    put_multipliers,
+)
+from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
 
+ACCURACY_LEVELS = (0, 4)  # of the operator: float32 activations, int8 ones
 BLOCK = 128  # columns of a block; the fastest size of ONNX Runtime's int8 kernels, and all scales are 1 anyway
 _PER_BYTE = 4
 _ZERO = 2  # what the operator subtracts from 2-bit values when it is given no zero points
 _VALUES = np.stack([CODE_RE, CODE_IM], axis=1).astype(np.int8) + np.int8(_ZERO)  # [code, part]
 
 
-def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    name, stages, options = linear.name, weights.options.stages, weights.options
+def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+    name, stages, settings = linear.name, weights.settings.stages, weights.settings
     n, m = linear.out_features // 2, linear.in_features // 2
     columns, blocks = 4 * stages * m, _blocks(m, stages)
     outputs: Outputs = {
         "ternary": (ir.DataType.UINT8, (n, blocks, BLOCK // _PER_BYTE)),
         "factors": (ir.DataType.FLOAT, (8 * stages, 1)),
     }
-    outputs |= multiplier_outputs(linear, options)
+    outputs |= multiplier_outputs(linear, settings)
 
-    def write(scaled: Scaled | ScaledCalibrated, put: Put, workers: Workers) -> float:
+    def write(coded: Coded, put: Put, workers: Workers) -> float:
         def rows(part: Rows) -> tuple[U8, F64]:
-            codes, errors = scaled.codes(part)
+            codes, errors = coded.codes(part)
             return ternary(codes), errors
 
         found = []
         for data, errors in workers.in_order(rows, row_blocks(n, m, 1)):
             put("ternary", data)
             found.append(errors)
-        put("factors", factors(scaled.scales))
-        put_multipliers(scaled, put)
+        put("factors", factors(coded.scales))
+        put_multipliers(coded, put)
         return relative_error(np.concatenate(found))
 
     operands = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
@@ -73,12 +81,12 @@ def _nodes(graph: GraphWriter, weights: WeightSource, linear: Linear, x: ir.Valu
         name,
         "MatMulNBits",
         [vectors, operands["ternary"], ones],
-        domain="com.microsoft",
+        domain=CONTRIB,
         K=columns,
         N=n,
         bits=2,
         block_size=BLOCK,
-        accuracy_level=options.accuracy_level,
+        accuracy_level=settings.accuracy_level,
     )
     y = graph.op(f"{name}/join", "Reshape", [product, graph.ints(0, 0, 2 * n)])
     if "row_multiplier" in operands:
@@ -108,12 +116,12 @@ def _blocks(m: int, stages: int) -> int:
     return -(-4 * stages * m // BLOCK)
 
 
-def _stored_bytes(linear: Linear, options: ExportOptions) -> int:
-    n, m, stages = linear.out_features // 2, linear.in_features // 2, options.stages
+def _stored_bytes(linear: Linear, settings: Settings) -> int:
+    n, m, stages = linear.out_features // 2, linear.in_features // 2, settings.stages
     return n * _blocks(m, stages) * BLOCK // _PER_BYTE + 4 * 8 * stages
 
 
-MATMULNBITS = Backend(
+MATMULNBITS = Format(
     "matmulnbits",
     "MatMulNBits",
     library=False,

@@ -5,6 +5,12 @@ tokenizer.json is read by :mod:`.description`, which refuses what the operators 
 :mod:`.check` compares both with the tokenizers library before :mod:`.write` puts them into a folder.
 """
 
-from fairy2i_export.onnx_graph.tokenizer.write import DETOKENIZER, TOKENIZER, write_tokenizer_graphs
+from fairy2i_export.onnx_graph.tokenizer.write import (
+    DETOKENIZER,
+    TOKENIZER,
+    TokenizerGraphs,
+    make_tokenizer_graphs,
+    write_tokenizer_graphs,
+)
 
-__all__ = ["DETOKENIZER", "TOKENIZER", "write_tokenizer_graphs"]
+__all__ = ["DETOKENIZER", "TOKENIZER", "TokenizerGraphs", "make_tokenizer_graphs", "write_tokenizer_graphs"]

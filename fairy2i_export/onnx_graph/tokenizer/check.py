@@ -45,7 +45,7 @@ def sample_texts(description: Description) -> list[str]:
     return texts
 
 
-def check_graphs(path: Path, named: Path, description: Description, encode: onnx.ModelProto, decode: onnx.ModelProto) -> int:
+def check_graphs(path: Path, description: Description, encode: onnx.ModelProto, decode: onnx.ModelProto) -> int:
     """Compare both graphs with the tokenizers library on all of :func:`sample_texts`; returns the number of texts.
 
     Raises:
@@ -56,20 +56,20 @@ def check_graphs(path: Path, named: Path, description: Description, encode: onnx
     tokenizer: Any = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    encoder, decoder = _session(named, encode), _session(named, decode)
+    encoder, decoder = _session(path, encode), _session(path, decode)
     texts = sample_texts(description)
     for text in texts:
         for special in (True, False):
             wanted = tokenizer.encode(text, add_special_tokens=special).ids
-            found = _run(named, encoder, {"text": np.array([text], object), "add_special_tokens": np.array([special])})
+            found = _run(path, encoder, {"text": np.array([text], object), "add_special_tokens": np.array([special])})
             if found[0][0].tolist() != wanted:
-                raise _differs(named, "tokens", text, found[0][0].tolist(), wanted)
+                raise _differs(path, "tokens", text, found[0][0].tolist(), wanted)
         for skip in (True, False):
             ids = np.array([wanted], np.int64)
-            spelled = _run(named, decoder, {"ids": ids, "skip_special_tokens": np.array([skip])})[0][0]
+            spelled = _run(path, decoder, {"ids": ids, "skip_special_tokens": np.array([skip])})[0][0]
             expected = tokenizer.decode(wanted, skip_special_tokens=skip)
             if spelled != expected:
-                raise _differs(named, "decoded text", text, spelled, expected)
+                raise _differs(path, "decoded text", text, spelled, expected)
     return len(texts)
 
 

@@ -49,12 +49,11 @@ class Description:
         return max(self.vocabulary) + 1
 
 
-def describe_tokenizer(path: Path, named: Path) -> Description:
+def describe_tokenizer(path: Path) -> Description:
     """Read a tokenizer.json; a tokenizer_config.json beside it names the padding token.
 
     Args:
         path: the file.
-        named: what messages call it.
 
     Raises:
         TokenizerError: it cannot be read, or the graphs cannot express what it does.
@@ -65,20 +64,20 @@ def describe_tokenizer(path: Path, named: Path) -> Description:
         tokenizer: Any = Tokenizer.from_file(str(path))
         data: dict[str, Any] = json.loads(tokenizer.to_str())  # normalized: the spelling of old files differs
     except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{named}: cannot be read as a tokenizer ({error})") from error
+        raise TokenizerError(f"{path}: cannot be read as a tokenizer ({error})") from error
     model = data["model"]
     if model["type"] != "BPE":
-        raise _refused(named, f"its model is {model['type']}; only BPE is known")
+        raise _refused(path, f"its model is {model['type']}; only BPE is known")
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise _refused(named, "its BPE model uses dropout, continuing_subword_prefix or end_of_word_suffix")
+        raise _refused(path, "its BPE model uses dropout, continuing_subword_prefix or end_of_word_suffix")
     for token in data["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise _refused(named, f"the added token {token['content']!r} uses lstrip, rstrip or single_word")
-    before, after = _frame(tokenizer, named)
+            raise _refused(path, f"the added token {token['content']!r} uses lstrip, rstrip or single_word")
+    before, after = _frame(tokenizer, path)
     added = {token["id"]: token["content"] for token in data["added_tokens"]}
     vocabulary = {index: token for token, index in model["vocab"].items()} | added
     if not vocabulary:
-        raise _refused(named, "it has no tokens")
+        raise _refused(path, "it has no tokens")
     common: dict[str, Any] = {
         "json": data,
         "vocabulary": vocabulary,
@@ -90,13 +89,13 @@ def describe_tokenizer(path: Path, named: Path) -> Description:
     }
     decoder = data["decoder"] or {"type": "none"}
     if decoder["type"] == "ByteLevel":
-        return Description(kind="byte_level", digits=_byte_level_digits(named, data), **common)
+        return Description(kind="byte_level", digits=_byte_level_digits(path, data), **common)
     strip = _sentencepiece_decoder(decoder)
     if strip is None:
         raise _refused(
-            named, f"its decoder {_names(decoder)} is neither that of byte-level BPE nor that of SentencePiece BPE"
+            path, f"its decoder {_names(decoder)} is neither that of byte-level BPE nor that of SentencePiece BPE"
         )
-    return Description(kind="sentencepiece", prefix=_prefix(named, data), strip=strip, **common)
+    return Description(kind="sentencepiece", prefix=_prefix(path, data), strip=strip, **common)
 
 
 def _refused(path: Path, reason: str) -> TokenizerError:

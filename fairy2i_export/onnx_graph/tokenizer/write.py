@@ -5,52 +5,82 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-import fairy2i_export
+import onnx
+
 from fairy2i_export.errors import OutputError
 from fairy2i_export.onnx_graph.tokenizer.byte_level import byte_level_tokenizer
 from fairy2i_export.onnx_graph.tokenizer.check import check_graphs
 from fairy2i_export.onnx_graph.tokenizer.description import describe_tokenizer
 from fairy2i_export.onnx_graph.tokenizer.detokenizer import detokenizer
 from fairy2i_export.onnx_graph.tokenizer.sentencepiece import sentencepiece_tokenizer
+from fairy2i_runtime.version import __version__
 
 TOKENIZER = "tokenizer.onnx"
 DETOKENIZER = "detokenizer.onnx"
 _BUILDERS = {"byte_level": byte_level_tokenizer, "sentencepiece": sentencepiece_tokenizer}
 
 
-def write_tokenizer_graphs(folder: Path, shown: Path | None = None) -> int:
-    """Make both graphs of the tokenizer.json in a folder, check them, and write them beside it.
+@dataclass(frozen=True)
+class TokenizerGraphs:
+    """Both graphs of a tokenizer, checked.
 
-    Args:
-        folder: holds tokenizer.json.
-        shown: what messages call that folder, if it is a temporary copy.
+    Attributes:
+        encode: text to ids.
+        decode: ids to text.
+        texts: on how many texts they were compared with the tokenizers library.
+    """
+
+    encode: onnx.ModelProto
+    decode: onnx.ModelProto
+    texts: int
+
+    def write(self, folder: Path) -> None:
+        """Write tokenizer.onnx and detokenizer.onnx: both or none.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as temporary:
+                for name, model in ((TOKENIZER, self.encode), (DETOKENIZER, self.decode)):
+                    (Path(temporary) / name).write_bytes(model.SerializeToString())
+                for name in (TOKENIZER, DETOKENIZER):
+                    os.replace(Path(temporary) / name, folder / name)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def make_tokenizer_graphs(folder: Path) -> TokenizerGraphs:
+    """Make both graphs of the tokenizer.json in a folder, and check them; nothing is written.
+
+    Raises:
+        TokenizerError: the graphs cannot express the tokenizer; says why.
+    """
+    path = folder / "tokenizer.json"
+    description = describe_tokenizer(path)
+    metadata = {
+        "fairy2i.tokenizer_kind": description.kind,
+        "fairy2i.tokenizer_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "fairy2i.tool_version": __version__,
+    }
+    encode = _BUILDERS[description.kind](description, metadata)
+    decode = detokenizer(description, metadata)
+    return TokenizerGraphs(encode, decode, check_graphs(path, description, encode, decode))
+
+
+def write_tokenizer_graphs(folder: Path) -> int:
+    """Make the graphs of the tokenizer.json in a folder and write them beside it.
 
     Returns:
         The number of texts on which they were compared with the tokenizers library.
 
     Raises:
-        TokenizerError: the graphs cannot express the tokenizer; says why. Nothing is written then.
+        TokenizerError: as :func:`make_tokenizer_graphs`; nothing is written then.
         OutputError: the folder cannot be written.
     """
-    path = folder / "tokenizer.json"
-    named = (shown or folder) / "tokenizer.json"
-    description = describe_tokenizer(path, named)
-    metadata = {
-        "fairy2i.tokenizer_kind": description.kind,
-        "fairy2i.tokenizer_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "fairy2i.tool_version": fairy2i_export.__version__,
-    }
-    encode = _BUILDERS[description.kind](description, metadata)
-    decode = detokenizer(description, metadata)
-    checked = check_graphs(path, named, description, encode, decode)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as temporary:
-            for name, model in ((TOKENIZER, encode), (DETOKENIZER, decode)):
-                (Path(temporary) / name).write_bytes(model.SerializeToString())
-            for name in (TOKENIZER, DETOKENIZER):
-                os.replace(Path(temporary) / name, folder / name)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    return checked
+    graphs = make_tokenizer_graphs(folder)
+    graphs.write(folder)
+    return graphs.texts

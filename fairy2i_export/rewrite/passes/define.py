@@ -1,16 +1,13 @@
-"""Pass "define": what the model needs so that the operator means something: function body, operator sets, metadata."""
+"""Pass "define": what the model needs so that the operator means something: function body and operator sets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
-import fairy2i_export
-from fairy2i_export.onnx_graph.function import DOMAIN, INPUTS, OP_NAME, OP_VERSION, matmul_function
+from fairy2i_export.onnx_graph.function import matmul_function
+from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_NAME, OP_VERSION, complete_inputs
 from fairy2i_export.rewrite.passes.find import operator_nodes
 
-_FUNCTION_IR_VERSION = 8  # the first with model-local functions
 _KEY = (DOMAIN, OP_NAME, "")
 
 
@@ -26,20 +23,10 @@ def define_operator(model: ir.Model, opset: int, *, rewritten: bool) -> int:
         How many things were added: the function, and nodes that named fewer than six inputs.
     """
     nodes = operator_nodes(model)
-    changes = 0
-    for node in nodes:
-        if len(node.inputs) < len(INPUTS):  # exporters leave out trailing optional inputs; the reference evaluator wants all
-            node.resize_inputs(len(INPUTS))
-            changes += 1
+    changes = sum(complete_inputs(node) for node in nodes)
     if nodes and (rewritten or _KEY not in model.functions):
         model.functions[_KEY] = matmul_function(opset)
         model.graph.opset_imports[DOMAIN] = OP_VERSION
-        model.ir_version = max(model.ir_version, _FUNCTION_IR_VERSION)
+        model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
         changes += 1
     return changes
-
-
-def describe(model: ir.Model, properties: Mapping[str, str]) -> None:
-    """Metadata of a model that was changed; everything else that is there stays."""
-    model.metadata_props.update(properties)
-    model.metadata_props["fairy2i.tool_version"] = fairy2i_export.__version__

@@ -7,18 +7,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from fairy2i_export.onnx_graph.function import DOMAIN, OP_NAME
+from fairy2i_export.onnx_graph.operator import DOMAIN, is_operator
 from fairy2i_export.rewrite.linears import Linear
+from fairy2i_export.rewrite.patterns import match, pattern_of
 from fairy2i_export.rewrite.values.constants import Constants
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of torch's exporter: the modules around a node, outermost first
-_QUANTIZED = (
-    "MatMulNBits", "MatMulBnb4", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul",
-    "QGemm", "QOrderedMatMul", "MatMulFpQ4",
-)  # fmt: skip
-_FUSED = ("FusedMatMul", "FusedGemm", "GemmFloat8", "GemmFastGelu", "FusedMatMulActivation")
-
-LEFT_DYNAMIC = "the matrix is computed at run time"
 
 
 def find_linears(model: ir.Model, constants: Constants) -> list[Linear]:
@@ -33,7 +27,7 @@ def find_linears(model: ir.Model, constants: Constants) -> list[Linear]:
         if function.domain == DOMAIN:
             continue
         for node in function:
-            if node.domain in ("", "ai.onnx") and node.op_type in ("MatMul", "Gemm"):
+            if pattern_of(node) is not None:
                 reason = f"inside the model-local function {function.name}, whose weights are its inputs"
                 linear = Linear(node.name or node.op_type, (node.name or "",), node, None, reason=reason)
                 found.append(_named_once(linear, taken))
@@ -42,7 +36,7 @@ def find_linears(model: ir.Model, constants: Constants) -> list[Linear]:
 
 def operator_nodes(model: ir.Model) -> list[ir.Node]:
     """The Fairy2iMatMul nodes that are in the graph already."""
-    return [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type == OP_NAME]
+    return [node for node in model.graph.all_nodes() if is_operator(node)]
 
 
 def operator_names(model: ir.Model) -> list[str]:
@@ -51,38 +45,11 @@ def operator_names(model: ir.Model) -> list[str]:
 
 
 def _candidate(node: ir.Node, constants: Constants) -> Linear | None:
-    left, right = (*node.inputs, None, None)[:2]  # a damaged model may have fewer
-    if node.domain in ("", "ai.onnx") and node.op_type == "MatMul":
-        if left in constants and right in constants:
-            return None  # part of computing a constant
-        if right in constants:
-            return _linear(node, right, transposed=True)
-        if left in constants:
-            return _linear(node, left, transposed=False, on_left=True)
-        return _linear(node, None, reason=LEFT_DYNAMIC)
-    if node.domain in ("", "ai.onnx") and node.op_type == "Gemm":
-        if left in constants and right in constants:
-            return None
-        if right in constants:
-            attribute = node.attributes.get("transB")
-            return _linear(node, right, transposed=not (attribute is not None and attribute.as_int()))
-        if left in constants:
-            return _linear(node, left, reason="the constant is the left operand of a Gemm")
-        return _linear(node, None, reason=LEFT_DYNAMIC)
-    if node.op_type in _QUANTIZED:
-        return _linear(node, None, reason=f"quantized another way already ({node.op_type})")
-    if node.op_type in _FUSED:
-        return _linear(node, None, reason=f"fused operator {node.op_type}: rewrite the model before it is optimized")
-    if node.op_type == "Einsum" and any(value in constants for value in node.inputs):
-        return _linear(node, None, reason="Einsum with a constant: export it as a MatMul")
-    return None
-
-
-def _linear(
-    node: ir.Node, value: ir.Value | None, *, transposed: bool = True, on_left: bool = False, reason: str = ""
-) -> Linear:
-    aliases = list(dict.fromkeys(_names(node, value)))
-    return Linear(aliases[0], tuple(aliases), node, value, transposed, on_left, reason)
+    found = match(node, constants)
+    if found is None:
+        return None
+    aliases = list(dict.fromkeys(_names(node, found.value)))
+    return Linear(aliases[0], tuple(aliases), node, found.value, found.transposed, found.on_left, found.reason)
 
 
 def _names(node: ir.Node, value: ir.Value | None) -> Iterator[str]:

@@ -19,22 +19,15 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from fairy2i_export.codes.choices import MAX_STAGES, PROFILES, ROW_MULTIPLIERS, Profile, RowMultiplier
 from fairy2i_export.codes.native import F32
-from fairy2i_export.codes.quantizer import (
-    MAX_STAGES,
-    PROFILES,
-    ROW_MULTIPLIERS,
-    Profile,
-    QuantizedLinear,
-    Quantizer,
-    RowMultiplier,
-    looks_dequantized,
-    quantize,
-)
-from fairy2i_export.codes.row_sums import recover_any
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.codes.quantizer import quantize
+from fairy2i_export.codes.recover.row_sums import explain_any
+from fairy2i_export.codes.strategies import STRATEGIES
+from fairy2i_export.codes.weight_checks import looks_dequantized
 from fairy2i_export.errors import ModelError, WeightError
-from fairy2i_export.rewrite.linears import Linear, Recipe
-from fairy2i_export.rewrite.passes.resolve import float_matrix, matrix_of
+from fairy2i_export.rewrite.linears import Linear, Origin, Recipe, float_matrix, matrix_of
 from fairy2i_export.rewrite.values.constants import Constants
 
 # The quantizer in the graph adds in another order: a scale may be rounded to the neighbouring bfloat16, which is 0.4 %.
@@ -48,11 +41,23 @@ class Setting(NamedTuple):
     stages: int
     profile: Profile
     row_multiplier: RowMultiplier
-    quantizer: Quantizer
+    quantizer: str
 
     def quantize(self, weight: F32) -> QuantizedLinear:
         """The weight quantized that way."""
         return quantize(weight, self.stages, self.profile, row_multiplier=self.row_multiplier, quantizer=self.quantizer)
+
+    def recipe(self, origin: Origin, latent: ir.Value | None = None, transposed: bool = False) -> Recipe:
+        """The recipe of a matrix that is quantized that way."""
+        return Recipe(
+            origin,
+            self.stages,
+            self.row_multiplier,
+            self.profile,
+            self.quantizer,
+            latent=latent,
+            latent_transposed=transposed,
+        )
 
 
 @dataclass
@@ -89,16 +94,18 @@ class Recogniser:
         if not np.isfinite(a).all():
             linear.reason = "values that are not finite"
             return
-        own = recover_any(a)
+        own = explain_any(a)
         if own is not None:
-            rows: RowMultiplier = "none" if own.row_multiplier is None else "rms"
-            linear.recipe = Recipe("recovered", own.stages, own.profile, rows, "greedy")
+            sums = own[
+                1
+            ]  # the codes are read off again when the layer is written: those of all layers would take much memory
+            linear.recipe = Recipe("recovered", sums.stages, "none" if sums.rows is None else "rms", sums=sums)
             return
         linear.recipe = self._trained(linear, a)
         if linear.recipe is None and looks_dequantized(a):
             linear.reason = "only a few distinct values, but no exact sum of stages: quantizing would change it twice"
         elif linear.recipe is None:
-            linear.recipe = Recipe("quantized", *self.setting)
+            linear.recipe = self.setting.recipe("quantized")
 
     def _trained(self, linear: Linear, a: F32) -> Recipe | None:
         """The recipe that makes ``a`` from a latent weight in its subgraph."""
@@ -114,7 +121,7 @@ class Recogniser:
                     break  # not finite, or dequantized itself: no latent weight
                 if _difference(a, q) <= _SAME:
                     self._last = [setting]
-                    return Recipe("trained", *setting, latent, transposed)
+                    return setting.recipe("trained", latent, transposed)
         return None
 
     def _latents(self, linear: Linear) -> Iterator[tuple[ir.Value, bool]]:
@@ -132,8 +139,9 @@ class Recogniser:
                 yield value, True
 
     def _settings(self) -> Iterator[Setting]:
-        # joint takes ten times as long: only where somebody asks for it
-        quantizers: tuple[Quantizer, ...] = tuple(dict.fromkeys(("greedy", self.setting.quantizer)))
+        # those that search take ten times as long: only where somebody asks for one
+        quick = [name for name, strategy in STRATEGIES.items() if not strategy.searches]
+        quantizers = tuple(dict.fromkeys((*quick, self.setting.quantizer)))
         everything = list(product(range(1, MAX_STAGES + 1), PROFILES, ROW_MULTIPLIERS))
         others = [Setting(*setting, quantizer) for quantizer in quantizers for setting in everything]
         yield from dict.fromkeys([*self._last, self.setting, *others])

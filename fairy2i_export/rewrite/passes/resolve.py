@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from fairy2i_export.codes.layout import MAX_FEATURES
-from fairy2i_export.codes.native import F32
 from fairy2i_export.errors import ModelError
 from fairy2i_export.rewrite.linears import Linear
+from fairy2i_export.rewrite.patterns import pattern_of
 from fairy2i_export.rewrite.values.constants import Constants
-from fairy2i_export.rewrite.values.ranks import rank_of
 
 _SUPPORTED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -21,24 +18,6 @@ _SUPPORTED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 def resolve_weights(linears: Iterable[Linear], constants: Constants) -> int:
     """Fill in shape and dtype, or the reason against them; returns how many matrices can become operators."""
     return sum(_resolve(linear, constants) for linear in linears if linear.alive)
-
-
-def matrix_of(linear: Linear, constants: Constants) -> npt.NDArray[np.generic]:
-    """The matrix A [N, K] of a resolved layer, in its own number format.
-
-    Raises:
-        ModelError: if it cannot be read or computed.
-    """
-    if linear.value is None:
-        raise AssertionError(f"{linear.name}: has no constant operand")
-    array = constants.array(linear.value)
-    return array.T if linear.transposed else array
-
-
-def float_matrix(array: npt.NDArray[np.generic]) -> F32:
-    """The same in float32, contiguous."""
-    result: F32 = np.ascontiguousarray(array, dtype=np.float32)
-    return result
 
 
 def _resolve(linear: Linear, constants: Constants) -> bool:
@@ -54,14 +33,18 @@ def _resolve(linear: Linear, constants: Constants) -> bool:
             linear.reason = str(error)
             return False
         dtype, shape = ir.DataType.from_numpy(array.dtype), array.shape
-    linear.reason = _why_not(linear, dtype, shape)
-    if linear.alive:
-        linear.shape = (shape[1], shape[0]) if linear.transposed else (shape[0], shape[1])
-        linear.dtype = dtype
+    linear.reason = _why_not(dtype, shape)
+    pattern = pattern_of(linear.node)
+    if linear.alive and pattern is not None:
+        found = pattern.shape(linear, (shape[0], shape[1]))
+        if isinstance(found, str):
+            linear.reason = found
+        else:
+            linear.shape, linear.dtype = found, dtype
     return linear.alive
 
 
-def _why_not(linear: Linear, dtype: ir.DataType, shape: tuple[int, ...]) -> str:
+def _why_not(dtype: ir.DataType, shape: tuple[int, ...]) -> str:
     if dtype not in _SUPPORTED:
         return f"number format {dtype.name.lower()}; the operator computes in float32"
     if len(shape) != 2:
@@ -70,6 +53,4 @@ def _why_not(linear: Linear, dtype: ir.DataType, shape: tuple[int, ...]) -> str:
         return f"odd dimension: {shape[0]} x {shape[1]}"
     if max(shape) > MAX_FEATURES:
         return f"more than {MAX_FEATURES} features"
-    if linear.on_left and rank_of(linear.node.inputs[1]) is None:
-        return "the matrix is the left operand, and the number of dimensions of the right one is unknown"
     return ""

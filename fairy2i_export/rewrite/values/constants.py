@@ -16,6 +16,7 @@ import onnx_ir as ir
 from fairy2i_export.errors import ModelError
 from fairy2i_export.rewrite.values.subgraph import Reader, Subgraph
 
+STANDARD = ("", "ai.onnx")  # the two names of the domain of standard operators
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 # computed here, without a session; every other operator is computed by onnxruntime
 _COPIES = {"Identity", "Transpose", "Cast"}
@@ -44,7 +45,7 @@ class Constants:
         return value is not None and value in self._values
 
     def _computes_a_constant(self, node: ir.Node) -> bool:
-        if node.op_type in _RANDOM or node.domain not in ("", "ai.onnx", "com.microsoft"):
+        if node.op_type in _RANDOM or node.domain not in (*STANDARD, "com.microsoft"):
             return False
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             return False
@@ -57,7 +58,7 @@ class Constants:
         producer = value.producer()
         if producer is None:
             return value.const_value
-        if producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
+        if producer.op_type == "Constant" and producer.domain in STANDARD:
             return ir.convenience.get_const_tensor(value)
         return None
 

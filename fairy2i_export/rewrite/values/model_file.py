@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fairy2i_export.errors import ModelError
-from fairy2i_export.onnx_graph.function import OPSET
+from fairy2i_export.onnx_graph.operator import OPSET
 
 _HASH_CHUNK = 1 << 22
 

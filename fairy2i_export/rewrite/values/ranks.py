@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.onnx_graph.function import OP_NAME
+from fairy2i_export.onnx_graph.operator import OP_NAME
 
 _AS_FIRST_INPUT = {
     "Cast", "Identity", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Elu", "Selu", "Softmax", "Softplus", "Erf", "Neg",

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairy2i_export.compile.report import human_bytes
 from fairy2i_export.errors import OutputError, TrainingError
+from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.train.loop.checkpoint_guard import what_is_kept
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 
-from fairy2i_export.compile.report import human_bytes
 from fairy2i_export.errors import OutputError, TrainingError
+from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.train.data.blocks import Blocks, as_item
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.loop import checkpoint_guard

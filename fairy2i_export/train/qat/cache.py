@@ -42,7 +42,7 @@ class WeightCache:
         dtype: torch.dtype,
         name: str,
     ) -> Tensor:
-        """:func:`~fairy2i_export.train.qat.fake_quantize.dequantize` of the arguments; the last result if nothing has changed."""
+        """:func:`.fake_quantize.dequantize` of the arguments, from the last call if nothing has changed."""
         latent = weight.detach().contiguous()
         parts = [latent, *(x.detach().contiguous() for x in (rows, scales) if x is not None)]
         key = (options, dtype, weight.shape, weight.dtype, *map(native_quantizer.content, parts))
@@ -57,10 +57,6 @@ class WeightCache:
         self._buffer = dequantize(latent, options, rows=rows, scales=scales, dtype=dtype, out=self._buffer, name=name)
         self._key = key
         return self._buffer
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._buffer = self._key = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightCache:
         return WeightCache()

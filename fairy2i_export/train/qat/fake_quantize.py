@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.train.qat import baselines, native_quantizer, torch_quantizer
 from fairy2i_export.train.qat.options import QuantizationOptions
@@ -90,7 +91,7 @@ def dequantize(
             dense, scale = (baselines.binary if options.method == "binary" else baselines.ternary)(weight, options.profile)
             _require_finite(weight, name, scale)
             return dense.to(dtype)
-        if options.quantizer == "joint" and not in_reach(weight):
+        if not STRATEGIES[options.quantizer].in_torch and not in_reach(weight):
             return _in_main_memory(weight, options, rows, scales, name).to(dtype)
         if scales is not None or not in_reach(weight):  # else scales that the C library computes show what the weight holds
             learned = (x for x in (rows, scales) if x is not None)
@@ -144,9 +145,11 @@ def _in_torch(
 def _in_main_memory(
     weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, name: str
 ) -> Tensor:
-    """The joint quantizer searches; there is one implementation of that, and it works in main memory."""
+    """Of other quantizers than the published one there is one implementation, and it works in main memory."""
     if _traced() or weight.dtype == torch.float64:
-        raise OptionError(f"{name}: the joint quantizer cannot be traced, nor run on float64; convert the model first")
+        raise OptionError(
+            f"{name}: the {options.quantizer} quantizer cannot be traced, nor run on float64; convert the model first"
+        )
     moved = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
     assert moved[0] is not None
     return dequantize(moved[0], options, rows=moved[1], scales=moved[2], name=name).to(weight.device)
@@ -203,7 +206,7 @@ def _gradient_of_scales(
     weight: Tensor, rows: Tensor | None, scales: Tensor, grad: Tensor, options: QuantizationOptions
 ) -> Tensor:
     """float32 [stages, 2 (U, W), 2 (re, im)]."""
-    if options.quantizer == "joint":
+    if not STRATEGIES[options.quantizer].in_torch:
         given = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
         codes = native_quantizer.codes_of(given[0], options, given[1], given[2]).to(weight.device)  # type: ignore[arg-type]
     elif in_reach(weight):
@@ -239,7 +242,7 @@ def _operator(
         method=method,  # type: ignore[arg-type]
         stages=stages,
         profile=profile,  # type: ignore[arg-type]
-        quantizer=quantizer,  # type: ignore[arg-type]
+        quantizer=quantizer,
         row_multiplier=row_multiplier,  # type: ignore[arg-type]
     )
     return dequantize(weight, options, rows=rows, scales=scales, name=name)

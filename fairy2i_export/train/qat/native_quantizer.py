@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -15,34 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fairy2i_export.codes.greedy import greedy_scales
-from fairy2i_export.codes.joint import joint_scales
 from fairy2i_export.codes.native import F32, LatentMatrix, Rows, each, fingerprint
-from fairy2i_export.codes.profiles import Rounding, rounding_of
+from fairy2i_export.codes.profiles import rounding_of
 from fairy2i_export.codes.quantizer import rms_of_rows
+from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.train.qat.options import QuantizationOptions
-
-
-def _greedy(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, blocks: list[Rows]) -> F32:
-    return greedy_scales(matrix, rnd, pool, _unchecked, blocks)
-
-
-def _joint(matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, blocks: list[Rows]) -> F32:
-    greedy = _greedy(matrix, rnd, pool, blocks)
-    if not np.isfinite(greedy).all():
-        return greedy  # there are no nearest points
-    return joint_scales(matrix, rnd, pool, greedy)
 
 
 def _unchecked(sums: Any) -> None:
     """Values that are not finite show in the scales."""
 
 
-# how the scales of a matrix are found, float32 [stages, 2, 2]
-STRATEGIES: dict[str, Callable[[LatentMatrix, Rounding, Executor | None, list[Rows]], F32]] = {
-    "greedy": _greedy,
-    "joint": _joint,
-}
 _WORTH_A_THREAD = 1 << 16  # complex entries
 
 
@@ -105,9 +87,9 @@ def dequantize_into(
         matrix.divide_rows(rms_of_rows(matrix, rnd, pool, _unchecked, blocks))
     if scales is not None:
         found = as_array(scales.float().contiguous())
-        _choose(matrix, options)
+        STRATEGIES[options.quantizer].choose(matrix)
     else:
-        found = STRATEGIES[options.quantizer](matrix, rnd, pool, blocks)
+        found = STRATEGIES[options.quantizer].scales(matrix, rnd, pool, _unchecked, blocks)
     if not np.isfinite(found).all():
         return None
     target = as_array(out)
@@ -123,7 +105,7 @@ def find_parameters(weight: Tensor, options: QuantizationOptions) -> tuple[Tenso
     if options.row_multiplier != "none":
         rows = rms_of_rows(matrix, rnd, pool, _unchecked, blocks)
         matrix.divide_rows(rows)
-    scales = STRATEGIES[options.quantizer](matrix, rnd, pool, blocks)
+    scales = STRATEGIES[options.quantizer].scales(matrix, rnd, pool, _unchecked, blocks)
     return torch.from_numpy(rows), torch.from_numpy(scales)
 
 
@@ -132,14 +114,8 @@ def codes_of(weight: Tensor, options: QuantizationOptions, rows: Tensor | None, 
     matrix, _, _ = _matrix(weight.detach().contiguous(), options)
     if rows is not None:
         matrix.divide_rows(as_array(rows.float().contiguous()))
-    _choose(matrix, options)
+    STRATEGIES[options.quantizer].choose(matrix)
     return torch.from_numpy(matrix.codes((0, matrix.n), as_array(scales.float().contiguous()))[0])
-
-
-def _choose(matrix: LatentMatrix, options: QuantizationOptions) -> None:
-    """How codes are chosen for scales that are given."""
-    if options.quantizer == "joint":
-        matrix.choose_jointly()
 
 
 def _matrix(weight: Tensor, options: QuantizationOptions) -> tuple[LatentMatrix, list[Rows], Executor | None]:

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from fairy2i_export.codes.quantizer import MAX_STAGES, PROFILES, QUANTIZERS, Profile, Quantizer
+from fairy2i_export.codes.choices import DEFAULTS, METHODS, PROFILES, TRAINED_ROWS, Method, Profile, check_stages, one_of
+from fairy2i_export.codes.strategies import QUANTIZERS
 from fairy2i_export.errors import OptionError
-
-Method = Literal["fairy2i", "binary", "ternary"]
-METHODS: tuple[Method, ...] = ("fairy2i", "binary", "ternary")
-ROW_MULTIPLIERS = ("none", "rms", "learned")
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ class QuantizationOptions:
     """
 
     method: Method = "fairy2i"
-    stages: int = 2
-    profile: Profile = "bf16-reference"
-    quantizer: Quantizer = "greedy"
+    stages: int = DEFAULTS["stages"]
+    profile: Profile = DEFAULTS["profile"]
+    quantizer: str = DEFAULTS["quantizer"]
     row_multiplier: Literal["none", "rms", "learned"] = "none"
     learned_scales: bool = False
     activation_bits: Literal[8] | None = None
@@ -44,11 +41,8 @@ class QuantizationOptions:
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
-            if getattr(self, name) not in allowed:
-                expected = ", ".join(map(str, allowed))
-                raise OptionError(f"{name.replace('_', ' ')}: expected one of {expected}, got {getattr(self, name)!r}")
-        if isinstance(self.stages, bool) or self.stages not in range(1, MAX_STAGES + 1):
-            raise OptionError(f"stages: expected a number from 1 to {MAX_STAGES}, got {self.stages!r}")
+            one_of(name.replace("_", " "), getattr(self, name), allowed)
+        check_stages(self.stages)
         if self.method != "fairy2i" and (self.row_multiplier != "none" or self.learned_scales):
             raise OptionError(f"method {self.method} has neither row multipliers nor learned scales; those are for fairy2i")
 
@@ -57,7 +51,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "method": METHODS,
     "profile": PROFILES,
     "quantizer": QUANTIZERS,
-    "row_multiplier": ROW_MULTIPLIERS,
+    "row_multiplier": TRAINED_ROWS,
     "activation_bits": (None, 8),
 }
 

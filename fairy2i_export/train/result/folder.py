@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fairy2i_export.errors import OptionError, OutputError
@@ -46,19 +47,13 @@ def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[None]:
     _check_place(recipe, source)
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
-        lock = (recipe.output / _LOCK).open("wb")
+        lock = FileLock(recipe.output / _LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{recipe.output}: another process trains into this folder; wait, or choose another") from error
     except OSError as error:
         raise OutputError(f"{recipe.output}: cannot be written: {error.strerror or error}") from error
     with lock:
-        if os.name != "nt":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputError(
-                    f"{recipe.output}: another process trains into this folder; wait, or choose another"
-                ) from error
         _claim(recipe, global_batch)
         yield
 

@@ -1,1 +1,0 @@
-"""The command line: options, what is printed, exit codes. Nothing is computed here."""

@@ -1,4 +1,4 @@
-"""Create the onnxruntime session of a model."""
+"""Open an onnxruntime session: the one way for everything that runs a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 import onnxruntime as ort
 
 from fairy2i_runtime.engine.threads import default_threads
-from fairy2i_runtime.errors import ModelFolderError, OptionError
+from fairy2i_runtime.errors import ModelFolderError, OptionError, check_option
 from fairy2i_runtime.ops.library import ort_version, register
-from fairy2i_runtime.text.sampling import check_option
 
 KERNEL_ENTRY = "fairy2i.kernel"
 ISA_ENTRY = "fairy2i.isa"
@@ -18,9 +17,10 @@ EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"  
 CONFIG_ENTRY_ORT = (1, 24)  # from here on a kernel can read the session's configuration entries
 
 
-def create_session(
-    model_file: Path,
+def open_session(
+    model: Path | bytes,
     *,
+    folder: Path | None = None,
     threads: int | None = None,
     kernel: str | None = None,
     isa: str | None = None,
@@ -30,7 +30,8 @@ def create_session(
     """Open a model on the CPU.
 
     Args:
-        model_file: the .onnx file; its external data lies beside it and is mapped, not read.
+        model: the .onnx file, or the contents of one; its external data is mapped, not read.
+        folder: where the external data lies; beside the file by default, and needed for contents.
         threads: threads of the session; None = one per physical (big) core, see :mod:`fairy2i_runtime.engine.threads`.
         kernel: ``lut``, ``exact`` or ``dot``; None = what FAIRY2I_KERNEL says, else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = what FAIRY2I_ISA says, else the best one here.
@@ -45,13 +46,16 @@ def create_session(
     """
     if threads is not None:
         check_option("threads", threads, int, lambda n: 1 <= n <= 1024, "an integer from 1 to 1024")
+    name = str(model) if isinstance(model, Path) else f"a model made of {folder}"
     options = ort.SessionOptions()
+    if folder is not None:
+        options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(folder.resolve()))
     options.intra_op_num_threads = default_threads() if threads is None else threads
     options.log_severity_level = 4  # fatal only: errors are raised, no need to print them too
     if not needs_library:
         if kernel is not None or isa is not None:
             raise OptionError(
-                f"{model_file}: kernel and isa choose code of the operator library, and this model was exported for hosts "
+                f"{name}: kernel and isa choose code of the operator library, and this model was exported for hosts "
                 "without it (--backend); leave them out, or export it with --backend fairy2i"
             )
     elif use_library:
@@ -63,14 +67,17 @@ def create_session(
     disabled = [] if use_library or not needs_library else ["ConstantFolding"]
     try:
         return ort.InferenceSession(
-            str(model_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=disabled,
         )
     except Exception as error:  # onnxruntime's exception classes have no common base
         problem = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Exception during initialization: )?", "", str(error))
         if "FAIRY2I_KERNEL" in problem or "FAIRY2I_ISA" in problem:  # the library does not have what was asked for
             raise OptionError(problem) from error
         raise ModelFolderError(
-            f"{model_file}: onnxruntime cannot open it: {problem} (if a file is damaged or missing, export the model again)"
+            f"{name}: onnxruntime cannot open it: {problem} (if a file is damaged or missing, export the model again)"
         ) from error
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fairy2i_runtime import core
 from fairy2i_runtime.engine.threads import default_threads
-from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.errors import Fairy2iRuntimeError, check_option
 from fairy2i_runtime.folder import chosen_context_length, open_folder
-from fairy2i_runtime.text.sampling import check_option
+from fairy2i_runtime.ops import core
 
 MAX_REPEAT = 1000
 
@@ -67,7 +66,7 @@ def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
     """
     opened = open_folder(folder)
     chosen_context_length(options.prompt_tokens + options.new_tokens, opened)
-    kernel = _chosen_kernel(options) if opened.needs_library else None
+    kernel = core.chosen_kernel(options.kernel, options.isa) if opened.needs_library else None
     found = _in_fresh_process({"folder": str(folder), **vars(options)})
     first = [run["first_token"] for run in found["runs"]]
     return {
@@ -126,13 +125,6 @@ def _processor_name() -> str:
         return Path("/proc/device-tree/model").read_text().rstrip("\0\n")
     except OSError:
         return platform.processor() or platform.machine()
-
-
-def _chosen_kernel(options: BenchOptions) -> core.KernelInfo:
-    """The kernel that a layer gets with these options and this environment; asked of the library, not guessed."""
-    one_tile = np.zeros(512, np.uint8)  # a layer of 2 x 2 at one stage
-    layer = core.Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=options.kernel, isa=options.isa)
-    return layer.kernel
 
 
 def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:

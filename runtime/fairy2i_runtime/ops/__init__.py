@@ -1,1 +1,0 @@
-"""The operator library: where it is, how onnxruntime gets it, and its functions called directly."""

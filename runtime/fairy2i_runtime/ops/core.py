@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_runtime.errors import Fairy2iRuntimeError
-from fairy2i_runtime.ops.library import library_path
+from fairy2i_runtime.ops.library import library_folder, library_path
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ class KernelInfo:
 @lru_cache(maxsize=1)
 def _library() -> tuple[Any, Any]:
     path = Path(library_path())
-    beside, packaged = path.with_name("fairy2i.h"), Path(__file__).parent.parent / "lib" / "fairy2i.h"
+    beside, packaged = path.with_name("fairy2i.h"), library_folder() / "fairy2i.h"
     header = beside if beside.is_file() else packaged
     if not header.is_file():
         raise Fairy2iRuntimeError(f"expected the C header beside the library, found none at {beside}; reinstall the package")
@@ -202,6 +202,16 @@ class Linear:
         )
         _check(ffi, status, message)
         return y
+
+
+def chosen_kernel(kernel: str | None = None, isa: str | None = None) -> KernelInfo:
+    """The kernel that a layer gets with a choice and this environment; asked of the library, not guessed.
+
+    Raises:
+        KernelError: there is no such kernel, or it cannot run here; the message says which can.
+    """
+    one_tile = np.zeros(512, np.uint8)  # a layer of 2 x 2 at one stage
+    return Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=kernel, isa=isa).kernel
 
 
 class _ThreadPool:

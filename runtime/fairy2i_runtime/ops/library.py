@@ -25,6 +25,11 @@ _ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"
 _registered: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
 
 
+def library_folder() -> Path:
+    """Where the build puts the packaged library and its header."""
+    return Path(__file__).resolve().parent.parent / "lib"
+
+
 def library_path() -> str:
     """Absolute path of the operator library.
 
@@ -38,7 +43,7 @@ def library_path() -> str:
             raise LibraryError(f"{LIBRARY_VARIABLE} names {path}, which is not a file; correct it or unset it")
         return str(path)
     name = _LIBRARY_NAMES.get(platform.system(), "libfairy2i_ops.so")
-    path = Path(__file__).resolve().parent.parent / "lib" / name
+    path = library_folder() / name
     if not path.is_file():
         raise LibraryError(
             f"the operator library is missing: expected {path}. Reinstall fairy2i-export for this platform "

@@ -1,1 +1,0 @@
-"""From text to text: tokenizer, chat template, sampling, streams, the loop that generates, conversations."""

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.engine.kvcache import KVCache
-from fairy2i_runtime.errors import ContextError, OptionError
-from fairy2i_runtime.text.sampling import Sampler, SamplingOptions, check_option
+from fairy2i_runtime.errors import ContextError, OptionError, check_option
+from fairy2i_runtime.text.sampling import Sampler, SamplingOptions
 from fairy2i_runtime.text.streaming import StopMatcher, StreamDecoder
 
 FinishReason = Literal["eos", "stop", "length", "context", "interrupted"]

@@ -7,15 +7,14 @@ Temperature 0 takes the most likely token after the repetition penalty (the firs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_runtime.errors import Fairy2iRuntimeError, OptionError
+from fairy2i_runtime.errors import Fairy2iRuntimeError, check_option
 
 F32 = npt.NDArray[np.float32]
 
@@ -53,12 +52,6 @@ class SamplingOptions:
         )
         if self.seed is not None:
             check_option("seed", self.seed, Integral, lambda n: n >= 0, "an integer of at least 0")
-
-
-def check_option(name: str, value: Any, kind: type, in_range: Callable[[Any], bool], expected: str) -> None:
-    """Raise an :class:`OptionError` unless ``value`` is of the numeric ``kind`` and in range."""
-    if not isinstance(value, kind) or isinstance(value, bool) or not in_range(value):
-        raise OptionError(f"{name}: expected {expected}, got {value!r}")
 
 
 class Sampler:

@@ -19,7 +19,7 @@ instruction set), sums are added in one order, and the systems of at most 4 equa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import cache
 from itertools import product
@@ -27,9 +27,10 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.codes.native import F32, F64, U8, LatentMatrix, Points, each, row_blocks
-from fairy2i_export.codes.profiles import CODE_IM, CODE_RE, MAX_STAGES, Rounding, floored
-from fairy2i_export.errors import FormatError
+from fairy2i_export.codes.native import F32, F64, LatentMatrix, Points, Rows, each, row_blocks
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE, Rounding, floored
+from fairy2i_export.codes.strategies.base import Check, Strategy
+from fairy2i_export.codes.strategies.greedy import greedy_scales
 
 _SAMPLE = 1 << 17  # complex entries to fit scales on before the whole matrix is looked at
 _SAMPLE_ROWS = 256  # spread over as many rows, which differ more than columns of a row do
@@ -55,55 +56,6 @@ STARTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 }
 
 
-def nearest_codes(re: F32, im: F32, scales: F32) -> U8:
-    """Codes of the points nearest to complex entries; for many calls with the same scales keep a :class:`Points`.
-
-    Args:
-        re: float32 [...], real parts.
-        im: float32 [...], imaginary parts.
-        scales: float32 [stages, 2 (re, im)], 1 to 4 stages.
-
-    Returns:
-        uint8 [stages, ...]; distances and ties as :class:`Points` describes them.
-
-    Raises:
-        FormatError: shapes that do not fit.
-    """
-    return Points(scales).codes(re, im)
-
-
-def fit_scales(re: F32, im: F32, codes: U8, weights: F32 | None = None, start: F32 | None = None) -> F32:
-    """The scales for which given codes leave the smallest (weighted) sum of squares.
-
-    Args:
-        re: float32 [...], real parts of the entries.
-        im: float32 [...], imaginary parts.
-        codes: uint8 [stages, ...].
-        weights: float32 [...], non-negative importance of each entry; None = all the same.
-        start: float32 [stages, 2]: kept where the entries do not tell, because a stage has no code on an axis or two stages
-            always go together; zeros by default.
-
-    Returns:
-        float32 [stages, 2 (re, im)], unrounded. A negative scale means that the codes are better reflected.
-
-    Raises:
-        FormatError: shapes that do not fit, or a code above 3.
-    """
-    stages = len(codes)
-    shape = (stages, *np.shape(re))
-    if np.shape(re) != np.shape(im) or codes.shape != shape or not 1 <= stages <= MAX_STAGES:
-        raise FormatError(f"expected codes [stages, ...] for entries of one shape, got {codes.shape} for {np.shape(re)}")
-    if codes.size and codes.max() > 3:
-        raise FormatError(f"codes: expected 0 to 3, got {codes.max()}")
-    bins = np.zeros(re.size, np.intp)
-    for code in codes.reshape(stages, -1):
-        bins = 4 * bins + code
-    ones = np.ones(re.size) if weights is None else np.asarray(weights, np.float64).reshape(-1)
-    values = (ones, ones * np.asarray(re).reshape(-1), ones * np.asarray(im).reshape(-1))
-    sums: F64 = np.stack([np.bincount(bins, value, 4**stages).astype(np.float64) for value in values], axis=1)
-    return _solve(sums, np.zeros((stages, 2)) if start is None else start).astype(np.float32)
-
-
 def fit_points(sums_of: Sums, start: F32, steps: int = _MOST_STEPS) -> tuple[F32, float]:
     """Alternate between nearest points and least squares.
 
@@ -125,7 +77,7 @@ def fit_points(sums_of: Sums, start: F32, steps: int = _MOST_STEPS) -> tuple[F32
             best, least = scales, error
         if not gain > _CONVERGED * error:
             break
-        scales = np.abs(_solve(sums, scales)).astype(np.float32)
+        scales = np.abs(least_squares(sums, scales)).astype(np.float32)
     return best, least
 
 
@@ -190,7 +142,7 @@ class _Whole:
         """A few steps of :func:`fit_points` for U and W at once."""
         for _ in range(_WHOLE_STEPS):
             sums = self.sums(scales)
-            solved = [np.abs(_solve(sums[u_w], scales[:, u_w])) for u_w in range(2)]
+            solved = [np.abs(least_squares(sums[u_w], scales[:, u_w])) for u_w in range(2)]
             scales = np.stack(solved, axis=1).astype(np.float32)
         return scales
 
@@ -218,7 +170,7 @@ def _units(stages: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
     return CODE_RE[codes].astype(np.float64), CODE_IM[codes].astype(np.float64)
 
 
-def _solve(sums: F64, start: npt.NDArray[np.floating]) -> F64:
+def least_squares(sums: F64, start: npt.NDArray[np.floating]) -> F64:
     """Least-squares scales [stages, 2] for the codes of ``sums`` [4^stages, 3 or more]; ``start`` where they do not tell."""
     scales = np.array(start, np.float64)
     for axis, unit in enumerate(_units(len(scales))):
@@ -248,3 +200,21 @@ def _eliminate(gram: list[list[float]], rest: list[float]) -> list[float]:
     for i in reversed(order):
         x[i] = (rest[i] - sum(gram[i][j] * x[j] for j in order if j != i and x[j])) / gram[i][i]
     return x
+
+
+def _scales(
+    matrix: LatentMatrix, rnd: Rounding, pool: Executor | None, check: Check, blocks: Sequence[Rows] | None = None
+) -> F32:
+    greedy = greedy_scales(matrix, rnd, pool, check, blocks)
+    # where a weight is not finite, and the check lets that pass, there are no nearest points
+    return joint_scales(matrix, rnd, pool, greedy) if np.isfinite(greedy).all() else greedy
+
+
+JOINT = Strategy(
+    "joint",
+    "codes of all stages chosen together, a smaller error",
+    _scales,
+    jointly=True,
+    stagewise=False,
+    searches=True,
+)

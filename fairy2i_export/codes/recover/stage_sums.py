@@ -4,25 +4,64 @@ Quantizing a dequantized matrix again does not give its codes back: the greedy q
 the means over a few discrete values are not the scales those values were made of (the matrix changes by some 7 %). But such a
 matrix holds its scales in plain sight. The real part of every entry of U is a sum of some of the scales, each with a sign, so
 it takes at most (3^T + 1) / 2 magnitudes, the scales themselves among them. ``recover`` reads the magnitudes off, looks for T
-of them that explain all others, assigns every entry its codes, and accepts the result only if it reproduces the matrix.
+of them that explain all others, assigns every entry its codes, and accepts the result only if it reproduces the matrix. What it
+finds out (:class:`StageSums`) is small, and the codes can be read off again with it without any search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations_with_replacement, permutations, product
 
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.codes.analysis import split_widely_linear
+from fairy2i_export.codes.choices import MAX_STAGES, Profile
 from fairy2i_export.codes.native import F32, F64, U8
-from fairy2i_export.codes.quantizer import CODE_IM, CODE_RE, MAX_STAGES, QuantizedLinear, round_to_bf16
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE, round_to_bf16
+from fairy2i_export.codes.quantized import QuantizedLinear, split_widely_linear
 
 _SAMPLE = 1 << 16  # entries whose magnitudes are read off
 _FIRST_LOOK = 1 << 12  # entries that tell latent weights from sums of stages
 _CANDIDATES = 8  # sets of scales tried per part
 _SEARCHED = 1_500  # sets of magnitudes that may have to be looked at
+
+
+@dataclass(frozen=True)
+class StageSums:
+    """What is known about a matrix that is a sum of stages, all but its codes.
+
+    Attributes:
+        scales: float32 [stages, 2 (U, W), 2 (re, im)].
+        profile: in which the matrix is reproduced.
+        magnitudes: float64 [stages, 2 (re, im)] for U and for W: those that every entry was explained with.
+        tolerance: by how much entries may be off.
+        rows: float64 [2n], factors that the rows were divided by, or None.
+    """
+
+    scales: F32
+    profile: Profile
+    magnitudes: tuple[F64, F64]
+    tolerance: float
+    rows: F64 | None = None
+
+    @property
+    def stages(self) -> int:
+        return len(self.scales)
+
+    def read(self, a: F32) -> QuantizedLinear | None:
+        """The codes of the matrix; None if it is another one."""
+        even = a if self.rows is None else (a.astype(np.float64) / self.rows[:, None]).astype(np.float32)
+        u_re, u_im, w_re, w_im = split_widely_linear(even)
+        codes = []
+        for re, im, magnitudes in ((u_re, u_im, self.magnitudes[0]), (w_re, w_im, self.magnitudes[1])):
+            found = _assign(re, im, magnitudes, 4 * self.tolerance)
+            if found is None:
+                return None
+            codes.append(found)
+        rows = None if self.rows is None else self.rows.astype(np.float32)
+        return QuantizedLinear(np.stack(codes, axis=1), self.scales, self.profile, rows)
 
 
 def recover(a: F32) -> QuantizedLinear | None:
@@ -35,6 +74,12 @@ def recover(a: F32) -> QuantizedLinear | None:
         A quantized layer without multipliers whose ``dequantize`` gives ``a`` up to the rounding of its number format, with
         the fewest stages that do. Stages are ordered by falling scales, as the quantizer makes them.
     """
+    found = explain(a)
+    return None if found is None else found[0]
+
+
+def explain(a: F32) -> tuple[QuantizedLinear, StageSums] | None:
+    """As :func:`recover`, and what it takes to read the codes off again."""
     if a.ndim != 2 or 0 in a.shape or a.shape[0] % 2 or a.shape[1] % 2 or not a.any():
         return None  # of a matrix of zeros no scale can be read off; the quantizer has a rule for it
     u_re, u_im, w_re, w_im = split_widely_linear(a)
@@ -50,9 +95,10 @@ def recover(a: F32) -> QuantizedLinear | None:
             u = _one_matrix(pairs[0], (levels[0], levels[1]), stages, tolerance)
             w = None if u is None else _one_matrix(pairs[1], (levels[2], levels[3]), stages, tolerance)
             if u is not None and w is not None:
-                q = _best(a, np.stack([u[0], w[0]], axis=1), np.stack([u[1], w[1]], axis=1))
+                codes = np.stack([u[0], w[0]], axis=1)
+                q = _best(a, codes, np.stack([_fitted(*pairs[0], *u), _fitted(*pairs[1], *w)], axis=1))
                 if float(np.abs(q.dequantize("none") - a).max()) <= 2 * tolerance:
-                    return q
+                    return q, StageSums(q.scales, q.profile, (u[1], w[1]), tolerance)
     return None
 
 
@@ -102,8 +148,8 @@ def _levels(values: F32, tolerance: float) -> F64 | None:
     return found
 
 
-def _one_matrix(parts: tuple[F32, F32], levels: tuple[F64, F64], stages: int, tolerance: float) -> tuple[U8, F32] | None:
-    """Codes [stages, n, m] and scales [stages, 2] of U or W, None if no choice of scales explains every entry."""
+def _one_matrix(parts: tuple[F32, F32], levels: tuple[F64, F64], stages: int, tolerance: float) -> tuple[U8, F64] | None:
+    """Codes [stages, n, m] of U or W and the scales [stages, 2] that explain every entry; None if no choice of them does."""
     re, im = parts
     imaginary = list(_scale_sets(levels[1], stages, tolerance))
     for s_re in _scale_sets(levels[0], stages, tolerance):
@@ -115,7 +161,7 @@ def _one_matrix(parts: tuple[F32, F32], levels: tuple[F64, F64], stages: int, to
                     continue
                 codes = _assign(re, im, scales, 4 * tolerance)
                 if codes is not None:
-                    return codes, _fitted(re, im, codes, scales)
+                    return codes, scales
     return None
 
 

@@ -13,10 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairy2i_export.codes.analysis import split_widely_linear
 from fairy2i_export.codes.native import F32, F64
-from fairy2i_export.codes.quantizer import QuantizedLinear
-from fairy2i_export.codes.stage_sums import recover
+from fairy2i_export.codes.quantized import QuantizedLinear, split_widely_linear
+from fairy2i_export.codes.recover.stage_sums import StageSums, explain
 
 _SAME = 3e-6  # relative difference of two float32 quotients that mean the same
 _SHARE = 0.05  # of a row's quotients have to agree
@@ -31,13 +30,19 @@ def recover_any(a: F32) -> QuantizedLinear | None:
         a: real matrix [2n, 2m], finite. Row multipliers are found in float32 matrices only.
 
     Returns:
-        As :func:`fairy2i_export.codes.stage_sums.recover`, possibly with a row multiplier. The factors are relative to the first
-        row: a common factor of all rows is part of the scales.
+        As :func:`~fairy2i_export.codes.recover.stage_sums.recover`, possibly with a row multiplier. The factors are relative to
+        the first row: a common factor of all rows is part of the scales.
     """
-    return recover(a) or _recover_rows(a)
+    found = explain_any(a)
+    return None if found is None else found[0]
 
 
-def _recover_rows(a: F32) -> QuantizedLinear | None:
+def explain_any(a: F32) -> tuple[QuantizedLinear, StageSums] | None:
+    """As :func:`recover_any`, and what it takes to read the codes off again."""
+    return explain(a) or _explain_rows(a)
+
+
+def _explain_rows(a: F32) -> tuple[QuantizedLinear, StageSums] | None:
     if a.ndim != 2 or a.shape[0] % 2 or a.shape[1] % 2 or a.shape[1] < 2 * _FEWEST_COLUMNS or 0 in a.shape:
         return None
     n = a.shape[0] // 2
@@ -61,12 +66,14 @@ def _recover_rows(a: F32) -> QuantizedLinear | None:
         if factor is None:
             return None
         rows[[i, n + i]] *= factor
-    plain = recover((exact / rows[:, None]).astype(np.float32))
+    plain = explain((exact / rows[:, None]).astype(np.float32))
     if plain is None:
         return None
-    found = replace(plain, row_multiplier=rows.astype(np.float32))
+    found = replace(plain[0], row_multiplier=rows.astype(np.float32))
     error = np.abs(found.dequantize("none") - a).max(axis=1)
-    return found if (error <= 4 * _SAME * np.abs(a).max(axis=1)).all() else None
+    if not (error <= 4 * _SAME * np.abs(a).max(axis=1)).all():
+        return None
+    return found, replace(plain[1], rows=rows)
 
 
 def _lower_factor(upper: F64, lower: F64) -> float | None:

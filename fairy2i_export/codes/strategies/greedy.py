@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 
 from fairy2i_export.codes.native import F32, F64, I64, LatentMatrix, Rows, each, row_blocks
 from fairy2i_export.codes.profiles import Rounding, floored
+from fairy2i_export.codes.strategies.base import Check, Strategy
 
 
 def greedy_scales(
     matrix: LatentMatrix,
     rnd: Rounding,
     pool: Executor | None,
-    check: Callable[[F64], None],
+    check: Check,
     blocks: Sequence[Rows] | None = None,
 ) -> F32:
     """Scales float32 [stages, 2 (U, W), 2 (re, im)], one pass over the matrix for each stage.
@@ -56,3 +57,14 @@ def exact_means(sums: F64, counts: I64) -> F32:
     exact = [math.fsum(column) for column in sums.reshape(len(sums), -1).T.tolist()]
     means: F32 = (np.reshape(exact, total.shape) / count).astype(np.float32)
     return means
+
+
+GREEDY = Strategy(
+    "greedy",
+    "the published one, stage after stage",
+    greedy_scales,
+    jointly=False,
+    stagewise=True,
+    searches=False,
+    in_torch=True,
+)

@@ -1,0 +1,162 @@
+"""How an option is declared: a field of a dataclass that carries its help, its choices and who knows it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from fairy2i_export.codes.choices import one_of
+from fairy2i_export.errors import OptionError
+
+End = Literal["checkpoint", "onnx", "training"]  # front ends: compile a checkpoint, rewrite an ONNX model, train
+EVERY: tuple[End, ...] = get_args(End)
+_WHAT: dict[End, str] = {"checkpoint": "checkpoints", "onnx": "ONNX models", "training": "training"}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known about an option besides its name and type, which are those of its field.
+
+    Attributes:
+        help: one or two sentences.
+        ends: the front ends that know it.
+        choices: values that it may have, for all front ends or by front end; none: whatever its reader accepts.
+        fallback: what holds where nobody says anything; None: its reader decides.
+        shown: the default as ``--help`` tells it; empty: none is shown.
+        metavar: what stands for the value in ``--help``.
+        flags: its spellings on the command line; none: ``--NAME``.
+        panel: heading in ``--help``.
+        words: what messages call it; empty: its name with blanks.
+        positive: the value has to be a finite number above 0.
+        share: the value has to be a number from 0 to 1.
+        neutral: the result does not depend on it.
+    """
+
+    help: str
+    ends: tuple[End, ...] = EVERY
+    choices: tuple[Any, ...] | Mapping[End, tuple[Any, ...]] = ()
+    fallback: Any = None
+    shown: str = ""
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    panel: str | None = None
+    words: str = ""
+    positive: bool = False
+    share: bool = False
+    neutral: bool = False
+
+    def allowed(self, end: End) -> tuple[Any, ...]:
+        """The choices of one front end."""
+        return tuple(self.choices.get(end, ())) if isinstance(self.choices, Mapping) else self.choices
+
+
+def option(default: Any, help_text: str, **details: Any) -> Any:
+    """A dataclass field that is an option; ``details`` are further attributes of :class:`Option`."""
+    return field(default=default, metadata={"option": Option(help_text, **details)})
+
+
+@cache
+def declared(kind: Any, end: End) -> dict[str, Option]:
+    """Name -> declaration of every option of a dataclass that a front end knows, in the order of the fields."""
+    options = {item.name: item.metadata["option"] for item in fields(kind) if "option" in item.metadata}
+    return {name: found for name, found in options.items() if end in found.ends}
+
+
+@cache
+def types_of(kind: Any) -> dict[str, Any]:
+    """Name -> type of every field."""
+    return get_type_hints(kind)
+
+
+def is_list(kind: Any, name: str) -> bool:
+    """Whether an option may be given more than once."""
+    kind_of_field = types_of(kind)[name]
+    return get_origin(kind_of_field) is tuple and get_args(kind_of_field)[-1] is Ellipsis
+
+
+def flag_of(name: str, found: Option) -> str:
+    """An option as the command line spells it."""
+    return found.flags[0] if found.flags else f"--{name.replace('_', '-')}"
+
+
+def words_of(name: str, found: Option) -> str:
+    """An option as messages call it."""
+    return found.words or name.replace("_", " ")
+
+
+def build(kind: Any, end: End, values: Mapping[str, Any], source: str = "") -> Any:
+    """The dataclass ``kind`` with the options that were given.
+
+    Args:
+        kind: whose fields are options.
+        end: the front end that was asked.
+        values: by name; None is an option that was not given. A list may be any iterable; a single text is one element.
+        source: what was to be worked on, for messages.
+
+    Raises:
+        OptionError: an option that nobody or another front end knows.
+    """
+    known = {item.name: item.metadata["option"] for item in fields(kind) if "option" in item.metadata}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise OptionError(f"unknown option {name!r}: expected {', '.join(declared(kind, end))}")
+        if is_list(kind, name):
+            value = _as_tuple(value)
+        if value is None or value is False or value == ():
+            continue
+        if end not in known[name].ends:
+            theirs = " and ".join(_WHAT[other] for other in known[name].ends)
+            raise OptionError(f"{flag_of(name, known[name])} is for {theirs} only, and {source} is {_A[end]}; leave it out")
+        given[name] = value
+    return kind(**given)
+
+
+_A: dict[End, str] = {"checkpoint": "a checkpoint", "onnx": "an ONNX model", "training": "a source of training"}
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return (value,)
+    return tuple(value)
+
+
+def check_choices(values: Any, end: End) -> None:
+    """Check every option of a dataclass that has choices; None is not checked.
+
+    Raises:
+        OptionError: naming the option, what is allowed and what was found.
+    """
+    kind: Any = type(values)
+    for name, found in declared(kind, end).items():
+        value, allowed = getattr(values, name), found.allowed(end)
+        if allowed and value is not None:
+            one_of(words_of(name, found), value, allowed)
+
+
+def takes(kind: Any, end: End) -> Callable[[F], F]:
+    """Let a function that takes ``**options`` show in its signature and docstring which ones there are."""
+
+    def mark(function: F) -> F:
+        options = declared(kind, end)
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        defaults = {item.name: item.default for item in fields(kind)}
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=types_of(kind)[name])
+            for name in options
+        ]
+        function.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+        lines = [
+            f"    {name}: {found.help}{f' Default: {found.shown}.' if found.shown else ''}"
+            for name, found in options.items()
+        ]
+        function.__doc__ = inspect.cleandoc(function.__doc__ or "") + "\n\nOptions:\n" + "\n".join(lines)
+        return function
+
+    return mark

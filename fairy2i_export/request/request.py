@@ -1,0 +1,141 @@
+"""What is asked of an export or a rewrite. A new option is a field here, read by whoever it concerns, and a line in docs/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairy2i_export.codes.choices import DEFAULTS, LM_HEADS, LmHead
+from fairy2i_export.onnx_graph.decoder_graph import KV_CACHES, KVCache
+from fairy2i_export.onnx_graph.embedding import EMBEDDINGS, Embedding
+from fairy2i_export.onnx_graph.formats import FORMATS
+from fairy2i_export.onnx_graph.formats.dense import DENSE_TYPES, DenseType
+from fairy2i_export.onnx_graph.formats.matmulnbits import ACCURACY_LEVELS
+from fairy2i_export.request.option import End, option
+from fairy2i_export.request.quantization import Quantization
+
+DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
+CALIBRATION_TOKENS = 24_576
+_CHECKPOINT: tuple[End, ...] = ("checkpoint",)
+_BOTH: tuple[End, ...] = ("checkpoint", "onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Quantization):
+    """All options of the two front ends that make model folders.
+
+    Until a request is completed (compile/options.py), None stands where nothing was asked for; then every field has a value but
+    those for which None means something.
+    """
+
+    lm_head: LmHead = option(
+        None,
+        "How to store lm_head: fairy2i, int8, int4 or float.",
+        ends=_CHECKPOINT,
+        metavar="H",
+        choices=LM_HEADS,
+        fallback=DEFAULTS["lm_head"],
+        shown=f"as trained, else {DEFAULTS['lm_head']}",
+        words="lm_head",
+    )
+    embedding: Embedding = option(
+        None,
+        "How to store the embedding: float32, float16 or int8.",
+        ends=_CHECKPOINT,
+        metavar="E",
+        choices=EMBEDDINGS,
+        shown="float16 for 16-bit checkpoints, else float32",
+    )
+    context_length: int = option(
+        None,
+        "Longest context of the exported model.",
+        ends=_CHECKPOINT,
+        metavar="N",
+        shown=f"the model's own, at most {DEFAULT_CONTEXT}",
+    )
+    kv_cache: KVCache = option(
+        None,
+        "Type of the key-value cache: float32, float16 or int8.",
+        ends=_CHECKPOINT,
+        metavar="T",
+        choices=KV_CACHES,
+        fallback="float32",
+        shown="float32",
+    )
+    calibrate: tuple[Path, ...] = option(
+        (),
+        "Convert a model that was not trained for this: choose codes that keep every layer's outputs on this text; may be "
+        "repeated. Needs torch and transformers.",
+        ends=_CHECKPOINT,
+        metavar="TEXT",
+        shown="plain rounding",
+        neutral=True,  # what it leads to is in the options in force
+    )
+    calibrate_tokens: int | None = option(
+        None,
+        "Tokens of the text of --calibrate to use at most.",
+        ends=_CHECKPOINT,
+        metavar="N",
+        shown=str(CALIBRATION_TOKENS),
+        neutral=True,
+    )
+    calibration: Path | None = option(
+        None,
+        "Text to measure the scales of an int8 key-value cache with.",
+        ends=_CHECKPOINT,
+        metavar="FILE",
+        flags=("--cache-calibration",),
+        shown="a short English one",
+        neutral=True,  # measured when everything else is written
+    )
+    rope_scaling: str | None = option(
+        None,
+        "Stretch the context: linear:FACTOR or yarn:FACTOR.",
+        ends=_CHECKPOINT,
+        metavar="S",
+        shown="as in config.json",
+    )
+    jobs: int | None = option(
+        None,
+        "Threads that quantize.",
+        ends=_BOTH,
+        metavar="N",
+        flags=("--jobs", "-j"),
+        shown="number of cores",
+        neutral=True,
+    )
+    backend: str = option(
+        None,
+        f"How to write quantized layers: {', '.join(FORMATS)}.",
+        ends=_CHECKPOINT,
+        metavar="B",
+        choices=tuple(FORMATS),
+        fallback="fairy2i",
+        shown="fairy2i",
+    )
+    dense_type: DenseType = option(
+        None,
+        "Weights of the backend dense: float32 or float16.",
+        ends=_CHECKPOINT,
+        metavar="T",
+        choices=DENSE_TYPES,
+        fallback="float32",
+        shown="float32",
+    )
+    accuracy_level: int = option(
+        None,
+        "Activations of the backend matmulnbits: 0 float32 (exact, slow), 4 int8.",
+        ends=_CHECKPOINT,
+        metavar="N",
+        choices=ACCURACY_LEVELS,
+        fallback=4,
+        shown="4",
+    )
+    trained: bool = option(False, "The weights come from Fairy2i training: do not warn about it.", ends=_BOTH, neutral=True)
+    tokenizer_onnx: bool = option(
+        False,
+        "Add tokenizer.onnx and detokenizer.onnx, for hosts without Python.",
+        ends=_CHECKPOINT,
+        neutral=True,
+    )
+    force: bool = option(False, "Replace an earlier export in the output folder.", ends=_BOTH, neutral=True)
