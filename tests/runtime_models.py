@@ -6,6 +6,9 @@ import functools
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
 
 from fairy2i_export.compile.run import export
 
@@ -43,3 +46,21 @@ def chat_folder(target: Path) -> Path:
     copy_of_stories(target)
     (target / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return target
+
+
+class FailingSession:
+    """A session one of whose runs fails as onnxruntime does."""
+
+    def __init__(self, session: ort.InferenceSession, successes: int, error: BaseException | None = None) -> None:
+        """``successes`` runs go well, the next one does not, those after it do again."""
+        self.session, self.successes = session, successes
+        self.error = error or ort.capi.onnxruntime_pybind11_state.RuntimeException("bad allocation")
+
+    def run_with_iobinding(self, binding: ort.IOBinding) -> None:
+        self.successes -= 1
+        if self.successes == -1:
+            raise self.error
+        self.session.run_with_iobinding(binding)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)

@@ -18,7 +18,7 @@ from conftest import heed_interrupts
 from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
 from fairy2i_runtime.commands.chat_loop import chat_loop
-from runtime_models import chat_folder, copy_of_stories, stories_folder
+from runtime_models import FailingSession, chat_folder, copy_of_stories, stories_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "Once upon a time"
@@ -213,6 +213,30 @@ def test_chat_goes_on_after_a_question_that_does_not_fit(capsys, monkeypatch, ch
     out, err = capsys.readouterr()
     assert "/reset begins anew" in err
     assert out == load(chatty).conversation().ask("Hello cat.", max_new_tokens=5).text + "\n"
+
+
+def test_chat_goes_on_after_an_answer_that_fails(capsys, monkeypatch, chatty):
+    model = load(chatty)
+    whole = model.conversation().ask("Hello cat.", max_new_tokens=30).text
+    model.decoder.session = FailingSession(model.decoder.session, 8)
+    feed(monkeypatch, "Hello cat.", "Hello cat.")
+    chat_loop(model, None, {"max_new_tokens": 30})
+    out, err = capsys.readouterr()
+    first, _, second = out.partition("\n")
+    assert whole.startswith(first)
+    assert 0 < len(first) < len(whole)
+    assert second == whole + "\n"  # as if it had been asked for the first time
+    assert re.search(r"gave up .*: bad allocation .* not remembered: ask again, or /reset begins anew\n", err)
+
+
+def test_bugs_end_the_chat_with_a_line_of_their_own(capsys, monkeypatch, chatty):
+    model = load(chatty)
+    decode, calls = model.tokenizer.decode, iter(range(20))
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids: decode(ids) if next(calls, 0) < 19 else 1 / 0)
+    feed(monkeypatch, "Hello cat.", "never reached")
+    with pytest.raises(ZeroDivisionError):
+        chat_loop(model, None, {"max_new_tokens": 30})
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 class InterruptedOutput(io.StringIO):

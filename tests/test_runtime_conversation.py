@@ -7,8 +7,8 @@ from operator import eq
 import pytest
 
 from fairy2i_runtime import Model, load
-from fairy2i_runtime.errors import ChatTemplateError, ContextError, OptionError
-from runtime_models import chat_folder, stories_folder
+from fairy2i_runtime.errors import ChatTemplateError, ContextError, OptionError, RunError
+from runtime_models import FailingSession, chat_folder, stories_folder
 
 OPTIONS = {"max_new_tokens": 25}
 
@@ -84,6 +84,59 @@ def test_an_interrupted_answer_is_remembered_as_far_as_it_came(model):
     text = next(stream) + next(stream)
     stream.close()
     assert talk.messages == [{"role": "user", "content": "Tell me of a cat."}, {"role": "assistant", "content": text}]
+    assert talk.ask("Go on.", **OPTIONS).token_ids == model.chat(talk.messages[:-1], **OPTIONS).token_ids
+
+
+@pytest.mark.parametrize("error", [None, ValueError("a bug")])
+def test_an_answer_that_fails_is_no_turn(model, monkeypatch, error):
+    talk = model.conversation("Be kind.")
+    talk.ask("Tell me of a cat.", **OPTIONS)
+    messages, counted = list(talk.messages), model.stats
+    for successes in (0, 1, 6):  # the question; the first token; a later one
+        with monkeypatch.context() as patch:
+            patch.setattr(model.decoder, "session", FailingSession(model.decoder.session, successes, error))
+            with pytest.raises(RunError, match=r"bad allocation|a bug"):
+                talk.ask("And the dog?", **OPTIONS)
+        assert talk.messages == messages
+        assert model.stats == counted
+    result = talk.ask("And the dog?", **OPTIONS)
+    assert result.timings.cached_tokens > 6  # what was run of the question is in the cache
+    fresh = model.chat(talk.messages[:-1], **OPTIONS)
+    assert (result.text, result.token_ids) == (fresh.text, fresh.token_ids)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(3)])
+def test_bugs_are_no_turns_either(model, monkeypatch, error):
+    talk = model.conversation()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fairy2i_runtime.text.streaming.StopMatcher.push", fail)
+        with pytest.raises(type(error)):
+            talk.ask("Tell me of a cat.", **OPTIONS)
+    assert talk.messages == []
+    assert talk.ask("Tell me of a cat.", **OPTIONS).text == model.chat(talk.messages[:-1], **OPTIONS).text
+
+
+@pytest.mark.parametrize("where", ["in the model", "outside"])
+def test_ctrl_c_keeps_what_there_is_of_an_answer(model, monkeypatch, where):
+    talk, pieces = model.conversation(), []
+
+    def on_text(piece: str) -> None:
+        pieces.append(piece)
+        if where == "outside" and len(pieces) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "in the model":
+            session = FailingSession(model.decoder.session, 4, KeyboardInterrupt())
+            patch.setattr(model.decoder, "session", session)
+        with pytest.raises(KeyboardInterrupt):
+            talk.ask("Tell me of a cat.", on_text=on_text, **OPTIONS)
+    assert pieces
+    assert [message["content"] for message in talk.messages] == ["Tell me of a cat.", "".join(pieces)]
     assert talk.ask("Go on.", **OPTIONS).token_ids == model.chat(talk.messages[:-1], **OPTIONS).token_ids
 
 

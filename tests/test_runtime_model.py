@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from fairy2i_runtime import Fairy2iRuntimeError, Model, load, register
 from fairy2i_runtime.engine.decoder import Decoder
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
-from fairy2i_runtime.errors import ContextError, OptionError
-from runtime_models import stories_folder
+from fairy2i_runtime.errors import ContextError, OptionError, RunError
+from fairy2i_runtime.text.generation import Result, Timings
+from runtime_models import FailingSession, stories_folder
 
 PROMPT = "Once upon a time"
 
@@ -221,6 +223,54 @@ def test_timings_count_what_was_run():
     assert timings.decode_tokens_per_second == pytest.approx(9 / timings.decode_seconds)
     fresh.generate(PROMPT, max_new_tokens=10)
     assert fresh.stats.decode_tokens == 18
+
+
+def test_no_statistics_are_lost_between_threads(monkeypatch):
+    """Reading the sum and storing the next one takes a while here, in which other threads do the same."""
+    fresh, add = load(stories_folder()), Timings.__add__
+
+    def slow_add(self: Timings, other: Timings) -> Timings:
+        total = add(self, other)
+        time.sleep(1e-4)
+        return total
+
+    monkeypatch.setattr(Timings, "__add__", slow_add)
+    result = Result("", [], "eos", Timings(1, 2, 0.5, 3, 0.25))
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(fresh.record, [result] * 320))
+    assert fresh.stats == Timings(320, 640, 160.0, 960, 80.0)
+
+
+def test_a_generation_that_fails_is_not_counted(monkeypatch):
+    fresh = load(stories_folder(), kernel="exact")
+    expected = fresh.generate(PROMPT, max_new_tokens=10)
+    counted = fresh.stats
+    for successes in (0, 4):  # the prompt; a token
+        monkeypatch.setattr(fresh.decoder, "session", FailingSession(fresh.decoder.session, successes))
+        stream = fresh.stream(PROMPT, max_new_tokens=10)
+        with pytest.raises(RunError, match=r"gave up .* bad allocation .*context_length"):
+            list(stream)
+        stream.close()
+        with pytest.raises(RuntimeError, match="failed and has no result"):
+            _ = stream.result
+        assert list(stream) == []
+    monkeypatch.setattr(fresh.decoder, "session", FailingSession(fresh.decoder.session, 2))
+    with pytest.raises(RunError):
+        fresh.generate_batch([PROMPT, "Tom"], max_new_tokens=10)
+    assert fresh.stats == counted
+    assert fresh.generate(PROMPT, max_new_tokens=10).token_ids == expected.token_ids
+
+
+def test_the_cache_knows_what_is_in_it_when_a_run_fails(model, monkeypatch):
+    ids = np.random.default_rng(0).integers(3, 500, 300).tolist()
+    cache = model.decoder.new_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.decoder, "check_tokens", lambda tokens: None)
+        with pytest.raises(RunError, match="gave up running 128 tokens after 128"):  # onnxruntime's own error, at an index
+            model.decoder.next_logits([*ids[:200], 10**6, *ids[200:]], cache)
+    assert cache.tokens == ids[:128]
+    logits = model.decoder.next_logits(ids[128:], cache)
+    np.testing.assert_allclose(logits, model.logits(ids)[-1], rtol=0, atol=2e-4)
 
 
 def test_kernel_and_threads_are_passed_on():

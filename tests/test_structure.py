@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+import fairy2i_export
+import fairy2i_runtime
 from conftest import ROOT
 
 C_SOURCE = ROOT / "custom_ops" / "src"
@@ -77,6 +80,18 @@ RANKS: dict[str, dict[str, int]] = {
         "commands": 7,
         **dict.fromkeys(("__init__", "__main__", "former"), 8),
     },
+    "fairy2i_runtime": {
+        **dict.fromkeys(("version", "errors"), 0),
+        "jsonfile": 1,
+        "folder": 2,
+        "ops": 3,
+        "engine": 4,
+        "text": 5,
+        "model": 6,
+        "measure": 7,
+        "commands": 8,
+        **dict.fromkeys(("__init__", "__main__"), 9),
+    },
 }
 TORCH = ("torch", "transformers", "accelerate", "datasets")
 TORCH_IN = ("train/", "compile/calibrate/", "source/transformers_model.py", "check/source_weights.py")
@@ -140,17 +155,10 @@ def test_python_imports_go_down(package: str) -> None:
 @pytest.mark.parametrize("package", RANKS)
 def test_python_has_no_circles(package: str) -> None:
     graph = {name: {x for x in found if not x.endswith("__init__")} for name, found in edges(package).items()}
-    done: set[str] = set()
-
-    def walk(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, " -> ".join((*above[above.index(name) :], name))
-        if name not in done:
-            for other in sorted(graph[name]):
-                walk(other, (*above, name))
-            done.add(name)
-
-    for name in graph:
-        walk(name, ())
+    try:
+        assert list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(f"a circle: {' imports '.join(error.args[1][::-1])}") from None
 
 
 def test_torch_stays_in_its_rooms() -> None:
@@ -162,6 +170,15 @@ def test_torch_stays_in_its_rooms() -> None:
     }
     assert found
     assert not [name for name in found if not name.startswith(TORCH_IN)]
+
+
+def test_the_runtime_imports_nothing_of_the_exporter() -> None:
+    users = [
+        name
+        for name, path in python_files("fairy2i_runtime").items()
+        if any(x.split(".")[0] == "fairy2i_export" for x in imports_of(path))
+    ]
+    assert not users
 
 
 def test_only_commands_use_the_commands_of_the_runtime() -> None:
@@ -207,3 +224,25 @@ def test_sessions_are_opened_in_one_place() -> None:
         if "InferenceSession(" in path.read_text(encoding="utf-8")
     }
     assert found == {"session.py", "subgraph.py", "check.py"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_says_what_it_is_for(package: str) -> None:
+    for path in (PACKAGES[package] / package).rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_progress_bars_are_made_in_one_place() -> None:
+    files = [path for package in PACKAGES for path in python_files(package).values()]
+    makers = [path.name for path in files if re.search(r"\bProgress\(", path.read_text(encoding="utf-8"))]
+    assert makers == ["progress.py"]
+
+
+def test_one_version() -> None:
+    assert fairy2i_export.__version__ == fairy2i_runtime.__version__
+    cmake = (ROOT / "custom_ops" / "CMakeLists.txt").read_text(encoding="utf-8")
+    assert re.findall(r"^project\(\w+ VERSION (\S+)", cmake, re.M) == [fairy2i_runtime.__version__]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project  # and read by the build from here:
+    (source,) = re.findall(r'^input = "(.*)"', project, re.M)
+    assert f'__version__ = "{fairy2i_runtime.__version__}"' in (ROOT / source).read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.errors import FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
-from fairy2i_runtime.engine.decoder import PREFILL_CHUNK
 from fairy2i_runtime.folder import open_folder
+from fairy2i_runtime.measure.memory import DeviceMemory, ModelShape, model_memory, model_shape
 
 I64 = npt.NDArray[np.int64]
 
@@ -111,8 +111,8 @@ class ModelFacts:
         tensor_bytes: bytes of the stored tensors by what they are; adds up to all of them.
         files: size of every file, of the folder if it is a model folder.
         vocab: number of logits, None if unknown.
-        cache_bytes_per_token: of the key-value cache.
         context_length: that the memory is told for; None if unknown.
+        device: what running it takes at that context; None where that is unknown.
     """
 
     model_file: Path
@@ -122,19 +122,13 @@ class ModelFacts:
     tensor_bytes: dict[str, int]
     files: dict[str, int]
     vocab: int | None
-    cache_bytes_per_token: int
     context_length: int | None
+    device: DeviceMemory | None
 
     @property
     def memory(self) -> dict[str, int] | None:
-        """Bytes at a full context, without Python and onnxruntime themselves; None where the context is unknown."""
-        if self.context_length is None:
-            return None
-        name = self.model_file.name
-        weights = sum(size for file, size in self.files.items() if file.startswith(name))
-        cache = self.cache_bytes_per_token * self.context_length
-        logits = 4 * (self.vocab or 0) * min(PREFILL_CHUNK, self.context_length)
-        return {"weights_mapped": weights, "kv_cache": cache, "logits": logits, "total": weights + cache + logits}
+        """Bytes at a full context; None where the context is unknown."""
+        return None if self.device is None else self.device.as_dict()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -217,8 +211,6 @@ def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
     """
     model = ir.load(model_file)
     graph = model.graph
-    logits = next((value for value in graph.outputs if value.name == "logits"), None)
-    vocab = None if logits is None or logits.shape is None else logits.shape[-1]
     folder = model_file.parent
     is_folder = (folder / "genai_config.json").is_file()
     files = {
@@ -233,9 +225,9 @@ def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         tensor_bytes=_tensor_bytes(graph),
         files=files,
-        vocab=vocab if isinstance(vocab, int) else None,
-        cache_bytes_per_token=sum(_cache_bytes(value) for value in graph.inputs),
+        vocab=_vocab(graph),
         context_length=context_length,
+        device=None if context_length is None else model_memory(model_file, _shape(model_file, model), context_length),
     )
 
 
@@ -269,12 +261,31 @@ def _kind(value: ir.Value) -> str:
     return "other tensors"
 
 
-def _cache_bytes(value: ir.Value) -> int:
-    """Bytes per token of one past_key_values input [batch, heads, tokens, head size]."""
-    if not (value.name or "").startswith("past_key_values.") or value.shape is None or value.dtype is None:
-        return 0
-    heads, size = value.shape[1], value.shape[3]
-    return int(heads * size * value.dtype.itemsize) if isinstance(heads, int) and isinstance(size, int) else 0
+def _vocab(graph: ir.Graph) -> int | None:
+    """Number of logits."""
+    logits = next((value for value in graph.outputs if value.name == "logits"), None)
+    vocab = None if logits is None or logits.shape is None else logits.shape[-1]
+    return vocab if isinstance(vocab, int) else None
+
+
+def _shape(model_file: Path, model: ir.Model) -> ModelShape:
+    """What memory depends on; zeros for what is no decoder."""
+    keys = [
+        x for x in model.graph.inputs if (x.name or "").startswith("past_key_values.") and (x.name or "").endswith(".key")
+    ]
+    heads = size = width = 0
+    if keys and keys[0].shape is not None and keys[0].dtype is not None:
+        dims = [dim if isinstance(dim, int) else 0 for dim in keys[0].shape]
+        heads, size, width = dims[1], dims[3], int(keys[0].dtype.itemsize)
+    return model_shape(
+        model_file.parent,
+        model.metadata_props,
+        layers=len(keys),
+        kv_heads=heads,
+        head_size=size,
+        cache_bytes=width,
+        vocab=_vocab(model.graph) or 0,
+    )
 
 
 def _range(values: npt.NDArray[np.float32] | None) -> tuple[float, float, float] | None:

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from fairy2i_export.codes.choices import Choices
@@ -15,6 +15,8 @@ from fairy2i_export.compile.dry_run import DryRun
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.output.progress import Observer
 from fairy2i_export.output.sizes import Estimate, human_bytes
+from fairy2i_runtime.measure.memory import memory_rows
+from fairy2i_runtime.measure.progress import make_progress
 
 
 class Display(Observer):
@@ -24,16 +26,7 @@ class Display(Observer):
         self.quiet = quiet
         self.out = Console()
         self.err = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description:10}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.err,
-            transient=True,
-            disable=quiet or not self.err.is_terminal,
-        )
+        self.progress = make_progress(self.err, TaskProgressColumn(), TextColumn("left"), width=10, quiet=quiet)
         self.task: TaskID | None = None
 
     def __enter__(self) -> Display:
@@ -102,14 +95,9 @@ def memory_table(run: DryRun) -> Table:
     table.add_column(justify="right")
     table.add_row("this export, at most", human_bytes(run.estimate.peak_ram_bytes))
     table.add_section()
-    device = run.device
-    table.add_row("running it: weights, mapped from the file", human_bytes(device.weights))
-    if device.copied:
-        table.add_row("weights that onnxruntime copies", human_bytes(device.copied))
-    table.add_row(f"keys and values of {device.context} tokens", human_bytes(device.cache))
-    table.add_row("activations and logits of a long prompt", human_bytes(device.working))
-    table.add_row("program", human_bytes(device.program))
-    table.add_row("all", human_bytes(device.total))
+    table.add_row("running it:", "")
+    for row in memory_rows(run.device.as_dict(), run.device.context):
+        table.add_row(*row)
     return table
 
 

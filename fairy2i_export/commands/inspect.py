@@ -20,6 +20,7 @@ from fairy2i_export.output.metadata import without_prefix
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_runtime.commands.display import progress_bar
 from fairy2i_runtime.commands.measure import Json
+from fairy2i_runtime.measure.memory import memory_rows
 
 _CODES = ("1", "i", "-1", "-i")
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -138,15 +139,13 @@ def _show_model(out: Console, facts: ModelFacts) -> None:
     table.add_section()
     for name, size in facts.files.items():
         table.add_row(escape(name), f"{size:,} bytes")
-    memory = facts.memory
+    memory, context = facts.memory, facts.context_length
     table.add_section()
-    if memory is None:
+    if memory is None or context is None:
         table.add_row("memory", "unknown: the file does not say how long the context is (--context-length)")
     else:
-        table.add_row(
-            "memory",
-            f"{human_bytes(memory['total'])} at {facts.context_length:,} tokens: weights "
-            f"{human_bytes(memory['weights_mapped'])} (mapped from the file), key-value cache "
-            f"{human_bytes(memory['kv_cache'])}, logits {human_bytes(memory['logits'])}; Python and onnxruntime not included",
-        )
+        own = sum(memory.get(part, 0) for part in ("weights_mapped", "weights_copied", "kv_cache", "logits"))
+        table.add_row("memory (estimated)", f"{human_bytes(own)} at {context:,} tokens without activations and program")
+        for row in memory_rows(memory, context):
+            table.add_row(*row)
     out.print(table)

@@ -9,18 +9,16 @@ from typing import Any
 
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
-from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
+from fairy2i_export.onnx_graph.formats import FORMATS, format_of, stored_bytes
 from fairy2i_export.onnx_graph.writer import CONSTANT
 from fairy2i_export.output.data_file import Place
 from fairy2i_export.output.sizes import Estimate
 from fairy2i_export.output.workspace import check_space
 from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
+from fairy2i_runtime.measure.memory import CACHE_BYTES, PROMPT_TOKENS, Copies, DeviceMemory, ModelShape, estimate_memory
 
-PROMPT_TOKENS = 128  # that fairy2i_runtime runs at a time (decoder.PREFILL_CHUNK)
-TABLE_ROWS = 32  # rows of activations for which the operator builds tables at a time
-CACHE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a key or a value
-PROGRAM_BYTES = 75_000_000  # Python, onnxruntime and the session, measured
+__all__ = ["PROMPT_TOKENS", "DeviceMemory", "DryRun", "TensorGroup", "device_memory", "dry_run"]
 
 
 @dataclass(frozen=True)
@@ -40,31 +38,6 @@ class TensorGroup:
     dtype: str
     shape: tuple[int, ...]
     total_bytes: int
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Estimate of the memory a device needs to run the model with fairy2i_runtime, in bytes.
-
-    Attributes:
-        context: tokens that prompt and answer have together.
-        weights: mapped from the file: the system may drop and read again what it lacks room for, at the price of speed.
-        cache: keys and values of a full context.
-        working: activations, tables and logits while a long prompt is read.
-        copied: weights of which onnxruntime makes a copy of its own, as it does for all operators but Fairy2iMatMul.
-        program: the interpreter and its libraries.
-    """
-
-    context: int
-    weights: int
-    cache: int
-    working: int
-    copied: int = 0
-    program: int = PROGRAM_BYTES
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.copied + self.cache + self.working + self.program
 
 
 @dataclass(frozen=True)
@@ -120,22 +93,25 @@ def dry_run(source: str | Path, out: str | Path | None = None, **options: Any) -
 
 
 def device_memory(prepared: Prepared) -> DeviceMemory:
-    """Estimate for one conversation of the exported context length, from shapes alone."""
-    decoder, context = prepared.decoder, prepared.options.context_length
-    tokens = min(PROMPT_TOKENS, context)
-    cache = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * CACHE_BYTES[prepared.options.kv_cache] * context
-    widest = max(x.in_features for x in prepared.plan.rewritten)
-    activations = tokens * (4 * decoder.hidden_size + 3 * decoder.intermediate_size)
-    attention = decoder.heads * tokens * context
-    logits = tokens * decoder.vocab_size
-    tables = min(TABLE_ROWS, tokens) * widest * prepared.options.stages * 16  # bytes: 16 sums per column pair, plane, part
-    working = 4 * (activations + attention + logits) + tables
-    copied, mapped = 0, prepared.data_bytes
-    for linear in prepared.plan.rewritten:
-        copy = FORMATS[prepared.options.backend].copied_bytes(linear, prepared.options)
+    """Estimate for one conversation of the exported context length; model.onnx, which is not made yet, counts as nothing."""
+    decoder, options = prepared.decoder, prepared.options
+    shape = ModelShape(
+        layers=decoder.layers,
+        kv_heads=decoder.kv_heads,
+        head_size=decoder.head_dim,
+        cache_bytes=CACHE_BYTES[options.kv_cache],
+        heads=decoder.heads,
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        vocab=decoder.vocab_size,
+        stages=options.stages if FORMATS[options.backend].library else 0,
+    )
+    copied = stored = 0
+    for linear in prepared.plan.linears.values():
+        copy = format_of(linear, options).copied_bytes(linear, options)
         copied += copy
-        mapped -= stored_bytes(linear, prepared.options) if copy else 0  # not looked at any more
-    return DeviceMemory(context, mapped, cache, working * 5 // 4, copied)  # a quarter is lost between allocations
+        stored += stored_bytes(linear, options) if copy else 0
+    return estimate_memory(shape, options.context_length, prepared.data_bytes, Copies(copied, stored))
 
 
 def _groups(prepared: Prepared) -> tuple[TensorGroup, ...]:

@@ -6,6 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairy2i_runtime.measure.memory import human_bytes
+
+__all__ = ["Estimate", "human_bytes", "peak_ram_bytes"]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -29,12 +33,3 @@ def peak_ram_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def human_bytes(count: float) -> str:
-    """1234567 -> "1.2 MB" (powers of 1000)."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

@@ -30,6 +30,10 @@ class ContextError(Fairy2iRuntimeError):
     """A prompt or a conversation does not fit into the context."""
 
 
+class RunError(Fairy2iRuntimeError):
+    """onnxruntime gave up in the middle of a run, for instance because memory was short."""
+
+
 class ChatTemplateError(Fairy2iRuntimeError):
     """The chat template is invalid or refuses the conversation."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fairy2i_runtime.engine.batch import Batch, generate_batch
+from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
+from fairy2i_runtime.text.batch_generation import generate_batch
 from fairy2i_runtime.text.chat_template import ChatTemplate
 from fairy2i_runtime.text.conversation import Conversation
 from fairy2i_runtime.text.generation import GenerationOptions, Result, TextStream, Timings
@@ -91,6 +93,7 @@ class Model:
         self.metadata = metadata
         self.decoder = decoder
         self.stats = Timings()
+        self._recording = threading.Lock()
         eos = tokenizer.eos_id
         self.eos_ids = folder.eos_ids if eos is None else folder.eos_ids | {eos}
 
@@ -144,6 +147,7 @@ class Model:
         Raises:
             ContextError: if the prompt is empty or too long.
             OptionError: if an option is unknown or out of range, or a token is not in the vocabulary.
+            RunError: if onnxruntime gives up.
         """
         return self.stream(prompt, **options).run(on_text)
 
@@ -186,8 +190,9 @@ class Model:
         return Conversation(self, system)
 
     def record(self, result: Result) -> None:
-        """Add a generation to :attr:`stats`."""
-        self.stats += result.timings
+        """Add a generation to :attr:`stats`. May be called from several threads at once."""
+        with self._recording:
+            self.stats += result.timings
 
 
 def _as_ids(tokens: Sequence[int]) -> list[int]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
 from fairy2i_export.train.loop.trainer import best_evaluation
+from fairy2i_runtime.measure.progress import make_progress
 
 _Callback: Any = transformers.TrainerCallback
 
@@ -21,15 +22,7 @@ class Display(_Callback):  # type: ignore[misc]
         self.console = console
         self.last = ""
         self.tenths = 0  # of the run that a line has been printed for
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.bar = make_progress(console, MofNCompleteColumn(), TextColumn("{task.fields[text]}"), transient=False)
         self.task = self.bar.add_task("training", total=None, text="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

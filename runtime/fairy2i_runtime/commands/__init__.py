@@ -1,0 +1,1 @@
+"""The command line: options, what is printed, exit codes. Nothing is computed here."""

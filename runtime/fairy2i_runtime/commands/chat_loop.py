@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from fairy2i_runtime.errors import ContextError
+from fairy2i_runtime.errors import ContextError, RunError
 from fairy2i_runtime.model import Model
 from fairy2i_runtime.text.conversation import Conversation
 
@@ -45,9 +45,12 @@ def chat_loop(model: Model, system: str | None, options: Mapping[str, Any]) -> N
 
 
 def _answer(talk: Conversation, text: str, options: Mapping[str, Any]) -> None:
+    """Print an answer. What goes wrong in the middle of one ends its line first, and only a bug ends the program."""
+    begun = False
     try:
         with closing(talk.stream(text, **options)) as stream:
             for piece in stream:
+                begun = True
                 print(piece, end="", flush=True)
         ending = "" if stream.result.finish_reason != "context" else "the context is full"
     except ContextError as error:
@@ -55,6 +58,13 @@ def _answer(talk: Conversation, text: str, options: Mapping[str, Any]) -> None:
         return
     except KeyboardInterrupt:
         ending = "stopped"
+    except Exception as error:
+        if begun:
+            print(flush=True)
+        if not isinstance(error, RunError):
+            raise
+        _say(f"{error}; the question and what there is of the answer are not remembered: ask again, or /reset begins anew")
+        return
     print(flush=True)
     if ending:
         _say(ending)

@@ -8,21 +8,18 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fairy2i_runtime.measure.memory import human_bytes
 from fairy2i_runtime.measure.perplexity import Perplexity
-
-MIB = 2**20
+from fairy2i_runtime.measure.progress import make_progress
 
 
 class progress_bar:
     """A context manager that shows a progress bar on stderr, if that is a terminal, and yields a function to advance it."""
 
     def __init__(self, title: str, total: int) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description:8}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = make_progress(Console(stderr=True))
         self._task = self._progress.add_task(title, total=total)
 
     def __enter__(self) -> Callable[[int], None]:
@@ -83,11 +80,11 @@ def show_bench(report: dict[str, Any]) -> None:
     load_ms, start_ms = 1000 * report["load_seconds"], 1000 * report["start_seconds"]
     out.print(f"load {load_ms:,.0f} ms, after {start_ms:,.0f} ms of starting Python; {cold}", highlight=False)
     if memory["peak"] is not None:
-        parts = [f"{memory['peak'] / MIB:,.0f} MiB at most"]
+        parts = [f"{human_bytes(memory['peak'])} at most"]
         if memory["resident"] is not None:
-            parts.append(f"{memory['resident'] / MIB:,.0f} MiB at the end")
+            parts.append(f"{human_bytes(memory['resident'])} at the end")
         if memory["mapped"] is not None and memory["private"] is not None:
             parts.append(
-                f"{memory['mapped'] / MIB:,.0f} MiB of them mapped from files, {memory['private'] / MIB:,.0f} private"
+                f"{human_bytes(memory['mapped'])} of them mapped from files, {human_bytes(memory['private'])} private"
             )
         out.print(f"resident memory {', '.join(parts)}", highlight=False)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
-from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError
+from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, RunError
 
 F32 = npt.NDArray[np.float32]
 PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
@@ -101,12 +101,21 @@ class Decoder:
 
         Returns:
             Logits [batch, sequence, vocab] of the graph's type.
+
+        Raises:
+            RunError: if onnxruntime gives up.
         """
         logits = np.empty((*ids.shape, self.vocab), self._logits_dtype)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
         binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exception classes have no common base
+            raise RunError(
+                f"onnxruntime gave up running {ids.shape[1]} tokens after {mask.shape[1] - ids.shape[1]}: {error} (if memory "
+                "is short, a smaller context_length needs less)"
+            ) from error
         return logits
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:

@@ -54,7 +54,7 @@ class KVCache:
                     buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(dims, shape.dtype))
                 except MemoryError:
                     raise ContextError(
-                        f"no memory for a context of {capacity} tokens ({batch * shape.size_bytes(capacity) / 2**20:.0f} MiB); "
+                        f"no memory for a context of {capacity} tokens ({batch * shape.size_bytes(capacity) / 1e6:.0f} MB); "
                         "choose a smaller context_length"
                     ) from None
                 self.binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)

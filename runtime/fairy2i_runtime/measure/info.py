@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fairy2i_runtime.engine.decoder import PREFILL_CHUNK
 from fairy2i_runtime.engine.threads import default_threads
 from fairy2i_runtime.errors import Fairy2iRuntimeError
-from fairy2i_runtime.model import Model, load
+from fairy2i_runtime.measure.memory import memory_rows, model_memory, model_shape
+from fairy2i_runtime.model import load
 from fairy2i_runtime.ops.core import library_info
 from fairy2i_runtime.ops.library import library_path
-
-MIB = 2**20
 
 
 def installation_info() -> dict[str, Any]:
@@ -46,6 +44,15 @@ def model_info(folder: Path, context_length: int | None = None) -> dict[str, Any
     model = load(folder, threads=1, context_length=context_length, use_library=_library_exists())
     files = {path.name: path.stat().st_size for path in sorted(model.folder.path.iterdir()) if path.is_file()}
     cache = model.decoder.cache_shape
+    shape = model_shape(
+        model.folder.path,
+        model.metadata,
+        layers=cache.layers,
+        kv_heads=cache.kv_heads,
+        head_size=cache.head_size,
+        cache_bytes=np.dtype(cache.dtype).itemsize,
+        vocab=model.decoder.vocab,
+    )
     return {
         "folder": str(folder),
         "metadata": dict(sorted(model.metadata.items())),
@@ -58,19 +65,8 @@ def model_info(folder: Path, context_length: int | None = None) -> dict[str, Any
         "chat_template": model.chat_template is not None,
         "eos_ids": sorted(model.eos_ids),
         "context_length": model.context_length,
-        "memory": memory_estimate(model, files),
+        "memory": model_memory(model.folder.model_file, shape, model.context_length).as_dict(),
     }
-
-
-def memory_estimate(model: Model, files: dict[str, int]) -> dict[str, int]:
-    """Bytes of memory at a full context, without Python and onnxruntime themselves.
-
-    The weights are mapped from the file: the system can drop and re-read them, and processes share them.
-    """
-    weights = sum(size for name, size in files.items() if name.startswith(model.folder.model_file.name))
-    cache = model.decoder.cache_shape.size_bytes(model.context_length)
-    logits = 4 * model.decoder.vocab * min(PREFILL_CHUNK, model.context_length)
-    return {"weights_mapped": weights, "kv_cache": cache, "logits": logits, "total": weights + cache + logits}
 
 
 def _library_exists() -> bool:
@@ -105,7 +101,6 @@ def installation_text(info: dict[str, Any]) -> str:
 
 def model_text(info: dict[str, Any]) -> str:
     """:func:`model_info` for people."""
-    memory = info["memory"]
     lines = [f"model             {info['folder']}"]
     lines += [f"  {key.removeprefix('fairy2i.'):<15} {value}" for key, value in info["metadata"].items()]
     lines += [f"  {name:<27} {size:>14,} bytes" for name, size in info["files"].items()]
@@ -113,10 +108,7 @@ def model_text(info: dict[str, Any]) -> str:
         f"layers            {info['layers']}, {info['kv_heads']} key-value heads of {info['head_size']}",
         f"vocabulary        {info['vocab_size']:,}, end of text: {', '.join(map(str, info['eos_ids'])) or 'none'}",
         f"chat template     {'yes' if info['chat_template'] else 'no (base model)'}",
-        f"memory at {info['context_length']:,} tokens of context, without Python and onnxruntime themselves:",
-        f"  weights         {memory['weights_mapped'] / MIB:10.2f} MiB, mapped from the file",
-        f"  key-value cache {memory['kv_cache'] / MIB:10.2f} MiB ({info['kv_cache_type']})",
-        f"  logits          {memory['logits'] / MIB:10.2f} MiB",
-        f"  total           {memory['total'] / MIB:10.2f} MiB",
+        f"memory (estimated), keys and values are {info['kv_cache_type']}:",
+        *(f"  {what:<33} {size:>9}" for what, size in memory_rows(info["memory"], info["context_length"])),
     ]
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The operator library: where it is, how onnxruntime gets it, and its functions called directly."""

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from fairy2i_runtime.engine.decoder import Decoder
+from fairy2i_runtime.text.chat_template import ChatTemplate
 from fairy2i_runtime.text.generation import GenerationOptions, Result, TextStream
 from fairy2i_runtime.text.streaming import StreamDecoder
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from fairy2i_runtime.model import Model
+
+class Speaker(Protocol):
+    """What a conversation needs of a model; :class:`fairy2i_runtime.Model` is one."""
+
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def chat_template(self) -> ChatTemplate | None: ...
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+    def record(self, result: Result) -> None:
+        """Take note of a generation that was not in vain."""
 
 
 class Conversation:
@@ -21,10 +36,11 @@ class Conversation:
     A model without chat template (a base model) continues each text as it is, without memory of the earlier ones.
 
     Attributes:
-        messages: ``{"role": ..., "content": ...}`` in order; an answer cut short is kept as far as it came.
+        messages: ``{"role": ..., "content": ...}`` in order; an answer cut short is kept as far as it came, one that failed
+            is not, nor is its question.
     """
 
-    def __init__(self, model: Model, system: str | None = None) -> None:
+    def __init__(self, model: Speaker, system: str | None = None) -> None:
         """Begin a conversation; see :meth:`fairy2i_runtime.Model.conversation`."""
         self._model = model
         self._system = system
@@ -59,11 +75,12 @@ class Conversation:
             ContextError: if the conversation no longer fits; it is left as it was.
             ChatTemplateError: if the template refuses the messages.
             OptionError: if an option is unknown or out of range.
+            RunError: if onnxruntime gives up; the conversation is left as it was.
         """
         return self.stream(text, **options).run(on_text)
 
     def stream(self, text: str, **options: Any) -> TextStream:
-        """As :meth:`ask`, as an iterator of text pieces; the turn is recorded when it ends or is closed."""
+        """As :meth:`ask`, as an iterator of text pieces; the turn is recorded when it ends or is closed, not if it fails."""
         return self.stream_message({"role": "user", "content": text}, **options)
 
     def stream_message(self, message: Mapping[str, Any], **options: Any) -> TextStream:

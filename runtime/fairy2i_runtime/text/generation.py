@@ -122,7 +122,8 @@ class Result:
 class TextStream:
     """Iterator of the text pieces of one generation.
 
-    Nothing is run before the first piece is asked for. :attr:`result` is there once the stream has ended or was closed.
+    Nothing is run before the first piece is asked for. :attr:`result` is there once the stream has ended or was closed; a
+    generation that fails raises its error and has none.
     """
 
     def __init__(
@@ -144,7 +145,8 @@ class TextStream:
             options: how to generate.
             detokenizer: makes text of the tokens.
             eos_ids: tokens that end a text.
-            on_end: called with the result of a generation that got past the prompt, also if it is closed early.
+            on_end: called with the result of a generation that got past the prompt, also if it is closed early or
+                interrupted by Ctrl-C, but not if it fails.
 
         Raises:
             ContextError: if the prompt is empty or leaves no room for a new token.
@@ -163,6 +165,7 @@ class TextStream:
         self._text: list[str] = []
         self._timings = Timings()
         self._result: Result | None = None
+        self._failed = False
         self._pieces = self._generate()
 
     def __iter__(self) -> TextStream:
@@ -174,7 +177,7 @@ class TextStream:
     def close(self) -> None:
         """End the generation early. Closing a stream that ended has no effect."""
         self._pieces.close()
-        if self._result is None:  # not begun
+        if self._result is None and not self._failed:  # not begun
             self._result = self._result_now("interrupted")
 
     def run(self, on_text: Callable[[str], object] | None = None) -> Result:
@@ -190,16 +193,21 @@ class TextStream:
         """The finished generation.
 
         Raises:
-            RuntimeError: if the stream has not ended yet.
+            RuntimeError: if the stream has not ended yet, or failed.
         """
+        if self._failed:
+            raise RuntimeError("the generation failed and has no result: iterating over the stream raised the error")
         if self._result is None:
             raise RuntimeError("the stream has not ended: iterate over it to the end, or close it")
         return self._result
 
     def _generate(self) -> Generator[str, None, None]:
+        """The pieces. What fails leaves the cache with the tokens that were run, and nothing else behind."""
         reason: FinishReason = "interrupted"
-        logits = self._prefill()
+        begun = False
         try:
+            logits = self._prefill()
+            begun = True
             sampler = Sampler(self._options)
             while True:
                 start = perf_counter()
@@ -224,10 +232,19 @@ class TextStream:
             if rest:
                 self._text.append(rest)
                 yield rest
-        finally:
-            self._result = self._result_now(reason)
-            if self._on_end is not None:
-                self._on_end(self._result)
+        except (GeneratorExit, KeyboardInterrupt):
+            if begun:
+                self._end(reason)
+            raise
+        except BaseException:
+            self._failed = True
+            raise
+        self._end(reason)
+
+    def _end(self, reason: FinishReason) -> None:
+        self._result = self._result_now(reason)
+        if self._on_end is not None:
+            self._on_end(self._result)
 
     def _result_now(self, reason: FinishReason) -> Result:
         return Result("".join(self._text), self._tokens, reason, self._timings)
