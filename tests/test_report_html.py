@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -272,3 +273,21 @@ def test_heat_maps_mark_what_is_beyond_the_limit() -> None:
     marks = [[cell and cell.over for cell in cells] for _, cells in found.rows]
     assert marks == [[False, False], [True, None], [None, True]]  # not a number is beyond every limit
     assert found.over == 2
+
+
+def test_it_replaces_nothing_but_an_earlier_page(tmp_path: Path) -> None:
+    from fairy2i_export.commands.report import write_file
+    from fairy2i_export.errors import OutputError
+
+    page, other, fifo = tmp_path / "page.html", tmp_path / "model.onnx", tmp_path / "pipe"
+    write_file(page, "\n<!DOCTYPE html>\n<p>1</p>")
+    write_file(page, "<!DOCTYPE html>\n<p>2</p>")
+    assert "2" in page.read_text()
+    other.write_bytes(b"weights")
+    os.mkfifo(fifo)
+    for path in (other, fifo):
+        with pytest.raises(OutputError, match="exists and is no report that could be replaced"):
+            write_file(path, "<!DOCTYPE html>")
+    assert other.read_bytes() == b"weights"
+    assert fifo.is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "page.html", "pipe"]

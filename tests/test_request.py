@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import fairy2i_export
 from conftest import ROOT
@@ -19,7 +20,8 @@ from fairy2i_export.commands.export import main
 from fairy2i_export.commands.tools import main as tools
 from fairy2i_export.compile import run
 from fairy2i_export.compile.dry_run import dry_run
-from fairy2i_export.errors import LibraryError, OptionError, OutputError, TokenizerError
+from fairy2i_export.errors import CheckpointError, LibraryError, OptionError, OutputError, TokenizerError
+from fairy2i_export.output.workspace import partial_folder
 from fairy2i_export.request.option import declared, flag_of
 from fairy2i_export.request.quantization import Quantization
 from fairy2i_export.request.request import Request
@@ -131,6 +133,20 @@ def target_exists(_: pytest.MonkeyPatch, out: Path) -> None:
     out.mkdir()
 
 
+def foreign_partial(_: pytest.MonkeyPatch, out: Path) -> None:
+    partial_folder(out).write_text("mine")
+
+
+def integers(_: pytest.MonkeyPatch, out: Path) -> None:
+    path = out.with_name("model") / "model.safetensors"
+    found, count = re.subn(rb'(0\.self_attn\.q_proj\.weight": \{"dtype": )"(F32"|BF16")', rb'\1"I16"', path.read_bytes())
+    assert count == 1
+    header = found[8 : found.index(b"}}") + 2].rstrip()
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    path.write_bytes(data[:8] + header.ljust(size) + data[8 + size :])
+
+
 def nothing(_: pytest.MonkeyPatch, __: Path) -> None:
     pass
 
@@ -144,6 +160,9 @@ IMPOSSIBLE = {
     "library": ({}, no_library, LibraryError, "FAIRY2I_LIBRARY names"),
     "tokenizer graphs": ({"tokenizer_onnx": True}, nothing, TokenizerError, "cannot become an ONNX graph"),
     "target": ({}, target_exists, OutputError, "exists already"),
+    "unfinished": ({}, foreign_partial, OutputError, "is no unfinished export"),
+    "stored type": ({}, integers, CheckpointError, "q_proj.weight is stored as I16, expected one of"),
+    "threads, many": ({"jobs": 10**30}, nothing, OptionError, "jobs: expected at most 1024 threads"),
     "cache text": ({"calibration": "x"}, nothing, OptionError, "only an int8 cache is calibrated"),
 }
 
@@ -165,6 +184,44 @@ def test_a_dry_run_finds_what_an_export_finds(
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_finds_that_the_folder_cannot_be_made(source: Path, onnx_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for function, of in ((dry_run, source), (export, source), (rewrite_onnx, onnx_model)):
+        for out in (tmp_path / "file" / "out", tmp_path / "file" / "a" / "out"):
+            with pytest.raises(OutputError, match=r"cannot be made: .*file is no folder"):
+                function(of, out)
+    partial = partial_folder(tmp_path / "out")
+    partial.mkdir()
+    with FileLock(partial / "lock"):
+        for function, of in ((dry_run, source), (export, source), (rewrite_onnx, onnx_model)):
+            with pytest.raises(OutputError, match="another export into this folder is running"):
+                function(of, tmp_path / "out")
+    assert dry_run(source, tmp_path / "out").path == tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include": 3}, "include: expected a text, got 3"),
+        ({"exclude": ["*.q_proj", 3]}, "exclude: expected a text, got 3"),
+        ({"calibration": 3.0}, "calibration: expected a path, got 3.0"),
+        ({"force": "yes"}, "force: expected True or False, got 'yes'"),
+        ({"rope_scaling": ["yarn", 2]}, "rope scaling: expected a text"),
+        ({"backend": np.zeros(2)}, "backend: expected a text"),
+        ({"kv_cache": np.zeros(2)}, "kv cache: expected a text"),
+        ({"stages": 2.5}, "stages: expected a number from 1 to 4"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused_by_name(source: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        dry_run(source, None, **options)
+
+
+def test_numbers_of_numpy_are_numbers(source: Path) -> None:
+    assert dry_run(source, None, stages=np.int64(3), context_length=np.int32(20)).options.stages == 3
 
 
 @pytest.mark.usefixtures("forgotten_library")

@@ -1,6 +1,6 @@
 """The command ``fairy2i lm-eval``: lm_eval's own command line, with the model ``fairy2i`` known to it.
 
-Outside the package lm_eval_model, whose import needs lm_eval, so that the command can say what is missing.
+Outside the package check.lm_eval, whose import needs lm_eval, so that the command can say what is missing.
 """
 
 from __future__ import annotations

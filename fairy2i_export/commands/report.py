@@ -43,6 +43,7 @@ def report_command(
         raise OutputError(f"--output {output}: expected a file name, found a folder; try {output / 'report.html'}")
     if not output.absolute().parent.is_dir():
         raise OutputError(f"--output {output}: the folder {output.absolute().parent} does not exist")
+    _check_replaceable(output)
     from fairy2i_export.check.page.collect import collect
     from fairy2i_export.check.page.page import render
 
@@ -67,8 +68,9 @@ def write_file(path: Path, text: str) -> None:
     """Write a file under a temporary name beside it, then rename it: it appears complete or not at all.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if it cannot be written, or something else than an earlier page is there.
     """
+    _check_replaceable(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
@@ -84,3 +86,16 @@ def write_file(path: Path, text: str) -> None:
         if temporary is not None:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise OutputError if there is something else than an earlier page: another file, or a device."""
+    if not os.path.lexists(path):
+        return
+    start = b"?"
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(64).lstrip()
+    if start and not start.lower().startswith(b"<!doctype html"):
+        raise OutputError(f"--output {path}: exists and is no report that could be replaced; choose another name")

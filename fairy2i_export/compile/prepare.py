@@ -25,10 +25,11 @@ from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_
 from fairy2i_export.output.data_file import Place, place_tensors
 from fairy2i_export.output.progress import thread_count
 from fairy2i_export.output.sizes import Estimate
-from fairy2i_export.output.workspace import check_free
+from fairy2i_export.output.workspace import check_free, check_writable
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.safetensors_file import numpy_dtype
 from fairy2i_export.source.tensor_stream import BUFFERS
 from fairy2i_export.source.tokenizer_files import SpecialTokens, check_tokenizer, special_tokens
 
@@ -124,9 +125,12 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         warnings += _check_kernel(runs_the_model=calibration_ids is not None)
     target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
     check_free(target, request.force, checkpoint.directory)
+    check_writable(target)
     weights = WeightSource(checkpoint, options)
     model = DecoderBuilder(decoder, plan.linears, weights, options).build()
     places, data_bytes = place_tensors(_initializers(model))
+    for tensor in {task.tensor for task in weights.tasks.values()}:
+        numpy_dtype(checkpoint.owners[tensor].path, tensor, checkpoint.info(tensor))
     return Prepared(
         checkpoint=checkpoint,
         decoder=decoder,

@@ -8,6 +8,8 @@ from fairy2i_export.codes.choices import Choices
 from fairy2i_export.errors import OptionError
 from fairy2i_export.output.sizes import Estimate
 
+MOST_THREADS = 1024
+
 
 class Observer:
     """Hears how the export goes on; the command line draws a progress bar from it. Every method may be left as it is."""
@@ -29,10 +31,12 @@ def thread_count(jobs: int | None) -> int:
     """Threads to quantize with; None = as many as this process may use cores.
 
     Raises:
-        OptionError: not a number from 1.
+        OptionError: not a number from 1, or more threads than any machine has use for.
     """
     if jobs is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise OptionError(f"jobs: expected a number from 1, got {jobs!r}")
+    if jobs > MOST_THREADS:
+        raise OptionError(f"jobs: expected at most {MOST_THREADS} threads, got {jobs}")
     return jobs

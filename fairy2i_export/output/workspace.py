@@ -118,17 +118,25 @@ def partial_folder(out: Path) -> Path:
 
 def _open_workspace(out: Path) -> Workspace:
     partial = partial_folder(out)
+    _check_partial(partial)
+    (partial / _FOLDER).mkdir(parents=True, exist_ok=True)
+    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED, _locked(partial))
+
+
+def _check_partial(partial: Path) -> None:
     if os.path.lexists(partial):
         ours = partial.is_dir() and not partial.is_symlink()
         if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED, _LOCK}:
             raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
-    (partial / _FOLDER).mkdir(parents=True, exist_ok=True)
+
+
+def _locked(partial: Path) -> FileLock:
     lock = FileLock(partial / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise OutputError(f"{partial}: another export into this folder is running; wait, or choose another") from error
-    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED, lock)
+    return lock
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -167,6 +175,27 @@ def check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...] = 
             f"{out}: is no earlier export (no {' or '.join(markers)} in it), so --force does not replace it; "
             "choose another folder or remove it yourself"
         )
+
+
+def check_writable(out: Path) -> None:
+    """Raise OutputError for what would keep :func:`output_folder` from beginning, without making or changing anything.
+
+    Raises:
+        OutputError: no folder can be made there, something else has the name of the unfinished export, or another process is
+            writing one.
+    """
+    out = Path(os.path.realpath(out))
+    place = out.parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"{out.parent}: cannot be made: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: cannot be written: no permission to write to {place}")
+    partial = partial_folder(out)
+    _check_partial(partial)
+    if (partial / _LOCK).exists():
+        _locked(partial).release()
 
 
 def _make_parents(folder: Path) -> list[Path]:

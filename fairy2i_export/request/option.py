@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from numbers import Integral
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fairy2i_export.codes.choices import one_of
@@ -107,13 +110,40 @@ def build(kind: Any, end: End, values: Mapping[str, Any], source: str = "") -> A
             raise OptionError(f"unknown option {name!r}: expected {', '.join(declared(kind, end))}")
         if is_list(kind, name):
             value = _as_tuple(value)
-        if value is None or value is False or value == ():
+        if value is None or value is False or (isinstance(value, tuple) and not value):
             continue
         if end not in known[name].ends:
             theirs = " and ".join(_WHAT[other] for other in known[name].ends)
             raise OptionError(f"{flag_of(name, known[name])} is for {theirs} only, and {source} is {_A[end]}; leave it out")
-        given[name] = value
+        given[name] = _checked(kind, name, words_of(name, known[name]), value)
     return kind(**given)
+
+
+def _checked(kind: Any, name: str, words: str, value: Any) -> Any:
+    """A value of an option if it is of its type; numbers and choices are checked by who knows their limits.
+
+    Raises:
+        OptionError: naming the option, what is expected and what was found.
+    """
+    hint = types_of(kind)[name]
+    if is_list(kind, name):
+        wanted, items = get_args(hint)[0], value
+    else:
+        wanted, items = hint, (value,)
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        return int(value)  # numpy's, too
+    expected: dict[Any, tuple[type | tuple[type, ...], str]] = {
+        str: (str, "a text"),
+        str | None: (str, "a text"),
+        Path: ((str, PathLike), "a path"),
+        Path | None: ((str, PathLike), "a path"),
+        bool: (bool, "True or False"),
+    }
+    types, what = expected[str] if get_origin(wanted) is Literal else expected.get(wanted, (object, ""))
+    for item in items:
+        if not isinstance(item, types):
+            raise OptionError(f"{words}: expected {what}, got {item!r}")
+    return value
 
 
 _A: dict[End, str] = {"checkpoint": "a checkpoint", "onnx": "an ONNX model", "training": "a source of training"}

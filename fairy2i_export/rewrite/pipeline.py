@@ -13,13 +13,13 @@ from typing import Any
 import onnx_ir as ir
 
 from fairy2i_export.codes.choices import check_stages
-from fairy2i_export.codes.native import check_library
+from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.errors import LibraryError, ModelError
 from fairy2i_export.output.companions import copy_genai_files
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES, MODEL
 from fairy2i_export.output.metadata import RECOVERED, Rewritten, describe_rewrite
 from fairy2i_export.output.progress import Observer, thread_count
-from fairy2i_export.output.workspace import REWRITE_MARKERS, check_free, check_space, output_folder
+from fairy2i_export.output.workspace import REWRITE_MARKERS, check_free, check_space, check_writable, output_folder
 from fairy2i_export.request.option import build, check_choices, declared, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.rewrite.linears import Linear, Recipe
@@ -96,6 +96,7 @@ def rewrite_onnx(
     expected_bytes = _expected_bytes(model)
     target = Path(out) if out is not None else Path(f"{_name_of(path)}-fairy2i")
     check_free(target, request.force, path, REWRITE_MARKERS)
+    check_writable(target)
     problems: list[str] = []
 
     def report(folder: Path | None, sha256: str | None, output_bytes: int, copied: tuple[str, ...] = ()) -> RewriteReport:
@@ -122,6 +123,8 @@ def rewrite_onnx(
     if changed.rewritten:
         try:
             check_library()
+            if problem := kernel_problem():
+                problems.append(f"the rewritten model will not run in this environment: {problem}")
         except LibraryError as error:
             if not dry_run:  # which tells all the same what there is to be rewritten
                 raise
