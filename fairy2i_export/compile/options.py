@@ -10,7 +10,7 @@ from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.codes.training_entry import left_alone, says_trained, trained_with
 from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.formats import FORMATS
-from fairy2i_export.request.option import check_choices, declared
+from fairy2i_export.request.option import check_choices, declared, words_of
 from fairy2i_export.request.request import DEFAULT_CONTEXT, Request
 
 CALIBRATED_STAGES = 4  # fewer lose too much without training (docs/quality.md)
@@ -109,7 +109,8 @@ def _calibrated(request: Request, config: dict[str, Any]) -> Request:
 
 def _check_format_options(request: Request, backend: str) -> None:
     """Raise OptionError if an option was given that means something to other formats only."""
+    known = declared(Request, "checkpoint")
     for other in FORMATS.values():
         for name in other.options:
             if other.name != backend and request.asked[name] is not None:
-                raise OptionError(f"{name.replace('_', ' ')}: is for the backend {other.name}, and this is {backend}")
+                raise OptionError(f"{words_of(name, known[name])}: is for the backend {other.name}, and this is {backend}")

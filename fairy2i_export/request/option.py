@@ -65,8 +65,13 @@ def option(default: Any, help_text: str, **details: Any) -> Any:
 @cache
 def declared(kind: Any, end: End) -> dict[str, Option]:
     """Name -> declaration of every option of a dataclass that a front end knows, in the order of the fields."""
-    options = {item.name: item.metadata["option"] for item in fields(kind) if "option" in item.metadata}
-    return {name: found for name, found in options.items() if end in found.ends}
+    return {name: found for name, found in _options(kind).items() if end in found.ends}
+
+
+@cache
+def _options(kind: Any) -> dict[str, Option]:
+    """Name -> declaration of every option of a dataclass."""
+    return {item.name: item.metadata["option"] for item in fields(kind) if "option" in item.metadata}
 
 
 @cache
@@ -103,7 +108,7 @@ def build(kind: Any, end: End, values: Mapping[str, Any], source: str = "") -> A
     Raises:
         OptionError: an option that nobody or another front end knows.
     """
-    known = {item.name: item.metadata["option"] for item in fields(kind) if "option" in item.metadata}
+    known = _options(kind)
     given: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:

@@ -96,8 +96,8 @@ def explain(a: F32) -> tuple[QuantizedLinear, StageSums] | None:
             w = None if u is None else _one_matrix(pairs[1], (levels[2], levels[3]), stages, tolerance)
             if u is not None and w is not None:
                 codes = np.stack([u[0], w[0]], axis=1)
-                q = _best(a, codes, np.stack([_fitted(*pairs[0], *u), _fitted(*pairs[1], *w)], axis=1))
-                if float(np.abs(q.dequantize("none") - a).max()) <= 2 * tolerance:
+                q, error = _best(a, codes, np.stack([_fitted(*pairs[0], *u), _fitted(*pairs[1], *w)], axis=1))
+                if error <= 2 * tolerance:
                     return q, StageSums(q.scales, q.profile, (u[1], w[1]), tolerance)
     return None
 
@@ -113,14 +113,19 @@ def _all_levels(pairs: tuple[tuple[F32, F32], tuple[F32, F32]], tolerance: float
     return levels
 
 
-def _best(a: F32, codes: U8, scales: F32) -> QuantizedLinear:
-    """The fitted scales, or the bfloat16 numbers next to them if those explain the matrix as well: then they were such."""
+def _best(a: F32, codes: U8, scales: F32) -> tuple[QuantizedLinear, float]:
+    """The fitted scales, or the bfloat16 numbers next to them if those explain the matrix as well: then they were such.
+
+    With them comes the largest difference of an entry.
+    """
     fitted = QuantizedLinear(codes, scales, profile="fp32")
     rounded = QuantizedLinear(codes, round_to_bf16(scales), profile="bf16-reference")
+    error_rounded = float(np.abs(rounded.dequantize("none") - a).max())
     if np.array_equal(rounded.dequantize("profile"), a):
-        return rounded
-    error, error_rounded = (float(np.abs(q.dequantize("none") - a).max()) for q in (fitted, rounded))
-    return rounded if error_rounded <= error + 2.0**-22 * float(np.abs(a).max()) else fitted
+        return rounded, error_rounded
+    error = float(np.abs(fitted.dequantize("none") - a).max())
+    as_good = error_rounded <= error + 2.0**-22 * float(np.abs(a).max())
+    return (rounded, error_rounded) if as_good else (fitted, error)
 
 
 def _rounding_steps(a: F32) -> list[float]:

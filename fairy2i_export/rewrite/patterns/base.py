@@ -50,6 +50,11 @@ class Pattern:
     domains: tuple[str, ...] = STANDARD
 
 
+def matrix_shape(linear: Linear, stored: tuple[int, int]) -> tuple[int, int]:
+    """(N, K) of a matrix from its stored shape."""
+    return stored[::-1] if linear.transposed else stored
+
+
 def operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The two factors; a damaged model may have fewer."""
     left, right = (*node.inputs, None, None)[:2]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fairy2i_export.rewrite.linears import Linear
-from fairy2i_export.rewrite.patterns.base import DYNAMIC, Match, Pattern, operands
+from fairy2i_export.rewrite.patterns.base import DYNAMIC, Match, Pattern, matrix_shape, operands
 from fairy2i_export.rewrite.replacement import Replacement
 from fairy2i_export.rewrite.values.constants import Constants
 
@@ -24,10 +23,6 @@ def _match(node: ir.Node, constants: Constants) -> Match | None:
     if left in constants:
         return Match(left, reason="the constant is the left operand of a Gemm")
     return Match(None, reason=DYNAMIC)
-
-
-def _shape(linear: Linear, stored: tuple[int, int]) -> tuple[int, int] | str:
-    return stored[::-1] if linear.transposed else stored
 
 
 def _replace(new: Replacement) -> None:
@@ -64,4 +59,4 @@ def _number(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.value)
 
 
-GEMM = Pattern("Gemm", _match, _shape, _replace)
+GEMM = Pattern("Gemm", _match, matrix_shape, _replace)

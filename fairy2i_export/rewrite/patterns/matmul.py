@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fairy2i_export.rewrite.linears import Linear
-from fairy2i_export.rewrite.patterns.base import DYNAMIC, Match, Pattern, operands
+from fairy2i_export.rewrite.patterns.base import DYNAMIC, Match, Pattern, matrix_shape, operands
 from fairy2i_export.rewrite.replacement import Replacement
 from fairy2i_export.rewrite.values.constants import Constants
 from fairy2i_export.rewrite.values.ranks import rank_of
@@ -30,7 +30,7 @@ def _match(node: ir.Node, constants: Constants) -> Match | None:
 def _shape(linear: Linear, stored: tuple[int, int]) -> tuple[int, int] | str:
     if linear.on_left and rank_of(linear.node.inputs[1]) is None:
         return "the matrix is the left operand, and the number of dimensions of the right one is unknown"
-    return stored[::-1] if linear.transposed else stored
+    return matrix_shape(linear, stored)
 
 
 def _replace(new: Replacement) -> None:
