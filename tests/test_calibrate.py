@@ -32,7 +32,6 @@ from architecture_helpers import (
 )
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli
@@ -41,6 +40,7 @@ from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
 from fairy2i_export.compile.calibrate.metric import Metric, Statistics
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.checkpoint import open_checkpoint
 from test_export_resume import Recorder, assert_same
 

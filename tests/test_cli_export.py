@@ -45,7 +45,13 @@ def test_a_plain_run(run: Run, source: Path, tmp_path: Path) -> None:
     assert "warning: config.json does not say that this model was trained with Fairy2i" in err
     for row in ("layers rewritten", "15 of 15", "bits per weight", "quantization error", "peak RAM", "time"):
         assert row in out
-    assert f"fairy2i generate {tmp_path / 'out'}" in out
+    assert "fairy2i generate" not in out  # it would talk nonsense
+    assert "--calibrate" in out.splitlines()[-1]
+
+
+def test_the_summary_says_how_to_try_a_trained_model(run: Run, source: Path, tmp_path: Path) -> None:
+    _, out, _ = run(source, "-o", tmp_path / "out", "--trained")
+    assert out.splitlines()[-1] == f'Try it: fairy2i generate {tmp_path / "out"} "Once upon a time"'
 
 
 def test_every_option(run: Run, source: Path, tmp_path: Path) -> None:

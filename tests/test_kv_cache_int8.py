@@ -14,11 +14,11 @@ import fairy2i_runtime
 from architecture_helpers import dequantized, largest_difference, reference_logits, save_tiny
 from export_helpers import make_checkpoint
 from fairy2i_export import export
-from fairy2i_export.check.logits import compare
 from fairy2i_export.commands.tools import main
 from fairy2i_export.compile.cache_scales import key_scales
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.errors import OptionError
+from fairy2i_export.output.contract.logits import compare
 from fairy2i_runtime.engine.batch import Batch
 from runtime_models import CHECKPOINT, stories_folder
 

@@ -14,12 +14,12 @@ import pytest
 import fairy2i_runtime
 from export_helpers import GrowingCache, edit_json, make_checkpoint, plain_session, relative_difference, torch_logits
 from fairy2i_export import export, quantize
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.check.source_weights import SourceWeights
 from fairy2i_export.commands.tools import main as tools
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import prepare
 from fairy2i_export.errors import CheckpointError, WeightError
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import open_checkpoint
 

@@ -47,8 +47,8 @@ def twin() -> Any:
     import transformers
     from lm_eval.models.huggingface import HFLM
 
-    from fairy2i_export.check.nodes import read_nodes
     from fairy2i_export.check.source_weights import SourceWeights, torch_model
+    from fairy2i_export.output.contract.nodes import read_nodes
     from fairy2i_export.source.checkpoint import open_checkpoint
     from fairy2i_runtime import load
 

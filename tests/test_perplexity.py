@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tokenizers
 
+from export_helpers import make_checkpoint
+from fairy2i_export import export
 from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
 from fairy2i_runtime.__main__ import main as runtime_main
@@ -182,6 +184,37 @@ def test_the_command_prints_json(capsys, program):
     for result in report["results"]:
         assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
         assert 3 < result["perplexity"] < 12
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": "dense"}, {"lm_head": "int4", "kv_cache": "float16"}])
+def test_float_measures_the_source_as_it_is(options, tmp_path, capsys):
+    """The numbers are those that transformers gives for the checkpoint, whatever was made of it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    source = make_checkpoint(tmp_path / "model")
+    export(source, tmp_path / "out", **options)
+    text = [f"w{i}" for i in np.random.default_rng(0).integers(3, 90, 80)]
+    (tmp_path / "text").write_text(" ".join(text))
+    arguments = ["ppl", str(tmp_path / "out"), "--text", str(tmp_path / "text"), "--protocol", "sliding", "--json"]
+    assert main([*arguments, "--float", str(source)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (found,), (difference,) = report["float"]["results"], report["float"]["differences"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    ids = torch.tensor([[int(word[1:]) for word in text]])
+    with torch.no_grad():
+        expected = float(model(input_ids=ids, labels=ids).loss)
+    assert np.log(found["perplexity"]) == pytest.approx(expected, abs=1e-5)
+    own = np.log(report["results"][0]["perplexity"])
+    assert difference["log_ratio"] == pytest.approx(own - expected, abs=1e-5)
+
+
+def test_float_of_a_trained_model_says_what_it_is(capsys):
+    pytest.importorskip("torch")
+    arguments = ["ppl", str(stories_folder()), "--text", str(TEXT), "--tokens", "60", "--protocol", "sliding"]
+    assert main([*arguments, "--float", str(CHECKPOINT)]) == 0
+    captured = capsys.readouterr()
+    assert "was trained for Fairy2i" in captured.err
+    assert "times that (log ratio" in captured.out or "from that" in captured.out
 
 
 def test_against_torch_in_exact_mode(capsys):

@@ -14,12 +14,13 @@ import pytest
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.check.nodes import read_nodes
+from fairy2i_export.check.page.agreement import agreement
 from fairy2i_export.check.page.charts import agreement_plot, cloud, heatmap, nice_ticks
-from fairy2i_export.check.page.collect import agreement, constellation, place_of
+from fairy2i_export.check.page.collect import constellation, place_of
 from fairy2i_export.check.page.page import small_percent
 from fairy2i_export.check.page.palette import DARK, LIGHT, SHADES, ramp, shade
 from fairy2i_export.commands.tools import main
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.checkpoint import open_checkpoint
 from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
 

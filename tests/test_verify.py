@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from fairy2i_export import export
-from fairy2i_export.check.layers import check_layers, dense_product, output_error
-from fairy2i_export.check.logits import compare
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.commands.tools import main
+from fairy2i_export.output.contract.layers import check_layers, dense_product, output_error
+from fairy2i_export.output.contract.logits import compare
+from fairy2i_export.output.contract.nodes import read_nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"

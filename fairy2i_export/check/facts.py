@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.errors import FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.measure.memory import DeviceMemory, ModelShape, model_memory, model_shape
 

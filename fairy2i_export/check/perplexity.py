@@ -1,4 +1,4 @@
-"""Perplexity of the source by torch, to compare an exported model's with: the same windows, the same quantized weights."""
+"""Perplexity of the source by torch, to compare an exported model's with: its weights quantized in the same way, or as they are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.check.source_weights import SourceWeights, model_logits, torch_model
+from fairy2i_export.codes.training_entry import says_trained
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.hub import open_source
 from fairy2i_runtime import Model
 from fairy2i_runtime.measure.perplexity import Perplexity, Scorer
@@ -41,7 +42,28 @@ def torch_scorer(model: Model, against: str, note: Callable[[str], None]) -> Sco
         note(f"the model was exported from other files than those of {against}")
     if source.note:
         note(source.note)
-    twin = torch_model(source, read_nodes(model.folder.model_file))
+    return _scorer(torch_model(source, read_nodes(model.folder.model_file)))
+
+
+def float_scorer(model: Model, source: str, note: Callable[[str], None]) -> Scorer:
+    """A scorer that runs the source in torch as it is: what the model was before its weights were quantized.
+
+    Args:
+        model: the exported model, of any backend.
+        source: what it was exported from.
+        note: told what the user has to know about the comparison.
+    """
+    checkpoint = open_source(source)
+    weights = SourceWeights(checkpoint, model.metadata)
+    if weights.is_other:
+        note(f"the model was exported from other files than those of {source}")
+    if says_trained(checkpoint.config):
+        note(f"{source} was trained for Fairy2i: its float weights were never meant to be run as they are")
+    return _scorer(torch_model(weights, []))
+
+
+def _scorer(twin: Any) -> Scorer:
+    """Runs a transformers model."""
 
     def score(ids: Sequence[int]) -> F64:
         array = np.asarray(ids, np.int64)

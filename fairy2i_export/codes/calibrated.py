@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,13 @@ import numpy.typing as npt
 from fairy2i_export.codes.native import F32, F64, U8, Rows
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.errors import CheckpointError
+
+
+class FoundLinear(Protocol):
+    """A layer whose codes were found before its weight comes by."""
+
+    def scaled(self, weight: npt.NDArray[Any], name: str) -> ScaledCalibrated:
+        """The layer together with its weight; a CheckpointError if it is of another one."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Display(Observer):
             self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
         if not self.quiet:
             self.out.print(summary_table(report))
-            self.out.print(f"Try it: {report.command}", highlight=False, soft_wrap=True, markup=False)
+            self.out.print(report.next_step, highlight=False, soft_wrap=True, markup=False)
 
     def dry_run(self, run: DryRun) -> None:
         """Print what an export would do."""
@@ -125,6 +125,10 @@ def summary_table(report: ExportReport) -> Table:
     graphs = [name for name in ("tokenizer.onnx", "detokenizer.onnx") if (report.path / name).exists()]
     if graphs:
         table.add_row("tokenizer graphs", ", ".join(graphs))
+    if report.verdicts:
+        table.add_row(
+            "kernels that hold", ", ".join(name for name, verdict in report.verdicts.items() if verdict.holds) or "none"
+        )
     if report.peak_ram_bytes is not None:
         table.add_row("peak RAM", human_bytes(report.peak_ram_bytes))
     if report.reused:

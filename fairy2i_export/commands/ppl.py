@@ -1,15 +1,16 @@
-"""``fairy2i ppl`` with ``--against SOURCE``: the same windows also through torch, with the same quantized weights."""
+"""``fairy2i ppl`` with ``--against SOURCE`` and ``--float SOURCE``: the same windows also through torch."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from fairy2i_export.check.perplexity import paired_difference, torch_scorer
+from fairy2i_export.check.perplexity import float_scorer, paired_difference, torch_scorer
 from fairy2i_export.errors import OptionError
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime import load
@@ -28,7 +29,9 @@ from fairy2i_runtime.commands.measure import (
     run_protocols,
 )
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
-from fairy2i_runtime.measure.perplexity import model_scorer
+from fairy2i_runtime.measure.perplexity import Scorer, model_scorer
+
+_SMALL = 0.1  # log ratio
 
 
 def ppl_command(
@@ -39,6 +42,14 @@ def ppl_command(
         typer.Option(
             metavar="SOURCE",
             help="The checkpoint it was exported from: also measure it with torch, its weights quantized the same way.",
+        ),
+    ] = None,
+    float_source: Annotated[
+        str | None,
+        typer.Option(
+            "--float",
+            metavar="SOURCE",
+            help="The checkpoint it was exported from: also measure it with torch as it is, to see what quantization cost.",
         ),
     ] = None,
     protocol: ProtocolName = "both",
@@ -52,35 +63,46 @@ def ppl_command(
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
-    if against is not None and not torch_is_installed():
-        raise OptionError("--against needs torch and transformers: pip install 'fairy2i-export[train]', or leave it out")
+    for option, given in (("--against", against), ("--float", float_source)):
+        if given is not None and not torch_is_installed():
+            raise OptionError(f"{option} needs torch and transformers: pip install 'fairy2i-export[train]', or leave it out")
     content = read_text(text)
     model = load(folder, threads=threads, kernel=kernel, isa=isa)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
-    scorer = (
-        None if against is None else torch_scorer(model, against, _note)
-    )  # before the work: it may find fault with SOURCE
+    # before the work: they may find fault with SOURCE
+    scorers: dict[str, tuple[str, Scorer]] = {}
+    if against is not None:
+        scorers["against"] = against, torch_scorer(model, against, _note)
+    if float_source is not None:
+        scorers["float"] = float_source, float_scorer(model, float_source, _note)
     results = run_protocols(cuts, model_scorer(model), "model")
-    references = [] if scorer is None else run_protocols(cuts, scorer, "torch")
-    differences = [paired_difference(*pair) for pair in zip(results, references, strict=False)]
+    references = {key: run_protocols(cuts, scorer, f"torch, {key}") for key, (_, scorer) in scorers.items()}
+    differences = {
+        key: [paired_difference(*pair) for pair in zip(results, found, strict=True)] for key, found in references.items()
+    }
     if as_json:
         report = ppl_report(folder, text, content, results)
-        if against is not None:
-            report["against"] = {
-                "source": against,
-                "results": [reference.as_dict() for reference in references],
-                "differences": differences,
+        for key, (source, _) in scorers.items():
+            report[key] = {
+                "source": source,
+                "results": [reference.as_dict() for reference in references[key]],
+                "differences": differences[key],
             }
         print(json.dumps(report, indent=2))
         return
     show_perplexity(results)
     out = Console()
-    for reference, difference in zip(references, differences, strict=True):
-        out.print(
-            f"torch, {reference.windows.protocol}: {reference.perplexity:.3f}; the model's perplexity is "
-            f"{difference['log_ratio']:+.2%} ± {difference['standard_error']:.2%} from that",
-            highlight=False,
-        )
+    for key, what in (("against", "torch"), ("float", "float source")):
+        for reference, difference in zip(references.get(key, []), differences.get(key, []), strict=True):
+            found = f"{what}, {reference.windows.protocol}: {reference.perplexity:.3f}"
+            out.print(f"{found}; the model's perplexity is {_change(**difference)}", highlight=False, soft_wrap=True)
+
+
+def _change(log_ratio: float, standard_error: float, **_: object) -> str:
+    """A ratio of perplexities for people: a percentage while it is one that means something."""
+    if abs(log_ratio) < _SMALL:
+        return f"{log_ratio:+.2%} ± {standard_error:.2%} from that"
+    return f"{math.exp(log_ratio):.2f} times that (log ratio {log_ratio:+.3f} ± {standard_error:.3f})"
 
 
 def _note(text: str) -> None:

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 import fairy2i_runtime
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.sample_text import DEFAULT_TEXT

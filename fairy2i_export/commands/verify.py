@@ -16,19 +16,20 @@ from rich.console import Console
 from rich.table import Table
 
 import fairy2i_runtime
-from fairy2i_export.check.layers import LIMITS, LayerResult, check_layers
-from fairy2i_export.check.logits import LogitsComparison, compare
-from fairy2i_export.check.nodes import read_nodes
 from fairy2i_export.check.source_weights import SourceWeights, is_rounded, torch_logits
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
+from fairy2i_export.output.contract.kernels import REFERENCE, Judgement, judge_kernels
+from fairy2i_export.output.contract.layers import LIMITS, LayerResult
+from fairy2i_export.output.contract.logits import LogitsComparison, compare
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime.commands.display import progress_bar
+from fairy2i_runtime.ops import core
 
 FAILED = 1
-PERPLEXITY_LIMIT = 0.005  # |log ratio| of default mode to exact mode
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
 TOP1_LIMIT = 0.99
 _ROWS_SHOWN = 5
@@ -60,27 +61,24 @@ def verify_command(
     model_file = model.folder.model_file
     nodes = read_nodes(model_file)
     problems: list[str] = []
-
     with progress_bar("layers", len(nodes)) as advance:
-        results = list(check_layers(model_file, nodes, ids[None], isa=isa, done=lambda: advance(1)))
-    _show_layers(out, results, show_all)
-    worst = max(results, key=lambda result: result.excess)
-    if not worst.passed:
-        failing = sum(not result.passed for result in results)
-        problems.append(f"{failing} of {len(results)} layers exceed the limits; the worst is {worst.name}")
-
-    exact = model.logits(ids.tolist())
-    lut = fairy2i_runtime.load(folder, kernel="lut", isa=isa).logits(ids.tolist())
-    comparisons = {"lut : exact": compare(lut, exact, ids)}
-    problems += _judge_modes(comparisons["lut : exact"])
+        found = judge_kernels(model_file, nodes, ids, isa=isa, done=lambda: advance(1))
+    default = core.chosen_kernel(model.folder.kernel_to_run(None), None).family
+    _show_layers(out, found, show_all)
+    problems += _kernel_problems(out, found, default)
+    comparisons = {f"{name} : {REFERENCE}": v.comparison for name, v in found.verdicts.items() if v.comparison is not None}
     if against is not None:
-        problems += _check_source(out, model, nodes, against, ids, exact, lut, comparisons)
+        problems += _check_source(out, model, nodes, against, ids, found.logits, comparisons)
     _show_logits(out, comparisons, len(ids))
 
     if problems:
         out.print("[bold red]FAILED[/]: " + "; ".join(problems), soft_wrap=True)
         return FAILED
-    out.print(f"[bold green]OK[/]: {len(results)} layers within the limits; the worst is {worst.name}", soft_wrap=True)
+    verdict = found.verdicts.get(default) or next(iter(found.verdicts.values()))
+    out.print(
+        f"[bold green]OK[/]: {verdict.layers} layers within the limits by kernel {verdict.kernel}; the worst is {verdict.worst}",
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -101,8 +99,7 @@ def _check_source(
     nodes: list[Node],
     against: str,
     ids: npt.NDArray[np.int64],
-    exact: npt.NDArray[np.float32],
-    lut: npt.NDArray[np.float32],
+    logits: dict[str, npt.NDArray[np.float32]],
     comparisons: dict[str, LogitsComparison],
 ) -> list[str]:
     """Codes against the source's, and logits against torch where it is installed."""
@@ -129,8 +126,9 @@ def _check_source(
     if "model.embed_tokens.weight" not in checkpoint:
         raise CheckpointError(f"{checkpoint.directory}: expected a tensor model.embed_tokens.weight, found none")
     reference = torch_logits(source, nodes, ids)
-    comparisons["exact : torch"] = against_torch = compare(exact, reference, ids)
-    comparisons["lut : torch"] = compare(lut, reference, ids)
+    for kernel, found in logits.items():
+        comparisons[f"{kernel} : torch"] = compare(found, reference, ids)
+    against_torch = comparisons[f"{REFERENCE} : torch"]
     if is_rounded(source):
         out.print("[yellow]note[/]: embedding, lm_head or cache have fewer bits than in the source: logits may differ")
     elif against_torch.relative_error > LOGITS_LIMIT or against_torch.top1_agreement < TOP1_LIMIT:
@@ -141,46 +139,67 @@ def _check_source(
     return problems
 
 
-def _judge_modes(result: LogitsComparison) -> list[str]:
-    """Default mode must not cost perplexity: beyond the limit by more than twice what chance explains on this text."""
-    if abs(result.log_ratio) <= PERPLEXITY_LIMIT + 2 * result.perplexity_error:
-        return []
-    return [
-        f"perplexity of default mode is {result.perplexity:.3f}, of exact mode {result.reference_perplexity:.3f}: "
-        f"{result.log_ratio:+.2%} (limit {PERPLEXITY_LIMIT:.1%}, standard error {result.perplexity_error:.2%})"
-    ]
+def _kernel_problems(out: Console, found: Judgement, default: str) -> list[str]:
+    """What is wrong with exact mode and with the kernel that runs if nobody chooses one; of others the user is told."""
+    problems = []
+    for name, verdict in found.verdicts.items():
+        if verdict.holds:
+            continue
+        text = f"kernel {name}: {'; '.join(verdict.problems)}"
+        if name in (default, REFERENCE):
+            problems.append(text)
+        else:
+            out.print(f"[yellow]note[/]: {text}. This model runs {default} unless another is chosen", soft_wrap=True)
+    own = found.verdicts.get(default)
+    others = [name for name in found.holding if name != default]
+    if own is not None and not own.holds and others:
+        out.print(
+            f"[yellow]advice[/]: within the limits is {' and '.join(others)}: run it with --kernel {others[0]} (in other hosts "
+            f"FAIRY2I_KERNEL={others[0]}). A conversion with --calibrate finds that out by itself and writes it into the folder",
+            soft_wrap=True,
+        )
+    return problems
 
 
-def _show_layers(out: Console, results: list[LayerResult], show_all: bool) -> None:
-    shown = results if show_all else sorted(results, key=lambda result: -result.excess)[:_ROWS_SHOWN]
+def _show_layers(out: Console, found: Judgement, show_all: bool) -> None:
+    results = found.layers
+
+    def worst(result: LayerResult) -> float:
+        return max(result.excess(kernel) for kernel in found.verdicts)
+
+    shown = results if show_all else sorted(results, key=worst, reverse=True)[:_ROWS_SHOWN]
     which = f"{len(results)} layers" if len(shown) == len(results) else f"the {len(shown)} worst of {len(results)} layers"
     table = Table(
         title=f"Relative error against float64, Gaussian and real activations: {which}", title_justify="left", box=SIMPLE
     )
     table.add_column("layer", overflow="fold")
     table.add_column("N x K", justify="right")
-    for kernel, kind in LIMITS:
+    limits = {key: limit for key, limit in LIMITS.items() if key[0] in found.verdicts}
+    for kernel, kind in limits:
         table.add_column(f"{kernel}\n{kind}", justify="right", no_wrap=True)
     for result in shown:
         cells = []
-        for key, limit in LIMITS.items():
+        for key, limit in limits.items():
             error = result.errors[key]
             cells.append(f"{error:.1e}" if error <= limit else f"[bold red]{error:.1e}[/]")
         table.add_row(result.name, f"{result.shape[0]}x{result.shape[1]}", *cells)
     table.add_section()
-    table.add_row("limit", "", *(f"{limit:.1e}" for limit in LIMITS.values()))
+    table.add_row("limit", "", *(f"{limit:.1e}" for limit in limits.values()))
     out.print(table)
 
 
 def _show_logits(out: Console, comparisons: dict[str, LogitsComparison], tokens: int) -> None:
     table = Table(title=f"Logits over {tokens} tokens", title_justify="left", box=SIMPLE)
     table.add_column("")
-    for name in comparisons:
-        table.add_column(name, justify="right")
-    results = list(comparisons.values())
-    table.add_row("relative error", *(f"{r.relative_error:.1e}" for r in results))
-    table.add_row("same most likely token", *(f"{r.top1_agreement:.1%}" for r in results))
-    table.add_row("mean KL divergence (nats)", *(f"{r.mean_kl:.1e}" for r in results))
-    table.add_row("perplexity", *(f"{r.perplexity:.3f} : {r.reference_perplexity:.3f}" for r in results))
-    table.add_row("  its difference", *(f"{r.log_ratio:+.2%} ± {r.perplexity_error:.2%}" for r in results))
+    for heading in ("relative\nerror", "same most\nlikely token", "mean KL\n(nats)", "perplexity", "its change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, r in comparisons.items():
+        table.add_row(
+            name,
+            f"{r.relative_error:.1e}",
+            f"{r.top1_agreement:.1%}",
+            f"{r.mean_kl:.1e}",
+            f"{r.perplexity:.3f} :\n{r.reference_perplexity:.3f}",
+            f"{r.log_ratio:+.2%}\n± {r.perplexity_error:.2%}",
+        )
     out.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.compile.cache_scales import calibration_text
 from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, check_torch, read_texts
+from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.options import ExportOptions, resolve_options
 from fairy2i_export.compile.plan import Plan, make_plan
 from fairy2i_export.compile.tasks import Task, WeightSource
@@ -58,6 +59,7 @@ class Prepared:
         threads: to quantize with.
         text: to calibrate the layers with, or None.
         tokenizer: the tokenizer as graphs, if they are wanted.
+        earlier: the export that codes are taken from, or None.
     """
 
     checkpoint: Checkpoint
@@ -76,6 +78,14 @@ class Prepared:
     threads: int
     text: CalibrationText | None = None
     tokenizer: TokenizerGraphs | None = None
+    earlier: EarlierExport | None = None
+
+    @property
+    def calibration(self) -> str | None:
+        """What decided about the codes, for the model's metadata: None if it was the weights alone."""
+        if self.earlier is not None:
+            return self.earlier.metadata.get("calibration") or None
+        return None if self.text is None else self.text.description
 
     @property
     def parameters(self) -> int:
@@ -97,6 +107,12 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     """
     threads = thread_count(request.jobs)
     checkpoint = open_source(source)
+    earlier = None
+    if request.codes_from is not None:
+        if request.calibrate:
+            raise OptionError("calibrate: --codes-from brings codes that were found already; leave one of the two out")
+        earlier = EarlierExport(Path(request.codes_from))
+        request = earlier.complete(request)
     decoder = describe(stretch_context(checkpoint.config, request.rope_scaling))
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     text = None
@@ -113,13 +129,19 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         None if text is None else f"{METHOD}:{text.sha256}",
     )
     plan = make_plan(checkpoint, decoder, options)
+    if earlier is not None:
+        options = earlier.in_force(options)
+        shapes = {linear.name: (linear.out_features, linear.in_features) for linear in plan.rewritten}
+        if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
+            options = replace(options, exclude=(*options.exclude, *without_codes))
+        plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
     warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
-    calibration_ids = calibration_text(checkpoint, options, request.calibration)
+    calibration_ids = calibration_text(checkpoint, options, request.cache_calibration)
     check_library()
     if FORMATS[options.backend].library:
         warnings += _check_kernel(runs_the_model=calibration_ids is not None)
@@ -147,6 +169,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         weights=weights,
         threads=threads,
         text=text,
+        earlier=earlier,
         # a tokenizer that no graph can express should not cost an export
         tokenizer=make_tokenizer_graphs(checkpoint.directory) if request.tokenizer_onnx else None,
     )

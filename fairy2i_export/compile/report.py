@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.onnx_graph.formats.base import Linear
+from fairy2i_export.output.contract.kernels import Verdict
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class ExportReport:
         source_bytes: the checkpoint's safetensors files.
         parameters: of the whole model.
         chat_template: whether the checkpoint brought one.
+        untrained: nothing says that the model was trained for this, and no text was converted by: it will hardly speak.
+        verdicts: of a conversion by --calibrate, which kernels hold the numerics contract, by family; else empty.
+        calibrated: codes were found on a text.
         peak_ram_bytes: largest resident size of this process so far; None where the system does not tell.
         seconds: duration.
         reused: tensors that an interrupted run had finished already.
@@ -43,6 +47,9 @@ class ExportReport:
     source_bytes: int
     parameters: int
     chat_template: bool
+    untrained: bool
+    verdicts: dict[str, Verdict]
+    calibrated: bool
     peak_ram_bytes: int | None
     seconds: float
     reused: int = 0
@@ -60,6 +67,15 @@ class ExportReport:
     def bits_per_weight(self) -> float:
         """Of the rewritten layers, padding, scales and multipliers included."""
         return 8 * self.weight_bytes / sum(linear.parameters for linear in self.rewritten)
+
+    @property
+    def next_step(self) -> str:
+        """What to do with the model: try it, unless it cannot be expected to speak; a converted one can be compared."""
+        if self.untrained:
+            return "Convert it on a text, with --calibrate, or train it (fairy2i train): see docs/your-model.md"
+        if self.calibrated:
+            return f"Try it: {self.command}\nWhat the conversion cost: fairy2i ppl {self.path} --text FILE --float SOURCE"
+        return f"Try it: {self.command}"
 
     @property
     def command(self) -> str:

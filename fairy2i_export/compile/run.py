@@ -14,11 +14,13 @@ from fairy2i_export.codes.native import Workers
 from fairy2i_export.codes.training_entry import says_trained
 from fairy2i_export.compile.cache_scales import calibrate_cache
 from fairy2i_export.compile.identity import identity
+from fairy2i_export.compile.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, sample_ids
 from fairy2i_export.compile.model_card import model_card
 from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.compile.tasks import Task
 from fairy2i_export.onnx_graph.formats import FORMATS, multiplier_bytes, stored_bytes
+from fairy2i_export.output.contract.kernels import Verdict
 from fairy2i_export.output.data_file import DATA, MODEL, DataFile
 from fairy2i_export.output.genai_config import write_genai_config
 from fairy2i_export.output.journal import Journal
@@ -76,12 +78,17 @@ def export(
             from fairy2i_export.compile.calibrate.run import calibrate_model  # needs torch
 
             calibrate_model(prepared, workspace.calibrated, observer)
+        elif prepared.earlier is not None:
+            prepared.weights.calibrated = prepared.earlier.linear
         observer.phase("quantizing", prepared.parameters)
         count = prepared.threads
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with closing(DataFile(folder / DATA, prepared.places, prepared.data_bytes)) as data, pool or nullcontext():
             reused = _write_tensors(prepared, data, journal, Workers(pool, count), observer)
-            _write_model(prepared, data, folder, checkpoint.sha256_of(journal.files))
+            sha256 = checkpoint.sha256_of(journal.files)
+            if prepared.earlier is not None:
+                prepared.earlier.check_source(checkpoint, sha256)
+            _write_model(prepared, data, folder, sha256)
         errors = {
             task.layer: float(journal.tensors[name]["error"])
             for name, task in prepared.tasks.items()
@@ -92,13 +99,20 @@ def export(
             observer.phase("calibrating", 1)
             calibrate_cache(folder / MODEL, decoder, prepared.calibration_ids)
             observer.advance(1)
-        write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=FORMATS[chosen.backend].library)
-        if not (request.trained or says_trained(checkpoint.config) or prepared.text is not None):
+        library = FORMATS[chosen.backend].library
+        verdicts: dict[str, Verdict] = {}
+        if prepared.calibration is not None and library:
+            verdicts = check_kernels(folder / MODEL, sample_ids(checkpoint, chosen.context_length), observer).verdicts
+            warnings += filter(None, [kernel_warning(verdicts)])
+        kernel = kernel_for_hosts(verdicts) if verdicts else None
+        write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)
+        untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
+        if untrained:
             warnings.append(_untrained_warning(errors))
         report = ExportReport(
             path=prepared.target,
             source=checkpoint.name,
-            source_sha256=checkpoint.sha256_of(journal.files),
+            source_sha256=sha256,
             options=chosen,
             linears=tuple(plan.linears.values()),
             errors=errors,
@@ -108,6 +122,9 @@ def export(
             source_bytes=checkpoint.weight_bytes(),
             parameters=prepared.parameters,
             chat_template=has_chat_template(folder),
+            untrained=untrained,
+            verdicts=verdicts,
+            calibrated=prepared.calibration is not None,
             peak_ram_bytes=peak_ram_bytes(),
             seconds=time.monotonic() - started,
             reused=reused,
@@ -180,7 +197,7 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
         architecture=prepared.decoder.architecture,
         source=prepared.checkpoint.name,
         sha256=sha256,
-        calibration=None if prepared.text is None else prepared.text.description,
+        calibration=prepared.calibration,
     )
     ir.save(model, folder / MODEL)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.calibrated import CalibratedLinear
+from fairy2i_export.codes.calibrated import FoundLinear
 from fairy2i_export.codes.native import F32, U8, Workers
 from fairy2i_export.codes.quantizer import find_scales
 from fairy2i_export.compile.options import ExportOptions
@@ -65,7 +65,7 @@ class WeightSource:
         self.checkpoint = checkpoint
         self.settings = options
         self.tasks: dict[str, Task] = {}
-        self.calibrated: Callable[[str], CalibratedLinear] | None = None
+        self.calibrated: Callable[[str], FoundLinear] | None = None
 
     def coded(self, linear: Linear, outputs: Outputs, write: Write) -> dict[str, ir.TensorProtocol]:
         """Initializers that are made of the codes of a layer, called after the layer and their keys in ``outputs``."""

@@ -10,6 +10,7 @@ from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.decoder_graph import PAST, PRESENT
 from fairy2i_export.source.checkpoint import read_json
 from fairy2i_export.source.tokenizer_files import SpecialTokens
+from fairy2i_runtime.folder import KERNEL_ENTRY
 
 # A bare name: found beside this file, or among the libraries already loaded. It is the one of Linux and Android on every system: a
 # folder holds no code and is the same wherever it was made; hosts on other systems overlay the name (docs/runtime.md).
@@ -18,7 +19,13 @@ _MAX_LENGTH = 2048  # genai allocates the whole KV cache for max_length tokens u
 
 
 def genai_config(
-    decoder: Decoder, tokens: SpecialTokens, context_length: int, generation: dict[str, Any], *, library: bool = True
+    decoder: Decoder,
+    tokens: SpecialTokens,
+    context_length: int,
+    generation: dict[str, Any],
+    *,
+    library: bool = True,
+    kernel: str | None = None,
 ) -> dict[str, Any]:
     """The configuration as a JSON object.
 
@@ -28,6 +35,7 @@ def genai_config(
         context_length: positions the rotary tables cover.
         generation: the checkpoint's generation_config.json, for sampling defaults; may be empty.
         library: whether the model needs the operator library; without the entry fairy2i_runtime does not load it either.
+        kernel: to be run where nobody chooses one; None = the library's default.
     """
     model: dict[str, Any] = {
         "type": decoder.genai_type,
@@ -39,6 +47,7 @@ def genai_config(
                 "log_id": "onnxruntime-genai",
                 "provider_options": [],
                 **({"custom_ops_library": LIBRARY} if library else {}),
+                **({KERNEL_ENTRY: kernel} if kernel is not None else {}),  # genai hands on what it does not know
             },
             "head_size": decoder.head_dim,
             "hidden_size": decoder.hidden_size,
@@ -80,12 +89,18 @@ def genai_config(
 
 
 def write_genai_config(
-    folder: Path, decoder: Decoder, tokens: SpecialTokens, context_length: int, *, library: bool = True
+    folder: Path,
+    decoder: Decoder,
+    tokens: SpecialTokens,
+    context_length: int,
+    *,
+    library: bool = True,
+    kernel: str | None = None,
 ) -> None:
     """Write genai_config.json into a folder that already holds the copied files of the checkpoint."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    config = genai_config(decoder, tokens, context_length, generation, library=library)
+    config = genai_config(decoder, tokens, context_length, generation, library=library, kernel=kernel)
     (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from fairy2i_export.codes.layout import LAYOUT_VERSION
 from fairy2i_runtime.version import __version__
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
+KERNELS_KEY = "kernels"
 RECOVERED = "recovered"  # in the place of how codes were chosen: they were read off a dequantized matrix
 _PREFIX = "fairy2i."
 # what is said about the graph, which stays true when linear layers of it are rewritten
@@ -120,6 +121,11 @@ def describe_rewrite(model: ir.Model, layers: Rewritten, *, source: str, sha256:
     )
 
 
+def kernels_entry(kernels: str) -> tuple[str, str]:
+    """(key, value) that records which kernels hold the numerics contract: names with commas between them, maybe none."""
+    return _PREFIX + KERNELS_KEY, kernels
+
+
 class ModelMetadata:
     """What a model says of itself.
 
@@ -143,6 +149,12 @@ class ModelMetadata:
     def rope_scaling(self) -> str | None:
         """As it was asked for, or None."""
         return self._props.get(f"{_PREFIX}rope_scaling")
+
+    @property
+    def kernels(self) -> tuple[str, ...] | None:
+        """The kernels that hold the numerics contract on this model, as a conversion found; None if nobody looked."""
+        found = self._props.get(_PREFIX + KERNELS_KEY)
+        return None if found is None else tuple(filter(None, found.split(",")))
 
     @property
     def is_calibrated(self) -> bool:

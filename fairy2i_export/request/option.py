@@ -37,6 +37,7 @@ class Option:
         positive: the value has to be a finite number above 0.
         share: the value has to be a number from 0 to 1.
         neutral: the result does not depend on it.
+        former: a name that it had, which is still understood.
     """
 
     help: str
@@ -51,6 +52,7 @@ class Option:
     positive: bool = False
     share: bool = False
     neutral: bool = False
+    former: str = ""
 
     def allowed(self, end: End) -> tuple[Any, ...]:
         """The choices of one front end."""
@@ -109,8 +111,10 @@ def build(kind: Any, end: End, values: Mapping[str, Any], source: str = "") -> A
         OptionError: an option that nobody or another front end knows.
     """
     known = _options(kind)
+    former = {found.former: name for name, found in known.items() if found.former}
     given: dict[str, Any] = {}
-    for name, value in values.items():
+    for spelling, value in values.items():
+        name = former.get(spelling, spelling)
         if name not in known:
             raise OptionError(f"unknown option {name!r}: expected {', '.join(declared(kind, end))}")
         if is_list(kind, name):

@@ -79,12 +79,21 @@ class Request(Quantization):
         shown=str(CALIBRATION_TOKENS),
         neutral=True,
     )
-    calibration: Path | None = option(
+    codes_from: Path | None = option(
+        None,
+        "Take the layers' codes from this earlier export of SOURCE instead of finding them again, to store lm_head, embedding or "
+        "cache in another way or for another backend; what is not asked for stays as it is there.",
+        ends=_CHECKPOINT,
+        metavar="DIR",
+        shown="none",
+        neutral=True,  # what it leads to is in the options in force
+    )
+    cache_calibration: Path | None = option(
         None,
         "Text to measure the scales of an int8 key-value cache with.",
         ends=_CHECKPOINT,
         metavar="FILE",
-        flags=("--cache-calibration",),
+        former="calibration",
         shown="a short English one",
         neutral=True,  # measured when everything else is written
     )

@@ -12,6 +12,8 @@ from fairy2i_runtime.jsonfile import read_json, read_optional_json
 
 CONFIG_FILE = "genai_config.json"
 GENERATION_FILE = "generation_config.json"
+KERNEL_VARIABLE = "FAIRY2I_KERNEL"
+KERNEL_ENTRY = "fairy2i.kernel"  # of a session's configuration
 MAX_CONTEXT = 1 << 24  # no model comes near it: a larger number is damage
 
 
@@ -25,6 +27,8 @@ class ModelFolder:
         context_length: the most tokens the model was built for.
         eos_ids: tokens that end a text, from genai_config.json and generation_config.json together.
         needs_library: whether the model has operators of the operator library, as genai_config.json says.
+        kernel: the kernel to run unless somebody chooses another, as genai_config.json says, or None. An exporter that found
+            the default kernel too coarse for this model writes it there, for every host.
     """
 
     path: Path
@@ -32,6 +36,13 @@ class ModelFolder:
     context_length: int
     eos_ids: frozenset[int]
     needs_library: bool = True
+    kernel: str | None = None
+
+    def kernel_to_run(self, asked: str | None) -> str | None:
+        """What was asked for, else what FAIRY2I_KERNEL says (None: the library reads it), else the folder's own choice."""
+        if asked is not None or os.environ.get(KERNEL_VARIABLE):
+            return asked
+        return self.kernel if self.needs_library else None
 
 
 def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
@@ -74,7 +85,12 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
     eos |= _token_ids(read_optional_json(generation_path).get("eos_token_id"), generation_path, "eos_token_id")
     session = model["decoder"].get("session_options")
     needs_library = isinstance(session, dict) and "custom_ops_library" in session
-    return ModelFolder(path, model_file, context, eos, needs_library)
+    kernel = session.get(KERNEL_ENTRY) if isinstance(session, dict) else None
+    if kernel is not None and not isinstance(kernel, str):
+        raise ModelFolderError(
+            f"{config_path}: model.decoder.session_options.{KERNEL_ENTRY}: expected a name, got {kernel!r}"
+        )
+    return ModelFolder(path, model_file, context, eos, needs_library, kernel)
 
 
 def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:

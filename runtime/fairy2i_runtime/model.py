@@ -38,7 +38,8 @@ def load(
     Args:
         folder: the folder.
         threads: threads to run with; None = one per physical (big) core.
-        kernel: ``lut`` (default), ``exact`` or ``dot`` (which multiplies).
+        kernel: ``lut``, ``exact`` or ``dot`` (which multiplies); None = what FAIRY2I_KERNEL says, else what the folder says
+            (an exporter that found ``lut`` too coarse for the model says ``exact``), else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
         use_library: False runs without the operator library, slowly, to compare with.
         context_length: the most tokens of prompt and answer together; None = what the model was built for. Smaller ones
@@ -57,7 +58,7 @@ def load(
     session = open_session(
         opened.model_file,
         threads=threads,
-        kernel=kernel,
+        kernel=opened.kernel_to_run(kernel) if use_library else kernel,
         isa=isa,
         use_library=use_library,
         needs_library=opened.needs_library,

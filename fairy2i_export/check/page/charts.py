@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fairy2i_export.check.page.collect import Agreement, Constellation, LayerReport
+from fairy2i_export.check.page.agreement import Agreement
+from fairy2i_export.check.page.collect import Constellation, LayerReport
 from fairy2i_export.check.page.palette import SHADES, shade
 
 Format = Callable[[float], str]

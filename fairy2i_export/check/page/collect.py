@@ -11,15 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.check.facts import LayerFacts, ModelFacts, layer_facts, model_facts
-from fairy2i_export.check.layers import LayerResult, check_layers
-from fairy2i_export.check.logits import log_softmax
+from fairy2i_export.check.page.agreement import Agreement, agreement
 from fairy2i_export.check.source_weights import SourceWeights, torch_logits
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.native import F32
 from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
 from fairy2i_export.codes.quantized import QuantizedLinear, change_of, split_widely_linear
+from fairy2i_export.codes.training_entry import says_trained
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.onnx_graph.operator import Node
+from fairy2i_export.output.contract.layers import LayerResult, check_layers
+from fairy2i_export.output.contract.logits import LogitsComparison, compare
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime import Model, load
@@ -74,31 +76,15 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Logits of default mode compared with a reference, by position of a text.
+class ReportData:
+    """All there is to show.
 
     Attributes:
-        reference: what it is compared with: ``torch`` or ``exact mode``.
-        tokens: text of every token.
-        kl: float64 [length], KL(reference || model) in nats at every position.
-        same: bool [length], whether the most likely next token is the same.
-        best: most likely next tokens, (model's, reference's), as text.
-        probability: float64 [length, 2], how likely each finds its own.
-        loss: float64 [length - 1, 2], of the next token, model and reference, nats.
+        stagewise: first stages alone approximate a weight.
+        calibrated: codes were found on a text.
+        float_source: logits of the model compared with the source's as it is; None where torch is not used, or where the
+            source's float weights mean nothing by themselves because it was trained for Fairy2i.
     """
-
-    reference: str
-    tokens: list[str]
-    kl: F64
-    same: npt.NDArray[np.bool_]
-    best: list[tuple[str, str]]
-    probability: F64
-    loss: F64
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """All there is to show; ``stagewise``: first stages alone approximate a weight; ``calibrated``: codes were found on a text."""
 
     title: str
     source: str
@@ -110,6 +96,7 @@ class ReportData:
     notes: list[str] = field(default_factory=list)
     stagewise: bool = True
     calibrated: bool = False
+    float_source: LogitsComparison | None = None
 
 
 def collect(
@@ -162,7 +149,17 @@ def collect(
         LayerReport(fact, depth, module, stage_errors[fact.name], result)
         for fact, (depth, module), result in zip(facts, places, kernel, strict=True)
     ]
-    agreement = _agreement(model, source if use_torch else None, nodes, ids, notes, step)
+    found = model.logits(ids.tolist())
+    step("logits of the model")
+    agreement = _agreement(model, found, source if use_torch else None, nodes, ids, notes, step)
+    original = None
+    if agreement.reference == "torch" and not says_trained(checkpoint.config):
+        original = compare(found, torch_logits(source, [], ids), ids)
+    if model.folder.kernel is not None:
+        notes.append(
+            f"The folder says that kernel {model.folder.kernel} is to be run unless another is chosen; what is called default "
+            "mode below is kernel lut."
+        )
     return ReportData(
         title=model.folder.path.resolve().name,
         source=checkpoint.name,
@@ -174,6 +171,7 @@ def collect(
         calibrated=source.calibrated,
         agreement=agreement,
         notes=notes,
+        float_source=original,
     )
 
 
@@ -237,10 +235,14 @@ def _first_stages(q: QuantizedLinear, stages: int) -> QuantizedLinear:
 
 
 def _agreement(
-    model: Model, source: SourceWeights | None, nodes: list[Node], ids: npt.NDArray[np.int64], notes: list[str], step: Step
+    model: Model,
+    found: F32,
+    source: SourceWeights | None,
+    nodes: list[Node],
+    ids: npt.NDArray[np.int64],
+    notes: list[str],
+    step: Step,
 ) -> Agreement:
-    found = model.logits(ids.tolist())
-    step("logits of the model")
     if source is not None and torch_is_installed():
         reference, logits = "torch", torch_logits(source, nodes, ids)
     else:
@@ -253,32 +255,3 @@ def _agreement(
     result = agreement(found, logits, ids, model.tokenizer.decode, reference)
     step("agreement")
     return result
-
-
-def agreement(
-    found: F32, expected: F32, ids: npt.NDArray[np.int64], decode: Callable[[list[int]], str], reference: str
-) -> Agreement:
-    """Compare logits [length, vocab] of a text with token ids [length]."""
-    q, p = log_softmax(found), log_softmax(expected)
-    best = np.stack([found.argmax(-1), expected.argmax(-1)], axis=1)
-    rows = np.arange(len(ids))
-    here = rows[:-1]
-    return Agreement(
-        reference=reference,
-        tokens=token_texts(ids.tolist(), decode),
-        kl=np.maximum((np.exp(p) * (p - q)).sum(-1), 0),
-        same=best[:, 0] == best[:, 1],
-        best=[(decode([int(a)]), decode([int(b)])) for a, b in best],
-        probability=np.exp(np.stack([q[rows, best[:, 0]], p[rows, best[:, 1]]], axis=1)),
-        loss=np.stack([-q[here, ids[1:]], -p[here, ids[1:]]], axis=1),
-    )
-
-
-def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text that every token adds to those before it; special tokens add nothing."""
-    texts, before = [], ""
-    for end in range(1, len(ids) + 1):
-        text = decode(ids[:end])
-        texts.append(text[len(before) :])
-        before = text
-    return texts

@@ -11,10 +11,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from fairy2i_export.check.layers import LIMITS
 from fairy2i_export.check.page.charts import agreement_plot, cloud, heatmap, scale_plots, token_tip
 from fairy2i_export.check.page.collect import LayerReport, ReportData
 from fairy2i_export.check.page.palette import DARK, LIGHT, SHADES, ramp, shade
+from fairy2i_export.output.contract.layers import LIMITS
 from fairy2i_export.output.metadata import ModelMetadata
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_runtime.version import __version__
@@ -153,11 +153,27 @@ def tiles(data: ReportData) -> list[Tile]:
             "perplexity of the text below",
             f"{data.agreement.reference}, same weights: {np.exp(loss[1]):.2f}",
         ),
+        *_float_tile(data),
         Tile(
             f"{100 * data.agreement.same.mean():.1f} %",
             "same most likely token",
             f"{int(data.agreement.same.sum())} of {len(data.agreement.same)} positions, model and {data.agreement.reference}",
         ),
+    ]
+
+
+def _float_tile(data: ReportData) -> list[Tile]:
+    """What quantization cost, where the source can be run as it is."""
+    found = data.float_source
+    if found is None:
+        return []
+    return [
+        Tile(
+            f"{found.reference_perplexity:.2f}",
+            "perplexity of the float source",
+            f"the model's is {np.exp(found.log_ratio):.2f} times that (log ratio ± {found.perplexity_error:.2f}); same most "
+            f"likely token: {100 * found.top1_agreement:.1f} %",
+        )
     ]
 
 

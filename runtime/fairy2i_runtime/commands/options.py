@@ -14,7 +14,7 @@ Kernel = Annotated[
     typer.Option(
         help="lut (8-bit tables, no multiplication per weight), exact (float32 tables) or dot (8-bit dot-product "
         "instructions: multiplies).",
-        show_default="$FAIRY2I_KERNEL, else lut",
+        show_default="$FAIRY2I_KERNEL, else the folder's own choice, else lut",
     ),
 ]
 Isa = Annotated[

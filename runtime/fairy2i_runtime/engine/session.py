@@ -9,9 +9,9 @@ import onnxruntime as ort
 
 from fairy2i_runtime.engine.threads import default_threads
 from fairy2i_runtime.errors import ModelFolderError, OptionError, check_option
+from fairy2i_runtime.folder import KERNEL_ENTRY
 from fairy2i_runtime.ops.library import ort_version, register
 
-KERNEL_ENTRY = "fairy2i.kernel"
 ISA_ENTRY = "fairy2i.isa"
 EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"  # for models that are not read from a file
 CONFIG_ENTRY_ORT = (1, 24)  # from here on a kernel can read the session's configuration entries

@@ -66,7 +66,7 @@ def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
     """
     opened = open_folder(folder)
     chosen_context_length(options.prompt_tokens + options.new_tokens, opened)
-    kernel = core.chosen_kernel(options.kernel, options.isa) if opened.needs_library else None
+    kernel = core.chosen_kernel(opened.kernel_to_run(options.kernel), options.isa) if opened.needs_library else None
     found = _in_fresh_process({"folder": str(folder), **vars(options)})
     first = [run["first_token"] for run in found["runs"]]
     return {

@@ -11,9 +11,10 @@ import onnxruntime as ort
 
 from fairy2i_runtime.engine.threads import default_threads
 from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.folder import ModelFolder
 from fairy2i_runtime.measure.memory import memory_rows, model_memory, model_shape
 from fairy2i_runtime.model import load
-from fairy2i_runtime.ops.core import library_info
+from fairy2i_runtime.ops.core import chosen_kernel, library_info
 from fairy2i_runtime.ops.library import library_path
 
 
@@ -65,8 +66,19 @@ def model_info(folder: Path, context_length: int | None = None) -> dict[str, Any
         "chat_template": model.chat_template is not None,
         "eos_ids": sorted(model.eos_ids),
         "context_length": model.context_length,
+        "kernel": _kernel_name(model.folder),
         "memory": model_memory(model.folder.model_file, shape, model.context_length).as_dict(),
     }
+
+
+def _kernel_name(folder: ModelFolder) -> str | None:
+    """The kernel family that runs if nobody chooses one; None for models without the operator, or without a library here."""
+    if not (folder.needs_library and _library_exists()):
+        return None
+    try:
+        return chosen_kernel(folder.kernel_to_run(None)).family
+    except Fairy2iRuntimeError:
+        return None
 
 
 def _library_exists() -> bool:
@@ -108,6 +120,7 @@ def model_text(info: dict[str, Any]) -> str:
         f"layers            {info['layers']}, {info['kv_heads']} key-value heads of {info['head_size']}",
         f"vocabulary        {info['vocab_size']:,}, end of text: {', '.join(map(str, info['eos_ids'])) or 'none'}",
         f"chat template     {'yes' if info['chat_template'] else 'no (base model)'}",
+        *([f"kernel            {info['kernel']}"] if info["kernel"] else []),
         f"memory (estimated), keys and values are {info['kv_cache_type']}:",
         *(f"  {what:<33} {size:>9}" for what, size in memory_rows(info["memory"], info["context_length"])),
     ]

@@ -1,0 +1,154 @@
+"""The layers of an earlier export, to be written again beside another lm_head, embedding or cache, or for another backend.
+
+Finding codes takes long when a text decides about them; what is stored around them does not matter to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fairy2i_export.codes.calibrated import ScaledCalibrated
+from fairy2i_export.codes.layout import unpack
+from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.compile.options import ExportOptions
+from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.onnx_graph.operator import Node
+from fairy2i_export.output.contract.nodes import read_nodes
+from fairy2i_export.output.data_file import DATA, MODEL
+from fairy2i_export.output.metadata import ModelMetadata
+from fairy2i_export.request.option import declared, words_of
+from fairy2i_export.request.request import Request
+from fairy2i_export.source.checkpoint import Checkpoint, read_json
+from fairy2i_runtime.folder import CONFIG_FILE
+
+_FIXED = ("stages", "profile", "quantizer", "row_multiplier")  # what an option could contradict
+_TRAINED = ("col_multiplier", "scales")  # no options
+_INHERITED = ("lm_head", "embedding", "kv_cache", "rope_scaling")  # stay as they were unless something else is asked for
+
+
+class EarlierExport:
+    """A folder that an export wrote, as a source of codes.
+
+    Attributes:
+        folder: where it lies.
+        metadata: what its model says of itself.
+        nodes: its layers by module name; weights stay mapped.
+
+    Args:
+        folder: with the operator's nodes in it.
+
+    Raises:
+        OptionError: if it is no such folder, or its metadata does not say how its layers were made.
+        FormatError: if a node is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        model_file = folder / MODEL
+        if not model_file.is_file():
+            raise OptionError(f"codes from {folder}: expected a folder that fairy2i-export wrote, found no {MODEL} in it")
+        try:
+            props = dict(ir.load(model_file).metadata_props)
+        except Exception as error:  # protobuf's and onnx_ir's have no common base
+            raise OptionError(f"codes from {folder}: {MODEL} cannot be read as an ONNX model: {error}") from error
+        self.folder = folder
+        self.metadata = ModelMetadata(props)
+        self.nodes: dict[str, Node] = {node.name: node for node in read_nodes(model_file)}
+        missing = [key for key in (*_FIXED, "source_sha256", "architecture") if not self.metadata.get(key)]
+        if missing or self.metadata.is_recovered:
+            raise OptionError(
+                f"codes from {folder}: expected a folder made from a checkpoint; its metadata does not say "
+                f"{', '.join(missing) or 'how its codes were chosen'}"
+            )
+
+    @property
+    def identity(self) -> str:
+        """Of the bytes that codes are taken from."""
+        status = (self.folder / DATA).stat()
+        model = hashlib.sha256((self.folder / MODEL).read_bytes()).hexdigest()
+        return f"{model}:{status.st_size}:{status.st_mtime_ns}"
+
+    def complete(self, request: Request) -> Request:
+        """A request with everything as it was in the earlier export that it does not ask for.
+
+        Raises:
+            OptionError: if it asks for codes of another kind.
+        """
+        known = declared(Request, "checkpoint")
+        decided: dict[str, Any] = {
+            "stages": int(self.metadata.get("stages")),
+            **{key: self.metadata.get(key) for key in ("profile", "quantizer")},
+        }
+        for name in _FIXED:
+            found, asked = decided.get(name, self.metadata.get(name)), request.asked[name]
+            if asked is not None and asked != found:
+                raise OptionError(
+                    f"{words_of(name, known[name])}: the codes in {self.folder} were made with {found}, got {asked!r}; leave "
+                    "the option out, or export without --codes-from"
+                )
+        for name in _INHERITED:
+            decided[name] = self.metadata.get(name) or None
+        context = read_json(self.folder / CONFIG_FILE).get("model", {}).get("context_length")
+        if isinstance(context, int):
+            decided["context_length"] = context
+        return replace(request, **{name: value for name, value in decided.items() if request.asked[name] is None})
+
+    def in_force(self, options: ExportOptions) -> ExportOptions:
+        """Options with what only the earlier export decides."""
+        fixed: Any = {key: self.metadata.get(key) for key in ("row_multiplier", *_TRAINED)}
+        return replace(options, **fixed, calibrated_by=f"codes:{self.identity}")
+
+    def check_layers(self, names: dict[str, tuple[int, int]], lm_head: str) -> tuple[str, ...]:
+        """Layers that are to be quantized and have no codes: they stay float as they were.
+
+        Args:
+            names: (out features, in features) of all layers to be quantized by name.
+            lm_head: name of the head.
+
+        Raises:
+            OptionError: if there are codes of another shape, or none for the head.
+        """
+        for name, shape in names.items():
+            node = self.nodes.get(name)
+            found = None if node is None else (2 * node.operands.n, 2 * node.operands.m)
+            if found is not None and found != shape:
+                raise OptionError(
+                    f"codes from {self.folder}: {name} is {found[0]} x {found[1]} there and {shape[0]} x {shape[1]} in the "
+                    "source: it is an export of another model"
+                )
+        if lm_head in names and lm_head not in self.nodes:
+            raise OptionError(
+                f"codes from {self.folder}: no codes for lm_head, which is {self.metadata.get('lm_head')} there; "
+                "expected --lm-head int8, int4 or float"
+            )
+        return tuple(name for name in names if name not in self.nodes)
+
+    def check_source(self, checkpoint: Checkpoint, sha256: str) -> None:
+        """Raise CheckpointError unless the codes were made from these very files."""
+        if self.metadata.source_sha256 != sha256:
+            raise CheckpointError(
+                f"{checkpoint.directory}: is not what {self.folder} was made from (its config.json and weights have another "
+                "hash): codes of one model do not fit another; export without --codes-from"
+            )
+
+    def linear(self, name: str) -> EarlierLinear:
+        """The codes of a layer."""
+        return EarlierLinear(unpack(self.nodes[name].operands))
+
+
+class EarlierLinear:
+    """Codes to be written for a weight that they were made of."""
+
+    def __init__(self, quantized: QuantizedLinear) -> None:
+        self.quantized = quantized
+
+    def scaled(self, weight: npt.NDArray[Any], name: str) -> ScaledCalibrated:
+        """Together with the weight [2n, 2m] that the exporter reads."""
+        if weight.shape != (2 * self.quantized.n, 2 * self.quantized.m):
+            raise CheckpointError(f"{name}: expected {2 * self.quantized.n} x {2 * self.quantized.m}, found {weight.shape}")
+        return ScaledCalibrated(self.quantized, weight)
