@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from fairy2i_export.codes.layout import PackedLinear, pack, unpack
-from fairy2i_export.codes.quantized import QuantizedLinear
-from fairy2i_export.codes.quantizer import quantize
 from fairy2i_runtime.version import __version__
 
+TYPE_CHECKING = False  # commands begin here, and typing itself takes a while to import
 if TYPE_CHECKING:
+    from typing import Any
+
+    from fairy2i_export.codes.layout import PackedLinear, pack, unpack
+    from fairy2i_export.codes.quantized import QuantizedLinear
+    from fairy2i_export.codes.quantizer import quantize
     from fairy2i_export.compile.report import ExportReport
     from fairy2i_export.compile.run import export
     from fairy2i_export.output.progress import Observer
@@ -31,21 +30,28 @@ __all__ = [
     "rewrite_onnx",
     "unpack",
 ]
-# loaded on first use: these need onnx, which takes a while to import and the quantizer does not need
+# loaded on first use: numpy and onnx take a while to import, and a command hears Ctrl-C before it imports anything like them
 _MODULES = {
     "ExportReport": "compile.report",
     "Observer": "output.progress",
+    "PackedLinear": "codes.layout",
+    "QuantizedLinear": "codes.quantized",
     "RewriteReport": "rewrite.report",
     "export": "compile.run",
+    "pack": "codes.layout",
+    "quantize": "codes.quantizer",
     "rewrite_onnx": "rewrite.pipeline",
+    "unpack": "codes.layout",
 }
 # modules that documentation named before they moved: scripts and launch commands hold those names
-__path__.append(str(Path(__file__).with_name("former")))
+__path__.append(f"{__path__[0]}/former")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 

@@ -80,10 +80,14 @@ def test_the_environment_chooses_the_kernel_that_is_reported(monkeypatch):
 
 
 def test_a_worker_that_dies_gives_one_message(monkeypatch):
-    def killed(*_, **__):
-        return subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    real = subprocess.Popen
 
-    monkeypatch.setattr(bench.subprocess, "run", killed)
+    def killed(command, **how):
+        process = real(command, **how)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(bench.subprocess, "Popen", killed)
     with pytest.raises(Fairy2iRuntimeError, match=r"ended with code -9.*out of memory"):
         bench.bench(stories_folder(), bench.BenchOptions())
 

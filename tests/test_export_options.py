@@ -23,7 +23,7 @@ from export_helpers import (
 from fairy2i_export import export
 from fairy2i_export.compile.options import resolve_options
 from fairy2i_export.errors import CheckpointError, OptionError, WeightError
-from fairy2i_export.onnx_graph.embedding import EMBEDDINGS
+from fairy2i_export.onnx_graph.choices import EMBEDDINGS
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import open_checkpoint
 

@@ -15,6 +15,7 @@ from fairy2i_export.compile.dry_run import DryRun
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.output.progress import Observer
 from fairy2i_export.output.sizes import Estimate, human_bytes
+from fairy2i_runtime.commands.tables import print_table
 from fairy2i_runtime.measure.memory import memory_rows
 from fairy2i_runtime.measure.progress import make_progress
 
@@ -44,6 +45,7 @@ class Display(Observer):
                 f"W{options.stages}, {options.quantizer}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "
                 f"{human_bytes(estimate.peak_ram_bytes)} of memory at most",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def phase(self, title: str, total: int) -> None:
@@ -62,22 +64,22 @@ class Display(Observer):
         for warning in report.warnings:
             self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
         if not self.quiet:
-            self.out.print(summary_table(report))
+            print_table(self.out, summary_table(report))
             self.out.print(report.next_step, highlight=False, soft_wrap=True, markup=False)
 
     def dry_run(self, run: DryRun) -> None:
         """Print what an export would do."""
         for warning in run.warnings:
             self.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-        self.out.print(contents_table(run))
-        self.out.print(memory_table(run))
+        print_table(self.out, contents_table(run))
+        print_table(self.out, memory_table(run))
         self.out.print("Nothing was written.", highlight=False)
 
 
 def contents_table(run: DryRun) -> Table:
     """What an export would store."""
-    table = Table(title=escape(f"{run.source} -> {run.path}"), title_justify="left", title_style="bold")
-    table.add_column("tensor", overflow="fold")
+    table = Table(title=escape(f"{run.source} -> {run.path}"))
+    table.add_column("tensor")
     for heading in ("count", "type", "shape", "size"):
         table.add_column(heading, justify="right")
     for group in run.groups:
@@ -90,7 +92,7 @@ def contents_table(run: DryRun) -> Table:
 
 def memory_table(run: DryRun) -> Table:
     """The memory to make the model and to run it."""
-    table = Table(show_header=False, title="memory (estimated)", title_justify="left", title_style="bold")
+    table = Table(show_header=False, title="memory (estimated)")
     table.add_column()
     table.add_column(justify="right")
     table.add_row("this export, at most", human_bytes(run.estimate.peak_ram_bytes))
@@ -103,11 +105,9 @@ def memory_table(run: DryRun) -> Table:
 
 def summary_table(report: ExportReport) -> Table:
     """The table at the end of an export."""
-    table = Table(
-        show_header=False, title=escape(f"{report.source} -> {report.path}"), title_justify="left", title_style="bold"
-    )
+    table = Table(show_header=False, title=escape(f"{report.source} -> {report.path}"))
     table.add_column()
-    table.add_column(overflow="fold")
+    table.add_column()
     options, (worst_name, worst) = report.options, report.worst_layer
     kept = Counter(f"{linear.treatment}: {linear.reason}" for linear in report.kept)
     table.add_row(

@@ -1,92 +1,19 @@
-"""The command ``fairy2i-export``."""
+"""Starts ``fairy2i-export``: next to nothing is imported before it hears signals."""
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
 
-import typer
+from fairy2i_runtime.commands.startup import start
 
-from fairy2i_export.commands.declared import with_options
-from fairy2i_export.errors import Fairy2iError
-from fairy2i_export.request.request import Request
-from fairy2i_runtime.commands.console import new_app, run_app
-from fairy2i_runtime.version import __version__
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"fairy2i-export {__version__}")
-        raise typer.Exit
-
-
-@with_options(Request, "checkpoint")
-def export_command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Hugging Face checkpoint directory, hub id OWNER/NAME, or an ONNX model FILE.onnx to rewrite.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="./NAME-fairy2i"),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Write nothing; print what would be written and the memory to run it at --context-length, or, for FILE.onnx, "
-            "which layers would be rewritten.",
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    **options: Any,
-) -> None:
-    """Compile a Fairy2i language model, or rewrite an ONNX model, to an ONNX folder with packed weights.
-
-    Options about lm_head, embedding, context and cache are for checkpoints.
-    """
-    from fairy2i_export.commands.display import Display
-
-    if source.lower().endswith(".onnx"):
-        from fairy2i_export.commands.rewrite import rewrite_command
-
-        rewrite_command(source, output, dry_run=dry_run, quiet=quiet, options=options)
-    elif dry_run:
-        from fairy2i_export.compile.dry_run import dry_run as plan
-
-        Display(quiet).dry_run(plan(source, output, **options))
-    else:
-        from fairy2i_export.compile.run import export
-
-        with Display(quiet) as display:
-            report = export(source, output, observer=display, **options)
-        display.finished(report)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``fairy2i-export``; returns the exit code, for the console script to exit with."""
-    app = new_app("Compile a Fairy2i language model to an ONNX folder with packed weights.")
-    app.command()(export_command)
-    # an exception instead of sudden death, so that the half-written folder is removed
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return run_app(app, "fairy2i-export", arguments, errors=(Fairy2iError,))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    return start("fairy2i_export.commands.program.export:run", arguments)
 
 
 if __name__ == "__main__":

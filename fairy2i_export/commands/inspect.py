@@ -20,6 +20,7 @@ from fairy2i_export.output.metadata import without_prefix
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_runtime.commands.display import progress_bar
 from fairy2i_runtime.commands.measure import Json
+from fairy2i_runtime.commands.tables import print_table
 from fairy2i_runtime.measure.memory import memory_rows
 
 _CODES = ("1", "i", "-1", "-i")
@@ -73,13 +74,13 @@ def histogram(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:
 
 
 def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
-    table = Table(title="Fairy2iMatMul layers", title_justify="left", box=SIMPLE, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("N x K", justify="right", no_wrap=True)
-    table.add_column("scale\nper stage", no_wrap=True)
-    table.add_column("codes\nper stage", no_wrap=True)
-    table.add_column("bits/\nweight", justify="right", no_wrap=True)
-    table.add_column("bytes", justify="right", no_wrap=True)
+    table = Table(title="Fairy2iMatMul layers", box=SIMPLE, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("N x K", justify="right")
+    table.add_column("scale\nper stage")
+    table.add_column("codes\nper stage")
+    table.add_column("bits/\nweight", justify="right")
+    table.add_column("bytes", justify="right")
     for layer in layers:
         table.add_row(
             escape(layer.name.removeprefix("model.layers.")),
@@ -99,7 +100,7 @@ def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
         f"{summed['bits_per_weight']:.3f}",
         f"{summed['bytes']:,}",
     )
-    out.print(table)
+    print_table(out, table)
     out.print(
         "scale: root mean square of the four scales of a stage (U, W; real, imaginary; --json has all). codes: how often 1, i, "
         "-1, -i occur; half-high bars are equal shares. bytes: codes with padding, scales, multipliers.",
@@ -110,7 +111,7 @@ def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
 def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
     """Shares of the codes over all shown layers, per stage."""
     deepest = max(layer.stages for layer in layers)
-    table = Table(title="\nCodes over all layers shown", title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table(title="\nCodes over all layers shown", box=SIMPLE, pad_edge=False)
     table.add_column("plane")
     for code in _CODES:
         table.add_column(code, justify="right")
@@ -121,15 +122,13 @@ def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
             share = counts / counts.sum()
             entropy = -(share * np.log2(np.maximum(share, 1e-300))).sum()
             table.add_row(f"{letter}{stage}", *(f"{value:.1%}" for value in share), f"{entropy:.4f}")
-    out.print(table)
+    print_table(out, table)
 
 
 def _show_model(out: Console, facts: ModelFacts) -> None:
-    table = Table(
-        title=escape(f"{facts.model_file}, by {facts.producer}"), title_justify="left", show_header=False, box=SIMPLE
-    )
+    table = Table(title=escape(f"{facts.model_file}, by {facts.producer}"), show_header=False, box=SIMPLE)
     table.add_column()
-    table.add_column(overflow="fold")
+    table.add_column()
     for key, value in facts.metadata.items():
         table.add_row(escape(without_prefix(key)), escape(value))
     table.add_row("operator sets", escape(", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())))
@@ -148,4 +147,4 @@ def _show_model(out: Console, facts: ModelFacts) -> None:
         table.add_row("memory (estimated)", f"{human_bytes(own)} at {context:,} tokens without activations and program")
         for row in memory_rows(memory, context):
             table.add_row(*row)
-    out.print(table)
+    print_table(out, table)

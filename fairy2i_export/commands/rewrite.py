@@ -14,6 +14,7 @@ from rich.table import Table
 from fairy2i_export.commands.display import Display
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
+from fairy2i_runtime.commands.tables import print_table
 
 _NAMES_SHOWN = 3
 
@@ -31,9 +32,9 @@ def rewrite_command(source: str, output: Path | None, *, dry_run: bool, quiet: b
 def print_report(report: RewriteReport, console: Console) -> None:
     """The passes and what became of the layers."""
     title = f"{report.source} -> {report.path or '(dry run: nothing was written)'}"
-    table = Table(show_header=False, title=escape(title), title_justify="left", title_style="bold")
+    table = Table(show_header=False, title=escape(title))
     table.add_column()
-    table.add_column(overflow="fold")
+    table.add_column()
     table.add_row("passes", ", ".join(f"{name} {count}" for name, count in report.passes.items()))
     table.add_row("layers rewritten", f"{len(report.rewritten)} of {len(report.rewritten) + len(report.left)}")
     for origin, count in Counter(linear.origin for linear in report.rewritten).items():
@@ -54,16 +55,16 @@ def print_report(report: RewriteReport, console: Console) -> None:
         mean = sum(errors.values()) / len(errors)
         table.add_row("quantization error", escape(f"{mean:.1%} mean, {errors[worst]:.1%} worst ({worst})"))
     table.add_row("time", f"{report.seconds:.1f} s")
-    console.print(table)
+    print_table(console, table)
     if report.path is None and report.rewritten:  # the names are what --include and --exclude are written with
-        console.print(_layers(report))
+        print_table(console, _layers(report))
 
 
 def _layers(report: RewriteReport) -> Table:
     """Every layer that would be rewritten."""
-    table = Table(title="would be rewritten", title_justify="left", title_style="bold")
+    table = Table(title="would be rewritten")
     for heading in ("layer", "node", "weight", "operator", "N x K", "stages", "origin"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for x in report.rewritten:
         sizes = f"{x.out_features} x {x.in_features}"
         table.add_row(*map(escape, (x.name, x.node, x.weight, x.operator, sizes, str(x.stages), x.origin)))

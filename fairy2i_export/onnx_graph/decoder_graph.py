@@ -9,13 +9,14 @@ in place when past and present are the same buffer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from fairy2i_export.decoder.description import Block, Decoder
-from fairy2i_export.onnx_graph.embedding import Embedding, embedding_node
+from fairy2i_export.onnx_graph.choices import Embedding, KVCache
+from fairy2i_export.onnx_graph.embedding import embedding_node
 from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node
 from fairy2i_export.onnx_graph.formats.base import Linear
 from fairy2i_export.onnx_graph.function import matmul_function
@@ -23,8 +24,6 @@ from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_V
 from fairy2i_export.onnx_graph.positions import Positions
 from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
 
-KVCache = Literal["float32", "float16", "int8"]
-KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)
 PAST = "past_key_values.{}.{}"
 PRESENT = "present.{}.{}"
 _CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}

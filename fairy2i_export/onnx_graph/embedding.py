@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import onnx_ir as ir
 
+from fairy2i_export.onnx_graph.choices import Embedding
 from fairy2i_export.onnx_graph.formats.base import Weights
 from fairy2i_export.onnx_graph.formats.rounded import BLOCK
 from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
-
-Embedding = Literal["float32", "float16", "int8"]
-EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
 def embedding_node(graph: GraphWriter, weights: Weights, name: str, kind: Embedding, ids: ir.Value) -> ir.Value:

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairy2i_export.codes.choices import DEFAULTS, LM_HEADS, LmHead
-from fairy2i_export.onnx_graph.decoder_graph import KV_CACHES, KVCache
-from fairy2i_export.onnx_graph.embedding import EMBEDDINGS, Embedding
-from fairy2i_export.onnx_graph.formats import FORMATS
-from fairy2i_export.onnx_graph.formats.dense import DENSE_TYPES, DenseType
-from fairy2i_export.onnx_graph.formats.matmulnbits import ACCURACY_LEVELS
+from fairy2i_export.onnx_graph.choices import (
+    ACCURACY_LEVELS,
+    DENSE_TYPES,
+    EMBEDDINGS,
+    FORMATS,
+    KV_CACHES,
+    DenseType,
+    Embedding,
+    KVCache,
+)
 from fairy2i_export.request.option import End, option
 from fairy2i_export.request.quantization import Quantization
 

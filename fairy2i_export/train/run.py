@@ -29,6 +29,7 @@ from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result.card import model_card
 from fairy2i_export.train.result.curves import draw_curves
 from fairy2i_export.train.result.folder import DATA, LOG, claimed, save_result
+from fairy2i_runtime.measure.progress import working
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,11 @@ class _Run:
         directory = recipe.output / DATA
         if not recipe.data:
             tokens, name = recipe.teacher_text or 0, recipe.teacher or recipe.source
-            with self.console.status(f"the teacher writes {tokens:,} tokens"):
+            with working(self.console, f"the teacher writes {tokens:,} tokens"):
                 return teacher_blocks(teacher, encoder, tokens, length, recipe.seed, directory, name)
         if recipe.streams:
             return None
-        with self.console.status("tokenizing the training text"):
+        with working(self.console, "tokenizing the training text"):
             return stored_blocks(directory, "train", recipe.data, recipe, encoder, length)
 
     def _eval_blocks(self) -> Blocks | None:
@@ -191,7 +192,7 @@ class _Run:
         if not recipe.eval_data:
             return None
         limit = None if recipe.eval_tokens is None else max(1, recipe.eval_tokens // self.length)
-        with self.console.status("tokenizing the evaluation text"):
+        with working(self.console, "tokenizing the evaluation text"):
             return stored_blocks(recipe.output / DATA, "eval", recipe.eval_data, recipe, self.encoder, self.length, limit)
 
     def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int, speed: float) -> TrainingResult:

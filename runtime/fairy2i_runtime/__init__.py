@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from fairy2i_runtime.errors import Fairy2iRuntimeError
-from fairy2i_runtime.ops.library import library_path, register
 from fairy2i_runtime.version import __version__ as __version__
 
+TYPE_CHECKING = False  # commands begin here, and typing itself takes a while to import
 if TYPE_CHECKING:
+    from typing import Any
+
+    from fairy2i_runtime.errors import Fairy2iRuntimeError
     from fairy2i_runtime.model import Model, load
     from fairy2i_runtime.ops import core
+    from fairy2i_runtime.ops.library import library_path, register
     from fairy2i_runtime.text.conversation import Conversation
     from fairy2i_runtime.text.generation import Result, TextStream, Timings
 
@@ -33,21 +33,27 @@ __all__ = [
     "register",
 ]
 
-# imported when asked for: the exporter and training use the operator library without onnxruntime, which takes 20 MB
+# imported when asked for: the exporter and training use the operator library without onnxruntime, which takes 20 MB, and a
+# command hears Ctrl-C before it imports anything that takes its time
 _MODULES = {
     "Conversation": "text.conversation",
+    "Fairy2iRuntimeError": "errors",
     "Model": "model",
     "Result": "text.generation",
     "TextStream": "text.generation",
     "Timings": "text.generation",
     "core": "ops",
+    "library_path": "ops.library",
     "load": "model",
+    "register": "ops.library",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     module = import_module(f"{__name__}.{_MODULES[name]}")
     return import_module(f"{module.__name__}.{name}") if _MODULES[name] == "ops" else getattr(module, name)
 

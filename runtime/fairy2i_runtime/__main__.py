@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from fairy2i_runtime.commands.main import main
+from fairy2i_runtime.commands.startup import start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the commands of the runtime; returns the exit code."""
+    return start("fairy2i_runtime.commands.main:main", arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Formats: how a linear layer is written in ONNX. A new one is a file here and a row below.
+"""Formats: how a linear layer is written in ONNX. A new one is a file here and a row in onnx_graph/choices.py.
 
 ``FORMATS`` are those that a quantized layer may have (``--backend``); layers that are left alone are written plainly or rounded.
 """
@@ -9,14 +9,12 @@ import math
 
 import onnx_ir as ir
 
+from fairy2i_export.onnx_graph.choices import FORMATS
 from fairy2i_export.onnx_graph.formats.base import Format, Linear, Settings, Weights, multiplier_outputs
-from fairy2i_export.onnx_graph.formats.dense import DENSE, PLAIN
-from fairy2i_export.onnx_graph.formats.fairy2i import FAIRY2I
-from fairy2i_export.onnx_graph.formats.matmulnbits import MATMULNBITS
+from fairy2i_export.onnx_graph.formats.dense import PLAIN
 from fairy2i_export.onnx_graph.formats.rounded import INT4, INT8
 from fairy2i_export.onnx_graph.writer import GraphWriter
 
-FORMATS: dict[str, Format] = {form.name: form for form in (FAIRY2I, MATMULNBITS, DENSE)}
 _OTHERS: dict[str, Format] = {"dense": PLAIN, "int8": INT8, "int4": INT4}  # by treatment
 
 __all__ = ["FORMATS", "Format", "Linear", "Settings", "Weights", "linear_node", "multiplier_bytes", "stored_bytes"]

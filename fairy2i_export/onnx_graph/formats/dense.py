@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 import onnx_ir as ir
 
@@ -15,9 +13,6 @@ from fairy2i_export.codes.quantized import Coded, QuantizedLinear, relative_erro
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Format, Linear, Put, Settings, Weights, add_bias
 from fairy2i_export.onnx_graph.writer import GraphWriter
-
-DenseType = Literal["float32", "float16"]
-DENSE_TYPES: tuple[DenseType, ...] = get_args(DenseType)
 
 
 def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:

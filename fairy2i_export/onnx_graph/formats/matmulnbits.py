@@ -38,7 +38,6 @@ from fairy2i_export.onnx_graph.formats.base import (
 )
 from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
 
-ACCURACY_LEVELS = (0, 4)  # of the operator: float32 activations, int8 ones
 BLOCK = 128  # columns of a block; the fastest size of ONNX Runtime's int8 kernels, and all scales are 1 anyway
 _PER_BYTE = 4
 _ZERO = 2  # what the operator subtracts from 2-bit values when it is given no zero points

@@ -22,7 +22,9 @@ class Display(_Callback):  # type: ignore[misc]
         self.console = console
         self.last = ""
         self.tenths = 0  # of the run that a line has been printed for
-        self.bar = make_progress(console, MofNCompleteColumn(), TextColumn("{task.fields[text]}"), transient=False)
+        self.bar = make_progress(
+            console, MofNCompleteColumn(), TextColumn("{task.fields[text]}"), transient=False, interval=0
+        )
         self.task = self.bar.add_task("training", total=None, text="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

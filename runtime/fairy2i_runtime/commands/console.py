@@ -1,7 +1,8 @@
 """Run a typer application the way the command line tools of this project behave.
 
-A mistake of the user gives one message on stderr and exit code 2; a closed pipe (``| head``) ends quietly; Ctrl-C exits with
-130; everything else is a bug and keeps its traceback.
+A mistake of the user gives one message on stderr and exit code 2; a closed pipe (``| head``) ends quietly; Ctrl-C and other
+signals that end a program give one line about what is kept and 128 + their number; everything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -9,35 +10,64 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from fairy2i_runtime.commands.startup import USER_ERROR, Terminated, interrupted, say
+from fairy2i_runtime.commands.streams import check_output
 from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.version import __version__
 
-USER_ERROR = 2
-INTERRUPTED = 130
 BROKEN_PIPE = 1  # as click has it
 # typer brings its own copy of click in newer releases and imports click in older ones; this is the base of either
 _USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-def new_app(help_text: str, group: type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A typer application with ``-h``, without shell completion, and with plain tracebacks for bugs."""
+def print_version(context: typer.Context, wanted: bool) -> None:
+    """What the option ``--version`` does."""
+    if wanted:
+        print(f"{context.find_root().info_name} {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")]
+
+
+def _program(version: Version = False) -> None:
+    """Take the options of a program with several commands."""
+
+
+def new_app(help_text: str, group: type[TyperGroup] = TyperGroup, *, completion: bool = True) -> typer.Typer:
+    """A typer application with ``-h`` and plain tracebacks for bugs.
+
+    Args:
+        help_text: of the program.
+        group: of its commands.
+        completion: whether it is the program itself, with options for the completion of a shell, and not a command of one.
+    """
     return typer.Typer(
         cls=group,
         help=help_text,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def new_tools(help_text: str, group: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """The application of a program with several commands, and ``--version``."""
+    app = new_app(help_text, group)
+    app.callback()(_program)
+    return app
 
 
 def run_app(
     app: typer.Typer,
     program: str,
     arguments: Sequence[str] | None = None,
-    errors: tuple[type[Exception], ...] = (Fairy2iRuntimeError,),
+    errors: tuple[type[Exception], ...] = (),
 ) -> int:
     """Run the application and return the exit code.
 
@@ -45,35 +75,44 @@ def run_app(
         app: the application.
         program: the name to call it in messages.
         arguments: default: those of the process.
-        errors: exceptions whose message is for the user.
+        errors: exceptions whose message is for the user, beside those of the runtime.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=given or ["--help"], prog_name=program, standalone_mode=False)
-        sys.stdout.flush()
+        code = _call(app, program, given or ["--help"])
+        check_output()
     except _USAGE_ERROR as error:
         return _usage_error(error, program)
-    except errors as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+    except (Fairy2iRuntimeError, *errors) as error:
+        say(f"{program}: error: {error}")
         return USER_ERROR
-    except (KeyboardInterrupt, typer.Abort):
-        print(file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated, typer.Abort) as stop:
+        return interrupted(stop)
     except BrokenPipeError:
-        # the interpreter flushes stdout at exit: give it somewhere to flush to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     if not given:
         return USER_ERROR
     return code if isinstance(code, int) else 0
 
 
+def _call(app: typer.Typer, program: str, given: list[str]) -> Any:
+    """What the application's ``main`` does, but that of typer hides a Ctrl-C."""
+    command: Any = typer.main.get_command(app)
+    if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:  # asked by a shell
+        return command.main(args=given, prog_name=program, standalone_mode=False)
+    try:
+        with command.make_context(program, given) as context:
+            return command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+
+
 def _usage_error(error: Exception, program: str) -> int:
     message = str(getattr(error, "format_message", lambda: error)())
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else program
-    print(f"{command}: error: {message} (see {command} --help)", file=sys.stderr)
+    say(f"{command}: error: {message} (see {command} --help)")
     return USER_ERROR

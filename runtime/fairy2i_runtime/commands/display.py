@@ -10,17 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fairy2i_runtime.commands.tables import print_table
 from fairy2i_runtime.measure.memory import human_bytes
 from fairy2i_runtime.measure.perplexity import Perplexity
 from fairy2i_runtime.measure.progress import make_progress
 
 
 class progress_bar:
-    """A context manager that shows a progress bar on stderr, if that is a terminal, and yields a function to advance it."""
+    """A context manager that shows a progress bar on stderr (now and then a line if that is no terminal).
 
-    def __init__(self, title: str, total: int) -> None:
+    It yields a function to advance it by a number of units.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "") -> None:
         self._progress = make_progress(Console(stderr=True))
-        self._task = self._progress.add_task(title, total=total)
+        self._task = self._progress.add_task(title, total=total, unit=unit)
 
     def __enter__(self) -> Callable[[int], None]:
         self._progress.start()
@@ -35,7 +39,7 @@ def show_perplexity(results: list[Perplexity]) -> None:
     out = Console()
     table = Table(box=SIMPLE)
     for title in ("protocol", "perplexity", "nats/token", "bits/byte", "tokens", "windows"):
-        table.add_column(title, justify="left" if title == "protocol" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title == "protocol" else "right")
     for result in results:
         bits = result.bits_per_byte
         table.add_row(
@@ -46,7 +50,7 @@ def show_perplexity(results: list[Perplexity]) -> None:
             f"{len(result.log_probs):,}",
             f"{len(result.windows.windows):,}",
         )
-    out.print(table)
+    print_table(out, table)
     for result in results:
         cut = result.windows
         dropped = f" ({cut.dropped_documents} documents were left out)" if cut.dropped_documents else ""
@@ -60,11 +64,11 @@ def show_bench(report: dict[str, Any]) -> None:
     kernel = f"kernel {used['kernel']} ({used['isa']})" if used["kernel"] else "operators of onnxruntime"
     threads = used["threads"] or "onnxruntime's default number of"
     where = f"{machine['processor']}, {machine['logical_processors']} logical processors, {machine['platform']}"
-    out.print(f"[bold]{escape(report['model'])}[/] on {escape(where)}", highlight=False)
-    out.print(f"{kernel}, {threads} threads, onnxruntime {used['onnxruntime']}", highlight=False)
-    table = Table(box=SIMPLE, title=f"{used['repeat']} repetitions after a cold one", title_justify="left")
+    out.print(f"[bold]{escape(report['model'])}[/] on {escape(where)}", highlight=False, soft_wrap=True)
+    out.print(f"{kernel}, {threads} threads, onnxruntime {used['onnxruntime']}", highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE, title=f"{used['repeat']} repetitions after a cold one")
     for title in ("", "mean", "± sd", "min", "max"):
-        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
+        table.add_column(title, justify="left" if not title else "right")
     rows = (
         (f"prompt of {used['prompt_tokens']}, tokens/s", "prompt_tokens_per_second", 1.0),
         (f"decode of {used['new_tokens'] - 1} after it, tokens/s", "decode_tokens_per_second", 1.0),
@@ -75,10 +79,12 @@ def show_bench(report: dict[str, Any]) -> None:
         spread = found["standard_deviation"]
         cells = [found["mean"], spread, found["min"], found["max"]]
         table.add_row(title, *("" if value is None else f"{factor * value:,.1f}" for value in cells))
-    out.print(table)
+    print_table(out, table)
     cold = f"first token of the cold run {1000 * report['cold_first_token_seconds']:,.1f} ms"
     load_ms, start_ms = 1000 * report["load_seconds"], 1000 * report["start_seconds"]
-    out.print(f"load {load_ms:,.0f} ms, after {start_ms:,.0f} ms of starting Python; {cold}", highlight=False)
+    out.print(
+        f"load {load_ms:,.0f} ms, after {start_ms:,.0f} ms of starting Python; {cold}", highlight=False, soft_wrap=True
+    )
     if memory["peak"] is not None:
         parts = [f"{human_bytes(memory['peak'])} at most"]
         if memory["resident"] is not None:
@@ -87,4 +93,4 @@ def show_bench(report: dict[str, Any]) -> None:
             parts.append(
                 f"{human_bytes(memory['mapped'])} of them mapped from files, {human_bytes(memory['private'])} private"
             )
-        out.print(f"resident memory {', '.join(parts)}", highlight=False)
+        out.print(f"resident memory {', '.join(parts)}", highlight=False, soft_wrap=True)

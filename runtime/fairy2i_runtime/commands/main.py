@@ -12,7 +12,7 @@ import typer
 
 from fairy2i_runtime.commands import measure as cli_measure
 from fairy2i_runtime.commands.chat_loop import chat_loop
-from fairy2i_runtime.commands.console import new_app, run_app
+from fairy2i_runtime.commands.console import new_tools, run_app
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
 from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
 from fairy2i_runtime.model import load
@@ -116,6 +116,6 @@ def add_commands(app: typer.Typer) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the commands of this module; returns the exit code."""
-    app = new_app("Run Fairy2i models: chat with them, generate text, look at what is installed.")
+    app = new_tools("Run Fairy2i models: chat with them, generate text, look at what is installed.")
     add_commands(app)
     return run_app(app, "fairy2i", arguments)

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
 from fairy2i_runtime.errors import OptionError
-from fairy2i_runtime.measure.bench import BenchOptions, bench
-from fairy2i_runtime.measure.perplexity import (
-    PROTOCOLS,
-    REFERENCE_WINDOW,
-    Perplexity,
-    Scorer,
-    Windows,
-    measure,
-    model_scorer,
-    reference_windows,
-    sliding_windows,
-)
-from fairy2i_runtime.model import Model, load
+
+if TYPE_CHECKING:  # they take a while to import, and --help needs none of them
+    from fairy2i_runtime.measure.perplexity import Perplexity, Scorer, Windows
+    from fairy2i_runtime.model import Model
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TextFile = Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 text to read.", show_default=False)]
 ProtocolName = Annotated[
-    str, typer.Option("--protocol", metavar="P", help="sliding, reference (as the method's authors measure) or both.")
+    str,
+    typer.Option(
+        "--protocol",
+        metavar="P",
+        help="sliding, reference (as the method's authors measure) or both: those that the text has something for.",
+    ),
 ]
 WindowSize = Annotated[
     int | None,
@@ -64,14 +61,17 @@ def ppl(
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
+    from fairy2i_runtime.measure.perplexity import model_scorer
+    from fairy2i_runtime.model import load
+
     content = read_text(text)
     model = load(folder, threads=threads, kernel=kernel, isa=isa)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
     results = run_protocols(cuts, model_scorer(model), "model")
     if as_json:
-        print(json.dumps(ppl_report(folder, text, content, results), indent=2))
+        print(json.dumps(ppl_report(folder, text, content, results, cuts), indent=2))
         return
-    from fairy2i_runtime.commands.display import show_perplexity  # rich takes a while to import: not for every command
+    from fairy2i_runtime.commands.display import show_perplexity
 
     show_perplexity(results)
 
@@ -88,6 +88,14 @@ def read_text(path: Path) -> str:
         raise OptionError(f"--text {path}: expected a UTF-8 text file: {error}") from error
 
 
+class Cuts(list["Windows"]):
+    """The windows of every protocol that is measured, and by name why another one that was asked for is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: dict[str, str] = {}
+
+
 def cut_text(
     model: Model,
     text: str,
@@ -96,12 +104,20 @@ def cut_text(
     stride: int | None,
     separator: str,
     tokens: int | None,
-) -> list[Windows]:
-    """The windows of every protocol asked for.
+) -> Cuts:
+    """The windows of every protocol asked for. Of both, one for which the text has nothing is left out with a note.
 
     Raises:
-        OptionError: if an option is unknown or out of range.
+        OptionError: if an option is unknown or out of range, or the text has nothing to score.
     """
+    from fairy2i_runtime.measure.perplexity import (
+        PROTOCOLS,
+        REFERENCE_WINDOW,
+        NothingToScore,
+        reference_windows,
+        sliding_windows,
+    )
+
     if protocol not in (*PROTOCOLS, "both"):
         raise OptionError(f"--protocol: expected sliding, reference or both, got {protocol!r}")
     if tokens is not None and tokens < 2:
@@ -109,30 +125,46 @@ def cut_text(
     context = model.context_length
     if window is not None and not 2 <= window <= context:
         raise OptionError(f"--window: expected 2 to {context} (the model's context), got {window}")
-    cuts = []
-    if protocol != "reference":
-        cuts.append(sliding_windows(model.tokenizer, text, window or context, stride, tokens))
-    if protocol != "sliding":
-        size = window or min(REFERENCE_WINDOW, context)
-        cuts.append(reference_windows(model.tokenizer, text, size, separator.replace(r"\n", "\n"), tokens))
+    cutters = {
+        "sliding": lambda: sliding_windows(model.tokenizer, text, window or context, stride, tokens),
+        "reference": lambda: reference_windows(
+            model.tokenizer, text, window or min(REFERENCE_WINDOW, context), separator.replace(r"\n", "\n"), tokens
+        ),
+    }
+    cuts = Cuts()
+    for name in PROTOCOLS:
+        if protocol not in (name, "both"):
+            continue
+        try:
+            cuts.append(cutters[name]())
+        except NothingToScore as error:
+            if protocol == name:
+                raise
+            cuts.left_out[name] = str(error).removeprefix(f"protocol {name}: ")
+    if not cuts:
+        raise OptionError("; ".join(f"protocol {name}: {why}" for name, why in cuts.left_out.items()))
+    for name, why in cuts.left_out.items():
+        print(f"note: protocol {name} is left out: {why}", file=sys.stderr)
     return cuts
 
 
 def run_protocols(cuts: list[Windows], scorer: Scorer, title: str) -> list[Perplexity]:
-    """Measure all protocols, with a progress bar on a terminal."""
+    """Measure all protocols, and show how it goes on."""
     from fairy2i_runtime.commands.display import progress_bar
+    from fairy2i_runtime.measure.perplexity import measure
 
-    with progress_bar(title, sum(len(window.ids) for cut in cuts for window in cut.windows)) as advance:
+    with progress_bar(title, sum(len(window.ids) for cut in cuts for window in cut.windows), "tokens") as advance:
         return [measure(cut, scorer, advance) for cut in cuts]
 
 
-def ppl_report(folder: Path, text: Path, content: str, results: list[Perplexity]) -> dict[str, Any]:
+def ppl_report(folder: Path, text: Path, content: str, results: list[Perplexity], cuts: Cuts) -> dict[str, Any]:
     """What ``--json`` prints."""
     data = content.encode("utf-8")
     return {
         "model": str(folder),
         "text": {"file": str(text), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "results": [result.as_dict() for result in results],
+        "left_out": [{"protocol": name, "reason": why} for name, why in cuts.left_out.items()],
     }
 
 
@@ -147,12 +179,15 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """Measure speed, latency, memory and load time of a model in a fresh process."""
-    report = bench(folder, BenchOptions(prompt_tokens, new_tokens, repeat, threads, kernel, isa))
+    from fairy2i_runtime.commands.display import progress_bar, show_bench
+    from fairy2i_runtime.measure.bench import BenchOptions, bench
+
+    options = BenchOptions(prompt_tokens, new_tokens, repeat, threads, kernel, isa)
+    with progress_bar("measuring", 1 + repeat, "runs") as advance:
+        report = bench(folder, options, lambda: advance(1))
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    from fairy2i_runtime.commands.display import show_bench
-
     show_bench(report)
 
 

@@ -7,17 +7,22 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from fairy2i_runtime.engine.threads import default_threads
-from fairy2i_runtime.errors import Fairy2iRuntimeError, check_option
-from fairy2i_runtime.folder import chosen_context_length, open_folder
+from fairy2i_runtime.errors import Fairy2iRuntimeError, OptionError, check_option
+from fairy2i_runtime.folder import open_folder
+from fairy2i_runtime.measure.bench_worker import DONE
 from fairy2i_runtime.ops import core
 
 MAX_REPEAT = 1000
@@ -54,8 +59,13 @@ class BenchOptions:
             check_option("threads", self.threads, int, lambda n: 1 <= n <= 1024, "an integer from 1 to 1024")
 
 
-def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
+def bench(folder: Path, options: BenchOptions, done: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Measure a model folder.
+
+    Args:
+        folder: the model folder.
+        options: what to measure.
+        done: called after the cold run and after every repetition.
 
     Returns:
         machine, configuration, prompt and decode (tokens per second: mean, standard deviation, smallest, largest, each
@@ -65,9 +75,14 @@ def bench(folder: Path, options: BenchOptions) -> dict[str, Any]:
         Fairy2iRuntimeError: if the folder does not load, or an option is impossible.
     """
     opened = open_folder(folder)
-    chosen_context_length(options.prompt_tokens + options.new_tokens, opened)
+    wanted = options.prompt_tokens + options.new_tokens
+    if wanted > opened.context_length:
+        raise OptionError(
+            f"--prompt-tokens {options.prompt_tokens} and --new-tokens {options.new_tokens} are {wanted} tokens together, more "
+            f"than the model was built for ({opened.context_length}); measure fewer"
+        )
     kernel = core.chosen_kernel(opened.kernel_to_run(options.kernel), options.isa) if opened.needs_library else None
-    found = _in_fresh_process({"folder": str(folder), **vars(options)})
+    found = _in_fresh_process({"folder": str(folder), **vars(options)}, done)
     first = [run["first_token"] for run in found["runs"]]
     return {
         "model": str(folder),
@@ -127,26 +142,52 @@ def _processor_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _in_fresh_process(request: dict[str, Any]) -> dict[str, Any]:
+def _in_fresh_process(request: dict[str, Any], done: Callable[[], object]) -> dict[str, Any]:
     command = [sys.executable, "-m", "fairy2i_runtime.measure.bench_worker"]
     # it has to find this very package, however this process found it
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        command,
-        input=json.dumps({**request, "started": time.time()}),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-    )
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(
+        command, stdin=PIPE, stdout=PIPE, stderr=PIPE, encoding="utf-8", errors="replace", env=environment
+    ) as worker:
+        try:
+            answer, code, error = _converse(worker, json.dumps({**request, "started": time.time()}), done)
+        except BaseException:
+            worker.kill()  # an interruption; if this process is killed itself, the worker finds its standard input closed
+            raise
+    if answer is None:
+        last = (error.strip() or "no message").splitlines()[-1]
         raise Fairy2iRuntimeError(
-            f"the process that measures ended with code {done.returncode}: {last}"
-            + ("; out of memory? try fewer --prompt-tokens" if done.returncode == -9 else "")
-        ) from None
+            f"the process that measures ended with code {code}: {last}"
+            + ("; out of memory? try fewer --prompt-tokens" if code == -9 else "")
+        )
     if "error" in answer:
         raise Fairy2iRuntimeError(answer["error"])
     return answer
+
+
+def _converse(
+    worker: subprocess.Popen[str], request: str, done: Callable[[], object]
+) -> tuple[dict[str, Any] | None, int, str]:
+    """Ask the worker; its answer (None: it had none), its exit code, and what it said on standard error."""
+    if worker.stdin is None or worker.stdout is None or worker.stderr is None:
+        raise AssertionError("no pipes")
+    said: list[str] = []
+    listener = threading.Thread(target=lambda stream: said.append(stream.read()), args=[worker.stderr], daemon=True)
+    listener.start()
+    answer = None
+    with suppress(BrokenPipeError):  # it has ended already
+        worker.stdin.write(request + "\n")
+        worker.stdin.flush()  # and stays open: the worker ends when it is closed
+    for line in worker.stdout:
+        with suppress(ValueError):  # what a library prints
+            found = json.loads(line)
+            if found == DONE:
+                done()
+            else:
+                answer = found
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+    code = worker.wait()
+    listener.join()
+    return answer if isinstance(answer, dict) else None, code, "".join(said)

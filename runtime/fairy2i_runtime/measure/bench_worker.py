@@ -1,14 +1,19 @@
 """Measures one model in a process of its own: ``python -m fairy2i_runtime.measure.bench_worker`` with a request in JSON on stdin.
 
-The process is fresh, so that load time and memory are those of a program that does nothing else. It answers with one line of
-JSON on stdout: the measurements, or ``{"error": message}`` for what a user can repair.
+The process is fresh, so that load time and memory are those of a program that does nothing else. It answers with lines of JSON
+on stdout: ``"done"`` after each run, in the end the measurements, or ``{"error": message}`` for what a user can repair. It lives
+as long as its standard input is open, which a parent that ends closes in whichever way it ends.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ import numpy as np
 from fairy2i_runtime.engine.decoder import Decoder
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.model import load
+
+DONE = "done"  # said after every run
 
 
 def run_once(decoder: Decoder, prompt: list[int], new_tokens: int) -> dict[str, float]:
@@ -74,8 +81,11 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     memory_loaded = memory()
     # the tokens do not matter for the time; the same ones every time
     prompt = np.random.default_rng(0).integers(0, model.decoder.vocab, request["prompt_tokens"]).tolist()
-    cold = run_once(model.decoder, prompt, request["new_tokens"])
-    runs = [run_once(model.decoder, prompt, request["new_tokens"]) for _ in range(request["repeat"])]
+    runs = []
+    for _ in range(1 + request["repeat"]):
+        runs.append(run_once(model.decoder, prompt, request["new_tokens"]))
+        print(json.dumps(DONE), flush=True)
+    cold, *runs = runs
     return {
         "start_seconds": start_seconds,
         "load_seconds": loaded - begin,
@@ -86,13 +96,23 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _end_with_the_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
 def main() -> int:
     """Answer the request on stdin; returns the exit code."""
+    with suppress(ValueError, AttributeError):  # Ctrl-C in a terminal goes to all processes; the parent tells this one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
-        answer = measure(json.load(sys.stdin))
+        answer = measure(request)
     except Fairy2iRuntimeError as error:
         answer = {"error": str(error)}
-    print(json.dumps(answer))
+    print(json.dumps(answer), flush=True)
     return 0
 
 

@@ -29,6 +29,10 @@ REFERENCE_WINDOW = 2048  # of the published evaluation
 Scorer = Callable[[Sequence[int]], F64]  # token ids [length] -> log-probabilities [length - 1] of all but the first
 
 
+class NothingToScore(OptionError):
+    """A protocol finds nothing to score in the text; another may."""
+
+
 @dataclass(frozen=True)
 class Window:
     """A stretch of text to run in one go.
@@ -146,7 +150,8 @@ def sliding_windows(
         tokens: use at most this many tokens of the text.
 
     Raises:
-        OptionError: if a number is out of range, or the text has nothing to score.
+        OptionError: if a number is out of range.
+        NothingToScore: if the text has fewer than two tokens.
     """
     prefix = text_prefix(tokenizer)
     all_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -159,7 +164,7 @@ def sliding_windows(
     if not 1 <= stride <= largest:
         raise OptionError(f"stride: expected 1 to {largest} for a window of {window} tokens, got {stride}")
     if len(ids) < 2:
-        raise OptionError(f"text: expected at least 2 tokens, found {len(ids)}")
+        raise NothingToScore(f"text: expected at least 2 tokens, found {len(ids)}")
     windows, done = [], 0
     while done < len(ids):
         end = min(body if done == 0 else done + stride, len(ids))
@@ -191,11 +196,12 @@ def reference_windows(
         tokens: use whole documents up to at most this many tokens, end-of-text tokens included.
 
     Raises:
-        OptionError: if the tokenizer has no end-of-text token, the separator is empty, or no document is left.
+        OptionError: if the separator is empty.
+        NothingToScore: if the tokenizer has no end-of-text token, or no document is left.
     """
     eos = tokenizer.eos_id
     if eos is None:
-        raise OptionError(
+        raise NothingToScore(
             "protocol reference: the tokenizer names no end-of-text token (eos_token in tokenizer_config.json); "
             "use --protocol sliding"
         )
@@ -204,13 +210,13 @@ def reference_windows(
     bos = tokenizer.token_id(tokenizer.special_tokens.get("bos_token", ""))
     begin = [] if bos is None else [bos]
     packed: list[list[int]] = []
-    current, used, dropped = list(begin), 0, 0
+    current, used, lengths = list(begin), 0, []
     for document in text.split(separator):
         if document == "":
             continue
         ids = [*tokenizer.encode(document, add_special_tokens=False), eos]
+        lengths.append(len(ids))
         if len(ids) > window:
-            dropped += 1
             continue
         if tokens is not None and used + len(ids) > tokens:
             break
@@ -229,17 +235,28 @@ def reference_windows(
             continue  # nothing but the beginning, before a document of exactly ``window`` tokens: counts for nothing
         windows.append(Window(ids, np.asarray(ids[:-1]) != eos))
     if not windows:
-        raise OptionError(
-            f"protocol reference: no document of at most {window} tokens found; documents are separated by {separator!r}: "
-            "choose another --separator"
-        )
+        raise NothingToScore(f"protocol reference: {_no_document(lengths, window, separator, tokens)}")
     statement = (
         f"documents separated by {separator!r}, each ended with token {eos}, those longer than {window} tokens left out; "
         f"packed into windows of {window} tokens{f' begun with token {bos}' if begin else ''}; tokens after {eos} not scored "
         "but counted; exp(sum of losses / all predictions)"
     )
     denominator = sum(len(item.scored) for item in windows)
+    dropped = sum(length > window for length in lengths)
     return Windows("reference", statement, windows, window, None, used, None, denominator, dropped)
+
+
+def _no_document(lengths: list[int], window: int, separator: str, tokens: int | None) -> str:
+    """Why no document is left, by the lengths in tokens of those that were looked at, and what can be done about it."""
+    if not lengths:
+        return f"the text holds nothing but separators {separator!r}; give another text, or choose another --separator"
+    shortest = min(lengths)
+    if tokens is not None and tokens < shortest <= window:
+        return f"the first document takes {shortest} tokens with its end-of-text token, more than --tokens {tokens}"
+    return (
+        f"no document that fits into a window of {window} tokens: {len(lengths)} found, separated by {separator!r}, the shortest "
+        f"of {shortest} tokens; choose another --separator"
+    )
 
 
 def text_prefix(tokenizer: Tokenizer) -> list[int]:

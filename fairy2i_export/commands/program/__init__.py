@@ -1,0 +1,1 @@
+"""The two programs as typer applications; ``commands.export`` and ``commands.tools`` start them."""

@@ -1,0 +1,136 @@
+"""What holds from a program's first moment on, before its long imports: signals give one line, closed streams are no surprise.
+
+Imports next to nothing, for an interruption that comes before it can be heard ends in a traceback of Python.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False  # typing itself takes a while to import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import Any
+
+USER_ERROR = 2
+UNTOUCHED = "interrupted: nothing was written"
+_ENDING = ("SIGTERM", "SIGHUP")  # beside SIGINT; Windows has no SIGHUP
+
+
+class Terminated(SystemExit):
+    """The system asked the program to end. Code that cleans up after SystemExit does so after this; notes are for the user."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+def start(target: str, arguments: Sequence[str] | None = None) -> int:
+    """Import a program and run it.
+
+    Args:
+        target: MODULE:FUNCTION; the function takes ``arguments`` and returns the exit code.
+        arguments: default: those of the process, which is then the program's own: its streams are guarded
+            (commands/streams.py), and a signal after the end kills it as any other process.
+
+    Returns:
+        The exit code: that of the function, or 128 + N after signal N.
+    """
+    alone = arguments is None
+    before = _hear(_end_at_once)
+    try:
+        if alone and (problem := _open_streams()):
+            say(problem)
+            return USER_ERROR
+        from importlib import import_module
+
+        module, _, function = target.partition(":")
+        run: Any = getattr(import_module(module), function)
+        if alone:
+            from fairy2i_runtime.commands.streams import guard_streams
+
+            guard_streams()
+            sys.unraisablehook = _not_lost
+        try:
+            _hear(_stop, list(before))
+            code: int = run(arguments)
+        except (KeyboardInterrupt, Terminated) as stop:
+            return interrupted(stop)
+        return code
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), signal.SIG_DFL if alone else handler)
+
+
+def interrupted(stop: BaseException) -> int:
+    """Say in one line what is kept, as noted on the exception (add_note) by whoever knows it; returns the exit code.
+
+    A note that is empty stands for a line that has been printed already.
+    """
+    notes = getattr(stop, "__notes__", None) or [UNTOUCHED]
+    line = next((note for note in notes if note), "")
+    if line:
+        say(("\n" if sys.stderr.isatty() else "") + line)  # a terminal shows ^C where the cursor was
+    return int(stop.code or 0) if isinstance(stop, Terminated) else 128 + signal.SIGINT
+
+
+def say(text: str) -> None:
+    """Print a line to standard error; whether somebody listens does not matter."""
+    try:  # noqa: SIM105  # contextlib is not imported yet
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def _hear(handler: Any, names: Sequence[str] = ("SIGINT", *_ENDING)) -> dict[str, Any]:
+    """Install a handler for signals that are not ignored (as by nohup); returns the former ones by the signal's name."""
+    before: dict[str, Any] = {}
+    for name in names:
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) in (signal.SIG_IGN, None):
+            continue
+        try:
+            before[name] = signal.signal(number, handler)
+        except ValueError:  # not the main thread: signals are not its business
+            break
+    return before
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """While modules are imported: nothing has been done, and an exception could end up anywhere in them."""
+    try:
+        os.write(2, f"{UNTOUCHED}\n".encode())
+    finally:
+        os._exit(128 + number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def _not_lost(info: Any) -> None:
+    """A signal that came while Python ran a finalizer or a callback, which drop all exceptions: send it once more, later."""
+    if isinstance(info.exc_value, (KeyboardInterrupt, Terminated)):
+        from _thread import interrupt_main
+        from threading import Timer
+
+        number = signal.SIGINT if isinstance(info.exc_value, KeyboardInterrupt) else int(info.exc_value.code or 0) - 128
+        again = Timer(0.05, interrupt_main, [number])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(info)
+
+
+def _open_streams() -> str:
+    """Open what the process was started without, so that no file gets its number; the message if it cannot do without it."""
+    closed = [stream is None for stream in (sys.stdin, sys.stdout, sys.stderr)]
+    if any(closed):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # each takes the first number that is free
+            pass
+        os.close(number)
+    if sys.stderr is None:  # type: ignore[redundant-expr]  # it may be
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # type: ignore[unreachable]  # noqa: SIM115
+    return "error: standard output is closed, expected somewhere to print to; > /dev/null drops it" if closed[1] else ""
