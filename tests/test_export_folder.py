@@ -189,11 +189,11 @@ def test_an_existing_folder_is_kept_unless_forced(source: Path, tmp_path: Path) 
     with pytest.raises(OutputError, match=r"exists already.*--force"):
         export(source, out)
     assert (out / "model.onnx.data").read_bytes() == before
-    (out / "left over").write_text("from the old export")
+    (out / "tokenizer.onnx").write_text("from the old export")
     report = export(source, out, force=True)
     assert report.options.stages == 2
     assert (out / "model.onnx.data").read_bytes() != before
-    assert "left over" not in names_in(out)
+    assert "tokenizer.onnx" not in names_in(out)
     assert names_in(tmp_path) == {"model", "out"}
 
 

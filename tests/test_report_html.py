@@ -281,7 +281,7 @@ def test_it_replaces_nothing_but_an_earlier_page(tmp_path: Path) -> None:
     from fairy2i_export.errors import OutputError
 
     page, other, fifo = tmp_path / "page.html", tmp_path / "model.onnx", tmp_path / "pipe"
-    write_file(page, "\n<!DOCTYPE html>\n<p>1</p>")
+    write_file(page, "\n<!DOCTYPE html>\n<title>x in Fairy2i</title>")
     write_file(page, "<!DOCTYPE html>\n<p>2</p>")
     assert "2" in page.read_text()
     other.write_bytes(b"weights")

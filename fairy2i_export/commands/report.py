@@ -15,11 +15,15 @@ from rich.console import Console
 import fairy2i_runtime
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.output.contract.nodes import read_nodes
+from fairy2i_export.output.placing import free_name, move_command, place_file
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
 from fairy2i_runtime.commands.display import progress_bar
 from fairy2i_runtime.commands.measure import read_text
+
+_HEAD = 2048  # bytes that tell a page of ours: by its generator, or by its title, which is all that earlier versions wrote
+_MARKS = (b'content="fairy2i report"', b" in Fairy2i</title>")
 
 
 def report_command(
@@ -79,7 +83,12 @@ def write_file(path: Path, text: str) -> None:
         mask = os.umask(0)  # mkstemp makes private files; the page shall have the permissions of any new file
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        if not place_file(Path(temporary), path, _is_report):
+            finished, temporary = temporary, None
+            raise OutputError(
+                f"--output {path}: something else was put there meanwhile, and it is left as it is. The finished page is kept: "
+                f"{move_command(Path(finished), free_name(path))}"
+            )
     except OSError as error:
         raise OutputError(f"--output {path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -90,12 +99,15 @@ def write_file(path: Path, text: str) -> None:
 
 def _check_replaceable(path: Path) -> None:
     """Raise OutputError if there is something else than an earlier page: another file, or a device."""
-    if not os.path.lexists(path):
-        return
-    start = b"?"
+    if os.path.lexists(path) and not _is_report(path):
+        raise OutputError(f"--output {path}: exists and is no report that could be replaced; choose another name")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a page of this command, or empty."""
     with suppress(OSError):
         if path.is_file():
             with path.open("rb") as file:
-                start = file.read(64).lstrip()
-    if start and not start.lower().startswith(b"<!doctype html"):
-        raise OutputError(f"--output {path}: exists and is no report that could be replaced; choose another name")
+                start = file.read(_HEAD).lstrip()
+            return not start or (start.lower().startswith(b"<!doctype html") and any(mark in start for mark in _MARKS))
+    return False

@@ -26,7 +26,8 @@ from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_
 from fairy2i_export.output.data_file import Place, place_tensors
 from fairy2i_export.output.progress import thread_count
 from fairy2i_export.output.sizes import Estimate
-from fairy2i_export.output.workspace import check_free, check_writable
+from fairy2i_export.output.target import check_free
+from fairy2i_export.output.workspace import check_writable
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source

@@ -21,6 +21,7 @@ from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.compile.tasks import Task
 from fairy2i_export.onnx_graph.formats import FORMATS, multiplier_bytes, stored_bytes
 from fairy2i_export.output.contract.kernels import Verdict
+from fairy2i_export.output.contents import CARD
 from fairy2i_export.output.data_file import DATA, MODEL, DataFile
 from fairy2i_export.output.genai_config import write_genai_config
 from fairy2i_export.output.journal import Journal
@@ -129,13 +130,13 @@ def export(
             seconds=time.monotonic() - started,
             reused=reused,
         )
-        (folder / "README.md").write_text(model_card(report, decoder), encoding="utf-8")
+        (folder / CARD).write_text(model_card(report, decoder), encoding="utf-8")
     return report
 
 
 def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> None:
     """Take up an unfinished export of the same model, or clear away one of another."""
-    why_not = workspace.journal.resume(identity(prepared.checkpoint, prepared.options, prepared.places))
+    why_not = workspace.resume(identity(prepared.checkpoint, prepared.options, prepared.places))
     if why_not is not None:
         observer.note(f"starting anew: an unfinished export was found, but {why_not}")
     if not workspace.journal.tensors:

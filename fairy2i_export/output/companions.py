@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 from fairy2i_export.output.data_file import MODEL
-from fairy2i_export.output.genai_config import LIBRARY
+from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
 
-_GENAI = "genai_config.json"
-_COPIED = (
+COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "config.json",
 )  # fmt: skip
@@ -22,7 +21,7 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
     Returns:
         Names of the files that were written.
     """
-    path = source.parent / _GENAI
+    path = source.parent / GENAI_CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         decoder = config["model"]["decoder"]
@@ -32,9 +31,9 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
         decoder.setdefault("session_options", {})["custom_ops_library"] = LIBRARY
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()  # no such folder, or one of another kind
-    (folder / _GENAI).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-    copied = [_GENAI]
-    for name in _COPIED:
+    (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    copied = [GENAI_CONFIG]
+    for name in COPIED:
         if (source.parent / name).is_file():
             shutil.copyfile(source.parent / name, folder / name)
             copied.append(name)

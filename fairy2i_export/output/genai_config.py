@@ -15,6 +15,7 @@ from fairy2i_runtime.folder import KERNEL_ENTRY
 # A bare name: found beside this file, or among the libraries already loaded. It is the one of Linux and Android on every system: a
 # folder holds no code and is the same wherever it was made; hosts on other systems overlay the name (docs/runtime.md).
 LIBRARY = "libfairy2i_ops.so"
+GENAI_CONFIG = "genai_config.json"
 _MAX_LENGTH = 2048  # genai allocates the whole KV cache for max_length tokens up front
 
 
@@ -101,7 +102,7 @@ def write_genai_config(
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     config = genai_config(decoder, tokens, context_length, generation, library=library, kernel=kernel)
-    (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _number(values: dict[str, Any], key: str, default: float) -> float:

@@ -8,6 +8,7 @@ ends the journal.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,9 +72,26 @@ class Journal:
         self._file.truncate()
         return None
 
+    def belongs_to(self, expected: Mapping[str, str]) -> bool:
+        """Whether what is there could be continued with ``expected``; nothing changes."""
+        self._file.seek(0)
+        head = _parse(self._file.readline()) or {}
+        self._file.seek(0)
+        return head.get("journal") == _FORMAT and all(head.get(what) == expected.get(what) for what in _DIFFERENCES)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file still has that name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), path.stat())
+        except OSError:
+            return False
+
     def discard(self) -> None:
         """Forget what an earlier run noted: for output that is made in one go."""
-        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.truncate()
+        self.tensors.clear()
+        self.files.clear()
 
     def finished_tensor(self, task: str, digest: str, outputs: Mapping[str, Any], error: float | None) -> None:
         """Note a finished task: digest of its source, what was written where, the quantization error."""

@@ -1,15 +1,15 @@
 """The output folder appears complete or not at all: everything is written to a temporary sibling and renamed at the end.
 
 For an output DIR the sibling is .DIR.partial with the future folder and the journal in it. It goes away when the export
-fails; after an interruption it stays, for the next run to continue.
+fails; after an interruption it stays, for the next run to continue. It also stays if the finished folder cannot be put in its
+place because something else has the name by then: the next run of the same command goes on from there, and no other clears it away.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fairy2i_export.errors import OutputError
+from fairy2i_export.output.contents import EXPORT_MARKERS
+from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.journal import Journal
+from fairy2i_export.output.placing import free_name, move_command, place_folder
+from fairy2i_export.output.target import check_free, make_parents
 
-EXPORT_MARKERS = ("model.onnx", "genai_config.json")  # what makes a folder recognizable as an earlier export
-REWRITE_MARKERS = ("model.onnx", "rewrite.json")  # the same for the output of fairy2i_export.rewrite
-_FOLDER, _JOURNAL, _CALIBRATED, _LOCK = "folder", "journal", "calibrated", "lock"
+_FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK = "folder", "journal", "calibrated", "finished", "lock"
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,54 @@ class Workspace:
     calibrated: Path
     lock: FileLock
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run finished the folder and could not put it in its place."""
+        return (self.folder.parent / _FINISHED).exists() and (self.folder / MODEL).is_file()
+
+    def resume(self, expected: Mapping[str, str]) -> str | None:
+        """Take up the journal, as :meth:`Journal.resume`.
+
+        Raises:
+            OutputError: the folder holds a finished model that was made from or with something else.
+        """
+        if self.is_finished and not self.journal.belongs_to(expected):
+            raise OutputError(
+                f"{self.folder}: holds the finished model of another command, which could not be put in its place; move it away "
+                f"({move_command(self.folder, free_name(_out_of(self.folder)))}) or remove it"
+            )
+        return self.journal.resume(expected)
+
     def clear(self) -> None:
         """Remove what an earlier run left in the folder."""
+        (self.folder.parent / _FINISHED).unlink(missing_ok=True)
         shutil.rmtree(self.folder)
         self.folder.mkdir()
 
-    def discard(self) -> None:
-        """Remove all of an earlier run, for output that is made in one go and not continued."""
+    def start_over(self, identity: Mapping[str, str]) -> None:
+        """Remove all of an earlier run, for output that is made in one go; errors as :meth:`resume`."""
+        self.resume(identity)
         self.journal.discard()
+        self.journal.resume(identity)
         shutil.rmtree(self.calibrated, ignore_errors=True)
         self.clear()
+
+    def place(self, out: Path, force: bool, markers: tuple[str, ...]) -> None:
+        """Give the finished folder its name.
+
+        Raises:
+            OutputError: something else has it, or the system does not let us; the finished folder stays here then.
+        """
+        finished = self.folder.parent / _FINISHED
+        finished.touch()
+        try:
+            place_folder(self.folder, out, force=force, markers=markers)
+        except (OutputError, OSError) as error:
+            why = error if isinstance(error, OutputError) else f"{out}: cannot be written: {error.strerror or error}"
+            raise OutputError(
+                f"{why}. The finished model is kept in {self.folder}; to have it under another name: "
+                f"{move_command(self.folder, free_name(out))}; or make room and run the same command again"
+            ) from error
 
     def close(self) -> None:
         """Close the journal and let others in."""
@@ -68,7 +108,8 @@ def output_folder(
 ) -> Iterator[Workspace]:
     """Yield a workspace beside ``out``; rename its folder to ``out`` on success, remove it on any failure.
 
-    An interruption (Ctrl-C, a signal) is no failure: if tensors are finished, the workspace stays for the next run.
+    An interruption (Ctrl-C, a signal) is no failure: if tensors are finished, the workspace stays for the next run. So does a
+    finished folder whose place is taken.
 
     Args:
         out: the folder to make; missing parents are made too.
@@ -78,19 +119,19 @@ def output_folder(
         kept: called with the workspace's place when it stays after an interruption.
 
     Raises:
-        OutputError: ``out`` exists (without force, or is no earlier export), is being written by another process, or cannot
-            be written.
+        OutputError: ``out`` exists (without force, or is no earlier export), at the beginning or at the end; is being written by
+            another process; or cannot be written.
     """
     check_free(out, force, source, markers)
     out = Path(os.path.realpath(out))
-    made = _make_parents(out.parent)
+    made = make_parents(out.parent)
     workspace: Workspace | None = None
     keep = False
     try:
         try:
             workspace = _open_workspace(out)
             yield workspace
-            _move_into_place(workspace.folder, out)
+            workspace.place(out, force, markers)
             made = []
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -101,10 +142,11 @@ def output_folder(
         raise
     finally:
         if workspace is not None:
+            keep = keep or workspace.is_finished
             if os.name == "nt":  # open files cannot be removed there
                 workspace.close()
             if not keep:
-                shutil.rmtree(workspace.folder.parent, ignore_errors=True)
+                _remove(workspace.folder.parent)
             workspace.close()
         for parent in [] if keep else made:
             with suppress(OSError):
@@ -116,17 +158,48 @@ def partial_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+def _out_of(folder: Path) -> Path:
+    """The output that a workspace's folder is to become."""
+    partial = folder.parent
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+
+
 def _open_workspace(out: Path) -> Workspace:
     partial = partial_folder(out)
-    _check_partial(partial)
-    (partial / _FOLDER).mkdir(parents=True, exist_ok=True)
-    return Workspace(partial / _FOLDER, Journal(partial / _JOURNAL), partial / _CALIBRATED, _locked(partial))
+    while True:
+        _check_partial(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            journal = Journal(partial / _JOURNAL)
+        except FileNotFoundError:  # another export has just removed the workspace
+            continue
+        try:
+            lock = _locked(partial)
+        except BaseException:
+            journal.close()
+            raise
+        if journal.is_at(partial / _JOURNAL):
+            break
+        journal.close()  # removed before we had the lock
+        lock.release()
+    (partial / _FOLDER).mkdir(exist_ok=True)
+    return Workspace(partial / _FOLDER, journal, partial / _CALIBRATED, lock)
+
+
+def _remove(partial: Path) -> None:
+    """Remove a workspace, its lock last: who finds the lock finds it locked, who does not begins anew."""
+    for path in [*partial.iterdir()]:
+        if path.name != _LOCK:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (partial / _LOCK).unlink(missing_ok=True)
+        partial.rmdir()
 
 
 def _check_partial(partial: Path) -> None:
     if os.path.lexists(partial):
         ours = partial.is_dir() and not partial.is_symlink()
-        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED, _LOCK}:
+        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK}:
             raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
 
 
@@ -158,25 +231,6 @@ def _bytes_taken(folder: Path) -> int:
     return 512 * sum(getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir())
 
 
-def check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...] = EXPORT_MARKERS) -> None:
-    """Raise OutputError unless ``out`` may be written: it does not exist, or is an earlier export and ``force`` is given."""
-    out, source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise OutputError(f"{out}: exists already; choose another folder, or --force to replace an earlier export")
-    if source == out or out in source.parents:
-        what = "model" if source.is_file() else "checkpoint"
-        raise OutputError(f"{out}: holds the source {what} and is not replaced; choose another folder")
-    if not out.is_dir():
-        raise OutputError(f"{out}: exists and is no folder; choose another name")
-    if any(out.iterdir()) and not all((out / marker).is_file() for marker in markers):
-        raise OutputError(
-            f"{out}: is no earlier export (no {' or '.join(markers)} in it), so --force does not replace it; "
-            "choose another folder or remove it yourself"
-        )
-
-
 def check_writable(out: Path) -> None:
     """Raise OutputError for what would keep :func:`output_folder` from beginning, without making or changing anything.
 
@@ -196,32 +250,3 @@ def check_writable(out: Path) -> None:
     _check_partial(partial)
     if (partial / _LOCK).exists():
         _locked(partial).release()
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Make missing parents; returns those made, innermost first."""
-    missing = []
-    current = folder
-    while not current.exists():
-        missing.append(current)
-        current = current.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    return missing
-
-
-def _move_into_place(temporary: Path, out: Path) -> None:
-    if not out.exists():
-        temporary.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(old / out.name)
-    try:
-        temporary.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)

@@ -16,10 +16,12 @@ from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.errors import LibraryError, ModelError
 from fairy2i_export.output.companions import copy_genai_files
+from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES, MODEL
 from fairy2i_export.output.metadata import RECOVERED, Rewritten, describe_rewrite
 from fairy2i_export.output.progress import Observer, thread_count
-from fairy2i_export.output.workspace import REWRITE_MARKERS, check_free, check_space, check_writable, output_folder
+from fairy2i_export.output.target import check_free
+from fairy2i_export.output.workspace import check_space, check_writable, output_folder
 from fairy2i_export.request.option import build, check_choices, declared, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.rewrite.linears import Linear, Recipe
@@ -36,9 +38,7 @@ from fairy2i_export.rewrite.patterns import PATTERNS
 from fairy2i_export.rewrite.replacement import Replacements
 from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLinear
 from fairy2i_export.rewrite.values.constants import Constants
-from fairy2i_export.rewrite.values.model_file import files_sha256, model_files, open_model
-
-REPORT = REWRITE_MARKERS[1]
+from fairy2i_export.rewrite.values.model_file import files_identity, files_sha256, model_files, open_model
 
 
 @dataclass
@@ -87,6 +87,7 @@ def rewrite_onnx(
     path = Path(source)
     request: Request = build(Request, "onnx", options, str(source))
     setting = _setting(request)
+    decisive = {name: request.asked[name] for name, known in declared(Request, "onnx").items() if not known.neutral}
     count = thread_count(request.jobs)
     model, opset = open_model(path)
     files = model_files(path, model)
@@ -134,7 +135,7 @@ def rewrite_onnx(
         return report(None, None, expected_bytes)
     with output_folder(target, force=request.force, source=path, markers=REWRITE_MARKERS) as workspace:
         folder = workspace.folder
-        workspace.discard()
+        workspace.start_over(files_identity(files, decisive))
         check_space(target, expected_bytes)
         observer.phase("reading", source_bytes)
         sha256 = files_sha256(files, observer.advance)

@@ -14,7 +14,7 @@ from fairy2i_export.source.checkpoint import Checkpoint, read_json
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-_COPIED = (
+COPIED = (
     TOKENIZER,
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
@@ -91,7 +91,7 @@ def special_tokens(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> Specia
 
 def copy_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy tokenizer, chat template and configuration; write a minimal tokenizer_config.json if the checkpoint has none."""
-    for name in _COPIED:
+    for name in COPIED:
         if (checkpoint.directory / name).is_file():
             shutil.copyfile(checkpoint.directory / name, folder / name)
     if not (folder / TOKENIZER_CONFIG).exists():

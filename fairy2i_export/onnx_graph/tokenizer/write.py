@@ -20,6 +20,7 @@ from fairy2i_runtime.version import __version__
 
 TOKENIZER = "tokenizer.onnx"
 DETOKENIZER = "detokenizer.onnx"
+_KIND = "fairy2i.tokenizer_kind"  # metadata by which a graph is known as ours
 _BUILDERS = {"byte_level": byte_level_tokenizer, "sentencepiece": sentencepiece_tokenizer}
 
 
@@ -41,16 +42,34 @@ class TokenizerGraphs:
         """Write tokenizer.onnx and detokenizer.onnx: both or none.
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or has other files of these names.
         """
         try:
             with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=folder) as temporary:
                 for name, model in ((TOKENIZER, self.encode), (DETOKENIZER, self.decode)):
                     (Path(temporary) / name).write_bytes(model.SerializeToString())
+                check_replaceable(folder)
                 for name in (TOKENIZER, DETOKENIZER):
                     os.replace(Path(temporary) / name, folder / name)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise OutputError if a folder holds a tokenizer.onnx or detokenizer.onnx that is none of ours."""
+    for name in (TOKENIZER, DETOKENIZER):
+        if os.path.lexists(folder / name) and not _is_ours(folder / name):
+            raise OutputError(
+                f"{folder / name}: exists and was not made here, so it is not replaced; move it elsewhere, or give another folder"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # no file, no ONNX model: the parser's exceptions have no common base
+        return False
+    return any(item.key == _KIND for item in model.metadata_props)
 
 
 def make_tokenizer_graphs(folder: Path) -> TokenizerGraphs:
@@ -62,7 +81,7 @@ def make_tokenizer_graphs(folder: Path) -> TokenizerGraphs:
     path = folder / "tokenizer.json"
     description = describe_tokenizer(path)
     metadata = {
-        "fairy2i.tokenizer_kind": description.kind,
+        _KIND: description.kind,
         "fairy2i.tokenizer_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "fairy2i.tool_version": __version__,
     }
@@ -81,6 +100,7 @@ def write_tokenizer_graphs(folder: Path) -> int:
         TokenizerError: as :func:`make_tokenizer_graphs`; nothing is written then.
         OutputError: the folder cannot be written.
     """
+    check_replaceable(folder)
     graphs = make_tokenizer_graphs(folder)
     graphs.write(folder)
     return graphs.texts

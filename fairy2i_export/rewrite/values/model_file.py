@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
+from fairy2i_export.codes.layout import PACKER_REVISION
+from fairy2i_export.codes.quantizer import QUANTIZER_REVISION
 from fairy2i_export.errors import ModelError
 from fairy2i_export.onnx_graph.operator import OPSET
+from fairy2i_runtime.version import __version__
 
 _HASH_CHUNK = 1 << 22
 
@@ -73,6 +78,17 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
 def model_files(path: Path, model: ir.Model) -> list[Path]:
     """The model file and its external data files, sorted by name."""
     return sorted({path, *(path.parent / tensor.location for tensor in external_tensors(model))}, key=lambda file: file.name)
+
+
+def files_identity(files: list[Path], options: Mapping[str, Any]) -> dict[str, str]:
+    """What a rewrite is made from and with, for its journal; the contents of files count by size and time of change."""
+    stated = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return {
+        "tool": __version__,
+        "codes": f"quantizer {QUANTIZER_REVISION}, packer {PACKER_REVISION}",
+        "source": hashlib.sha256(json.dumps(stated).encode()).hexdigest(),
+        "options": json.dumps(dict(options), sort_keys=True, default=str),
+    }
 
 
 def files_sha256(files: list[Path], advance: Callable[[int], None]) -> str:

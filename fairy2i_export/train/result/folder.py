@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.output.placing import place_file
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.tokenizer_files import copy_files
+from fairy2i_export.source.tokenizer_files import COPIED, copy_files
 from fairy2i_export.train.data.documents import fingerprint
 from fairy2i_export.train.loop.checkpoint_guard import good_checkpoints
 from fairy2i_export.train.recipe import Recipe
@@ -32,6 +34,17 @@ RECIPE, LOG, CONFIG, CHECKPOINTS = "recipe.json", "training_log.json", "config.j
 _LOCK = ".lock"
 DATA = "data"  # of a replaced run: it is checked against the texts anyway
 _PARTIAL = ".result"
+_PLACED = "placed.json"  # beside the checkpoints: names of the result files that runs have written
+_OURS = re.compile(  # all that a run writes
+    "|".join(
+        (
+            *map(re.escape, (RECIPE, f".{RECIPE}", LOG, CHECKPOINTS, "logs", DATA, _LOCK, _PARTIAL)),
+            *map(re.escape, ("README.md", *COPIED)),
+            r"\.?curves\.png",
+            r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
+        )
+    )
+)
 _SHARD = "5GB"
 
 
@@ -54,6 +67,7 @@ def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{recipe.output}: cannot be written: {error.strerror or error}") from error
     with lock:
+        _check_place(recipe, source)  # somebody may have put something there meanwhile
         _claim(recipe, global_batch)
         yield
 
@@ -96,6 +110,11 @@ def _earlier(out: Path) -> dict[str, Any]:
 def _take_over(recipe: Recipe, global_batch: int) -> None:
     out, earlier = recipe.output, _earlier(recipe.output)
     if recipe.force:
+        if foreign := sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)):
+            raise OutputError(
+                f"{out}: holds what no training has written ({', '.join(foreign[:5])}), so --force does not replace it; move that "
+                "elsewhere, or choose another folder"
+            )
         for path in out.iterdir():
             if path.name in (DATA, _LOCK):
                 continue
@@ -171,15 +190,42 @@ def save_result(
             (partial / name).write_text(text, encoding="utf-8")
         for name, path in pictures.items():
             os.replace(path, partial / name)
-        for path in sorted(partial.iterdir(), key=lambda path: (path.name == CONFIG, path.name)):
-            path.chmod(0o644)  # safetensors makes private files
-            os.replace(path, out / path.name)
+        _place(out)
+    except OutputError:
+        raise
     except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError) and "SafetensorError" not in type(error).__name__:
             raise
         raise OutputError(
             f"{out}: the result cannot be written: {getattr(error, 'strerror', None) or error}; the last checkpoint is whole: "
             "make room, then run the same command again"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _place(out: Path) -> None:
+    """Put the files of the finished result where they belong, config.json last; what others have put there stays.
+
+    Raises:
+        OutputError: one of the names is taken; the result stays beside it.
+    """
+    names = sorted((path.name for path in (out / _PARTIAL).iterdir()), key=lambda name: (name == CONFIG, name))
+    record = out / CHECKPOINTS / _PLACED
+    try:
+        ours = set(json.loads(record.read_text(encoding="utf-8")))  # of an earlier run, or of one that was stopped in here
+    except (OSError, ValueError, TypeError):
+        ours = set()
+    taken = [name for name in names if name not in ours and os.path.lexists(out / name)]
+    if not taken:
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps(sorted(ours.union(names))), encoding="utf-8")
+        for name in names:
+            (out / _PARTIAL / name).chmod(0o644)  # safetensors makes private files
+            if not place_file(out / _PARTIAL / name, out / name, lambda path: path.name in ours):
+                taken.append(name)
+    if taken:
+        raise OutputError(
+            f"{out}: {', '.join(taken)}: somebody has put something of that name there, and it is left as it is. The trained "
+            f"model is kept in {out / _PARTIAL}; move what is in the way elsewhere and run the same command again"
+        )
