@@ -244,7 +244,7 @@ def test_reasons(tmp_path: Path) -> None:
     assert reasons[by_weight["nan"]] == "values that are not finite"
     assert reasons[by_weight["few"]].startswith("only a few distinct values")
     assert reasons[by_weight["excluded"]] == "--exclude"
-    assert reasons[by_weight["default"]] == "the matrix is computed at run time"
+    assert reasons[by_weight["default"]].startswith("the weight is also a graph input, which callers may replace")
     stored = json.loads((tmp_path / "out" / "rewrite.json").read_text())
     assert {x["name"]: x["reason"] for x in stored["left"]} == reasons
     assert stored["passes"] == report.passes
@@ -280,8 +280,8 @@ def test_reasons_for_other_operators(tmp_path: Path) -> None:
 
 
 def test_constants_that_cannot_be_computed(tmp_path: Path) -> None:
-    nodes = "w = com.microsoft.NoSuchOperator (v)\ny = MatMul (x, w)\nz = MatMul (x, v)"
-    initializers = {"v": matrix(K, N)}
+    nodes = "w = Gather (v, rows)\ny = MatMul (x, w)\nz = MatMul (x, v)"
+    initializers = {"v": matrix(K, N), "rows": np.arange(K) + 1}
     outputs = {"y": "float", "z": "float"}
     source = save_model(tmp_path / "m.onnx", nodes, {"x": ("float", [4, K])}, outputs, initializers)
     report = rewrite_onnx(source, tmp_path / "out")

@@ -20,8 +20,8 @@ from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.compile.tasks import Task
 from fairy2i_export.onnx_graph.formats import FORMATS, multiplier_bytes, stored_bytes
-from fairy2i_export.output.contract.kernels import Verdict
 from fairy2i_export.output.contents import CARD
+from fairy2i_export.output.contract.kernels import Verdict
 from fairy2i_export.output.data_file import DATA, MODEL, DataFile
 from fairy2i_export.output.genai_config import write_genai_config
 from fairy2i_export.output.journal import Journal

@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
@@ -17,16 +17,17 @@ from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.errors import LibraryError, ModelError
 from fairy2i_export.output.companions import copy_genai_files
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
-from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES, MODEL
-from fairy2i_export.output.metadata import RECOVERED, Rewritten, describe_rewrite
+from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
 from fairy2i_export.output.progress import Observer, thread_count
 from fairy2i_export.output.target import check_free
 from fairy2i_export.output.workspace import check_space, check_writable, output_folder
 from fairy2i_export.request.option import build, check_choices, declared, takes
 from fairy2i_export.request.request import Request
-from fairy2i_export.rewrite.linears import Linear, Recipe
+from fairy2i_export.rewrite.identity import files_identity
 from fairy2i_export.rewrite.names import Names
+from fairy2i_export.rewrite.opening.model_file import files_sha256, open_model
 from fairy2i_export.rewrite.operands import PackedWeights
+from fairy2i_export.rewrite.outcome import Changed, describe, rewritten_linears, warnings_of
 from fairy2i_export.rewrite.passes.define import define_operator
 from fairy2i_export.rewrite.passes.find import find_linears, operator_names, operator_nodes
 from fairy2i_export.rewrite.passes.prune import prune
@@ -36,25 +37,10 @@ from fairy2i_export.rewrite.passes.resolve import resolve_weights
 from fairy2i_export.rewrite.passes.select import select_linears
 from fairy2i_export.rewrite.patterns import PATTERNS
 from fairy2i_export.rewrite.replacement import Replacements
-from fairy2i_export.rewrite.report import LeftLinear, RewriteReport, RewrittenLinear
+from fairy2i_export.rewrite.report import LeftLinear, RewriteReport
+from fairy2i_export.rewrite.saving import save_model, save_outline
+from fairy2i_export.rewrite.trial import check_result
 from fairy2i_export.rewrite.values.constants import Constants
-from fairy2i_export.rewrite.values.model_file import files_identity, files_sha256, model_files, open_model
-
-
-@dataclass
-class _Changed:
-    """The model after all passes, in memory, nothing quantized yet."""
-
-    passes: dict[str, int]
-    linears: list[Linear]
-    weights: PackedWeights
-    already: int
-    dense_bytes: int
-    packed: list[ir.Value] = field(default_factory=list)
-
-    @property
-    def rewritten(self) -> list[Linear]:
-        return [linear for linear in self.linears if linear.alive]
 
 
 @takes(Request, "onnx")
@@ -89,9 +75,9 @@ def rewrite_onnx(
     setting = _setting(request)
     decisive = {name: request.asked[name] for name, known in declared(Request, "onnx").items() if not known.neutral}
     count = thread_count(request.jobs)
-    model, opset = open_model(path)
-    files = model_files(path, model)
-    source_bytes = sum(file.stat().st_size for file in files)
+    opened = open_model(path)
+    model, opset = opened.model, opened.opset
+    source_bytes = sum(file.stat().st_size for file in opened.files)
     changed = _change(model, opset, setting, request, observer)
     _check_anything(path, changed)
     expected_bytes = _expected_bytes(model)
@@ -101,18 +87,16 @@ def rewrite_onnx(
     problems: list[str] = []
 
     def report(folder: Path | None, sha256: str | None, output_bytes: int, copied: tuple[str, ...] = ()) -> RewriteReport:
-        errors = changed.weights.errors
-        rewritten = tuple(_rewritten(linear, changed) for linear in changed.rewritten)
         return RewriteReport(
             path=folder,
             source=path,
             source_sha256=sha256,
             opset=opset,
             passes=changed.passes,
-            rewritten=rewritten,
+            rewritten=rewritten_linears(changed),
             left=tuple(LeftLinear(x.name, x.node.name or "", x.operator, x.reason) for x in changed.linears if not x.alive),
             already=changed.already,
-            warnings=(*problems, *_warnings(changed, errors, request)),
+            warnings=(*filter(None, dict.fromkeys(problems)), *warnings_of(changed, request)),
             copied=copied,
             dense_bytes=changed.dense_bytes,
             packed_bytes=sum(value.const_value.nbytes for value in changed.packed if value.const_value is not None),
@@ -130,29 +114,24 @@ def rewrite_onnx(
             if not dry_run:  # which tells all the same what there is to be rewritten
                 raise
             problems.append(f"without --dry-run this is an error: {error}")
+    problems.append(_try_outline(model, changed, path))
     if dry_run:
         check_space(target, expected_bytes)
         return report(None, None, expected_bytes)
     with output_folder(target, force=request.force, source=path, markers=REWRITE_MARKERS) as workspace:
         folder = workspace.folder
-        workspace.start_over(files_identity(files, decisive))
+        workspace.start_over(files_identity(opened.files, decisive))
         check_space(target, expected_bytes)
         observer.phase("reading", source_bytes)
-        sha256 = files_sha256(files, observer.advance)
+        sha256 = files_sha256(opened.files, observer.advance)
         if changed.rewritten:
-            _describe(model, changed, path, sha256)
+            describe(model, changed, path, sha256)
         observer.phase("quantizing", sum({id(x.value): x.parameters for x in changed.rewritten}.values()))
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None
         with pool or nullcontext():
             changed.weights.pool = pool
-            ir.save(
-                model,
-                folder / MODEL,
-                external_data=DATA,
-                size_threshold_bytes=INLINE_BYTES,
-                alignment=ALIGNMENT,
-                align_threshold=0,
-            )
+            save_model(model, folder, path)
+        problems.append(check_result(folder / MODEL, path))
         written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
         result = report(target, sha256, written, copy_genai_files(path, folder))
         (folder / REPORT).write_text(result.to_json(), encoding="utf-8")
@@ -169,7 +148,7 @@ def _setting(request: Request) -> Setting:
     return Setting(**values)
 
 
-def _change(model: ir.Model, opset: int, setting: Setting, request: Request, observer: Observer) -> _Changed:
+def _change(model: ir.Model, opset: int, setting: Setting, request: Request, observer: Observer) -> Changed:
     """Run all passes on the model in memory."""
     passes: dict[str, int] = {}
     already = len(operator_nodes(model))
@@ -199,10 +178,20 @@ def _change(model: ir.Model, opset: int, setting: Setting, request: Request, obs
         for name, value in model.graph.initializers.items()
         if name not in before and isinstance(value.const_value, ir.LazyTensor)
     ]
-    return _Changed(passes, linears, weights, already, dense_bytes, packed)
+    return Changed(passes, linears, weights, already, dense_bytes, packed)
 
 
-def _check_anything(path: Path, changed: _Changed) -> None:
+def _try_outline(model: ir.Model, changed: Changed, path: Path) -> str:
+    """Try the model before the work, without its data; returns what could not be checked."""
+    with TemporaryDirectory(prefix="fairy2i-", ignore_cleanup_errors=True) as name:
+        try:
+            save_outline(model, Path(name), path, set(changed.packed))
+        except OSError:
+            return ""  # no place for it: the finished model is tried all the same
+        return check_result(Path(name) / MODEL, path)
+
+
+def _check_anything(path: Path, changed: Changed) -> None:
     if changed.rewritten or changed.already:
         return
     if not changed.linears:
@@ -213,62 +202,10 @@ def _check_anything(path: Path, changed: _Changed) -> None:
 
 
 def _expected_bytes(model: ir.Model) -> int:
-    tensors = [value.const_value for value in model.graph.initializers.values()]
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     return sum(tensor.nbytes + ALIGNMENT // 2 for tensor in tensors if tensor is not None)
 
 
 def _name_of(path: Path) -> str:
     """model.onnx is called after its folder."""
     return path.stem if path.stem != "model" else path.resolve().parent.name or path.stem
-
-
-def _rewritten(linear: Linear, changed: _Changed) -> RewrittenLinear:
-    if linear.shape is None or linear.recipe is None or linear.value is None:
-        raise AssertionError(f"{linear.name}: not recognised")
-    seen = next(x for x in changed.rewritten if x.value is linear.value and x.transposed == linear.transposed)
-    error = changed.weights.errors.get(seen.name)
-    return RewrittenLinear(
-        name=linear.name,
-        node=linear.node.name or "",
-        operator=linear.operator,
-        weight=linear.value.name or "",
-        out_features=linear.shape[0],
-        in_features=linear.shape[1],
-        stages=linear.recipe.stages,
-        origin=linear.recipe.origin,
-        fused=tuple(linear.fused),
-        error=error,
-    )
-
-
-def _warnings(changed: _Changed, errors: dict[str, float], request: Request) -> tuple[str, ...]:
-    warnings = []
-    recipes = [(linear.name, linear.recipe) for linear in changed.rewritten if linear.recipe is not None]
-    fresh = [errors[name] for name, recipe in recipes if recipe.origin == "quantized" and name in errors]
-    if fresh and not request.trained:
-        warnings.append(
-            f"{len(fresh)} matrices were quantized, which changed them by {sum(fresh) / len(fresh):.0%} on average, and "
-            "nothing in an ONNX file says whether the model was trained for that: if it was, --trained confirms it; a plain "
-            "pretrained model will produce nonsense"
-        )
-    other = sum(recipe.origin != "quantized" and recipe.stages != request.stages for _, recipe in recipes)
-    if request.asked["stages"] is not None and other:
-        warnings.append(
-            f"{other} matrices keep the number of stages that they were made with, not --stages {request.stages}"
-        )
-    return tuple(warnings)
-
-
-def _describe(model: ir.Model, changed: _Changed, path: Path, sha256: str) -> None:
-    recipes = [linear.recipe for linear in changed.rewritten if linear.recipe is not None]
-
-    def stated(recipe: Recipe, value: object) -> str:
-        return RECOVERED if recipe.origin == "recovered" else str(value)
-
-    layers = Rewritten(
-        stages=tuple(recipe.stages for recipe in recipes),
-        profile=tuple(stated(recipe, recipe.profile) for recipe in recipes),
-        quantizer=tuple(stated(recipe, recipe.quantizer) for recipe in recipes),
-        row_multiplier=tuple(stated(recipe, recipe.row_multiplier) for recipe in recipes),
-    )
-    describe_rewrite(model, layers, source=path.name, sha256=sha256, others=changed.already > 0)

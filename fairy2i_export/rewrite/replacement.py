@@ -96,6 +96,8 @@ class Replacement:
         add = uses[0].node
         if add.domain not in STANDARD or add.op_type != "Add" or add.graph is not self.node.graph:
             return None
+        if len(add.inputs) != 2 or len(add.outputs) != 1 or add.attributes:
+            return None  # no addition of two values
         bias = self.bias_of(add.inputs[1 - uses[0].idx], rank_of(product))
         return None if bias is None else (add, bias)
 

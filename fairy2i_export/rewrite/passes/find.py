@@ -48,8 +48,11 @@ def _candidate(node: ir.Node, constants: Constants) -> Linear | None:
     found = match(node, constants)
     if found is None:
         return None
+    reason = found.reason
+    if not reason and node.device_configurations:
+        reason = "divided among devices: its device configuration speaks of the weight that would go"
     aliases = list(dict.fromkeys(_names(node, found.value)))
-    return Linear(aliases[0], tuple(aliases), node, found.value, found.transposed, found.on_left, found.reason)
+    return Linear(aliases[0], tuple(aliases), node, found.value, found.transposed, found.on_left, reason)
 
 
 def _names(node: ir.Node, value: ir.Value | None) -> Iterator[str]:
@@ -65,15 +68,14 @@ def _names(node: ir.Node, value: ir.Value | None) -> Iterator[str]:
         yield value.name
     elif node.name:
         yield node.name
-    output = node.outputs[0].name
-    yield output or node.op_type
+    yield next((output.name for output in node.outputs if output.name), node.op_type)
 
 
 def _module(node: ir.Node) -> str:
     """The innermost module around a node, where torch's exporter recorded it."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, ""))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return ""
     if not isinstance(scopes, list) or len(scopes) < 2:
         return ""

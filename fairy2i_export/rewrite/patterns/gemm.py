@@ -9,12 +9,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fairy2i_export.rewrite.patterns.base import DYNAMIC, Match, Pattern, matrix_shape, operands
+from fairy2i_export.rewrite.patterns.base import Match, Pattern, malformed, matrix_shape, operands, why_dynamic
 from fairy2i_export.rewrite.replacement import Replacement
 from fairy2i_export.rewrite.values.constants import Constants
 
+_ATTRIBUTES = {
+    "transA": ir.AttributeType.INT,
+    "transB": ir.AttributeType.INT,
+    "alpha": ir.AttributeType.FLOAT,
+    "beta": ir.AttributeType.FLOAT,
+}
+
 
 def _match(node: ir.Node, constants: Constants) -> Match | None:
+    if reason := malformed(node, 3, _ATTRIBUTES):
+        return Match(None, reason=reason)
     left, right = operands(node)
     if left in constants and right in constants:
         return None
@@ -22,7 +31,7 @@ def _match(node: ir.Node, constants: Constants) -> Match | None:
         return Match(right, transposed=not _number(node, "transB", 0))
     if left in constants:
         return Match(left, reason="the constant is the left operand of a Gemm")
-    return Match(None, reason=DYNAMIC)
+    return Match(None, reason=why_dynamic(right, constants))
 
 
 def _replace(new: Replacement) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fairy2i_export.rewrite.linears import Linear
-from fairy2i_export.rewrite.patterns.base import DYNAMIC, Match, Pattern, matrix_shape, operands
+from fairy2i_export.rewrite.patterns.base import Match, Pattern, malformed, matrix_shape, operands, why_dynamic
 from fairy2i_export.rewrite.replacement import Replacement
 from fairy2i_export.rewrite.values.constants import Constants
 from fairy2i_export.rewrite.values.ranks import rank_of
 
 
 def _match(node: ir.Node, constants: Constants) -> Match | None:
+    if reason := malformed(node, 2, {}):
+        return Match(None, reason=reason)
     left, right = operands(node)
     if left in constants and right in constants:
         return None  # part of computing a constant
@@ -24,7 +26,7 @@ def _match(node: ir.Node, constants: Constants) -> Match | None:
         return Match(right)
     if left in constants:
         return Match(left, transposed=False, on_left=True)
-    return Match(None, reason=DYNAMIC)
+    return Match(None, reason=why_dynamic(right, constants))
 
 
 def _shape(linear: Linear, stored: tuple[int, int]) -> tuple[int, int] | str:

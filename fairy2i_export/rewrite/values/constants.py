@@ -6,7 +6,7 @@ looked at and again when it is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -28,30 +28,42 @@ _FLOATS = {
 }
 
 
+_NUMPY = {dtype.value: array for dtype, array in _FLOATS.items()}
+Step = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]]
+
+
 class Constants:
     """Which values of a model are constant, and what they are."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self._values: set[ir.Value] = set()
+        self._replaceable: set[ir.Value] = set()  # would be constant if callers could not replace an initializer
         for graph in (model.graph, *model.graph.subgraphs()):
             # an initializer that is also an input is a default: the caller may replace it
             self._values.update(value for value in graph.initializers.values() if not value.is_graph_input())
+            self._replaceable.update(value for value in graph.initializers.values() if value.is_graph_input())
         for node in model.graph.all_nodes():
-            if self._computes_a_constant(node):
+            if self._computes_a_constant(node, self._values):
                 self._values.update(node.outputs)
+            elif self._replaceable and self._computes_a_constant(node, self._values, self._replaceable):
+                self._replaceable.update(node.outputs)
 
     def __contains__(self, value: ir.Value | None) -> bool:
         return value is not None and value in self._values
 
-    def _computes_a_constant(self, node: ir.Node) -> bool:
+    def overridable(self, value: ir.Value | None) -> bool:
+        """Whether a value is no constant only because a caller may replace an initializer that is an input too."""
+        return value is not None and value in self._replaceable
+
+    def _computes_a_constant(self, node: ir.Node, *known: set[ir.Value]) -> bool:
         if node.op_type in _RANDOM or node.domain not in (*STANDARD, "com.microsoft"):
             return False
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             return False
         if not node.inputs:
             return node.op_type == "Constant"
-        return all(value is None or value in self._values for value in node.inputs)
+        return all(value is None or any(value in values for values in known) for value in node.inputs)
 
     def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The stored tensor of an initializer or a Constant node, unread; None for a computed value."""
@@ -59,7 +71,10 @@ class Constants:
         if producer is None:
             return value.const_value
         if producer.op_type == "Constant" and producer.domain in STANDARD:
-            return ir.convenience.get_const_tensor(value)
+            try:
+                return ir.convenience.get_const_tensor(value)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                return None  # malformed: the evaluators say how
         return None
 
     def cone(self, value: ir.Value) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -93,34 +108,49 @@ class Constants:
 
     def reader(self, value: ir.Value) -> Reader:
         """A function that reads or computes the value, and goes on working when the graph has changed."""
-        tensor = self.tensor(value)
+        steps: list[Step] = []
+        current = value
+        while self.tensor(current) is None and (step := self._step(current)) is not None:
+            steps.append(step[1])
+            current = step[0]
+        tensor = self.tensor(current)
         if tensor is not None:
-            return lambda: _read(tensor, value.name)
-        producer = value.producer()
-        if producer is not None and producer.op_type in _COPIES:
-            copied = self._copied(producer)
-            if copied is not None:
-                return copied
-        nodes, stored = self.cone(value)
-        return Subgraph(self.model, nodes, {x: self.reader(x) for x in stored}, value).run
+            read: Reader = lambda: _read(tensor, current.name)  # noqa: E731
+        else:
+            nodes, stored = self.cone(current)
+            read = Subgraph(self.model, nodes, {x: self.reader(x) for x in stored}, current).run
+        return read if not steps else lambda: _apply(steps[::-1], read(), value.name)
 
-    def _copied(self, node: ir.Node) -> Reader | None:
-        if node.inputs[0] is None:
+    def _step(self, value: ir.Value) -> tuple[ir.Value, Step] | None:
+        """A value that this one is a plain copy of, and how it is copied; None if it is none."""
+        node = value.producer()
+        if node is None or node.op_type not in _COPIES or len(node.inputs) != 1 or node.inputs[0] is None:
             return None
-        source = self.reader(node.inputs[0])
+        source = node.inputs[0]
         if node.op_type == "Identity":
-            return source
+            return source, lambda array: array
+        attribute = node.attributes.get("perm" if node.op_type == "Transpose" else "to")
         if node.op_type == "Transpose":
-            order = node.attributes.get("perm")
-            axes = order.as_ints() if order is not None else None
-            return lambda: source().transpose(axes)
-        target = _FLOATS.get(ir.DataType(node.attributes["to"].as_int()))
-        stored = node.inputs[0].dtype
-        return (lambda: source().astype(target)) if target is not None and stored in _FLOATS else None
+            if attribute is None:
+                return source, lambda array: array.T
+            axes = attribute.value if attribute.type == ir.AttributeType.INTS else ()
+            return (source, lambda array: array.transpose(axes)) if sorted(axes) == list(range(len(axes))) else None
+        target = _NUMPY.get(attribute.value) if attribute is not None and attribute.type == ir.AttributeType.INT else None
+        stored = source.dtype
+        return (source, lambda array: array.astype(target)) if target is not None and stored in _FLOATS else None
 
     def stored_values(self, value: ir.Value) -> Iterator[ir.Value]:
         """The initializers that ``value`` is computed from."""
         yield from self.cone(value)[1]
+
+
+def _apply(steps: Sequence[Step], array: npt.NDArray[np.generic], name: str | None) -> npt.NDArray[np.generic]:
+    try:
+        for step in steps:
+            array = step(array)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"the constant {name} cannot be computed: {error}") from error
+    return array
 
 
 def _read(tensor: ir.TensorProtocol, name: str | None) -> npt.NDArray[np.generic]:

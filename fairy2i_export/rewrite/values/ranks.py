@@ -28,12 +28,12 @@ def rank_of(value: ir.Value | None, depth: int = _DEPTH) -> int | None:
         return None
     if node.op_type == "Gemm":
         return 2
-    if node.op_type in _AS_FIRST_INPUT:
+    if node.op_type in _AS_FIRST_INPUT and node.inputs:
         return rank_of(node.inputs[0], depth - 1)
     if node.op_type in _BROADCAST or node.op_type == "MatMul":
         ranks = [rank_of(x, depth - 1) for x in node.inputs]
         known = [rank for rank in ranks if rank is not None]
-        if len(known) < len(ranks) or (node.op_type == "MatMul" and min(known) < 2):
+        if not known or len(known) < len(ranks) or (node.op_type == "MatMul" and min(known) < 2):
             return None
         return max(known)
     return None

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from fairy2i_export.errors import ModelError
+from fairy2i_export.rewrite.values.reason import reason_of
 
 Reader = Callable[[], npt.NDArray[np.generic]]
 _RESULT = "fairy2i_result"  # the value that is wanted, as float32: numpy lacks bfloat16
@@ -69,17 +70,19 @@ class Subgraph:
             ModelError: if neither evaluator can compute it.
         """
         feeds = {name: read() for name, read in self.stored.items()}
-        for value in self.model.graph.inputs:
-            array = feeds[value.name or ""]
-            value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(array.dtype)), ir.Shape(array.shape)
-        proto = ir.serde.serialize_model(self.model)
+        try:
+            for value in self.model.graph.inputs:
+                array = feeds[value.name or ""]
+                value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(array.dtype)), ir.Shape(array.shape)
+            proto = ir.serde.serialize_model(self.model)
+        except (ir.serde.SerdeError, ValueError, TypeError) as error:
+            raise ModelError(f"the constant {self.name} cannot be computed: {reason_of(error)}") from error
         errors = []
         for evaluate in (_by_onnxruntime, _by_reference):
             try:
                 return evaluate(proto, feeds)
             except Exception as error:  # either raises whatever it likes, onnxruntime without a common base class
-                first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                errors.append(first_line[:200])
+                errors.append(reason_of(error))
         raise ModelError(f"the constant {self.name} cannot be computed: {errors[0]}; reference evaluator: {errors[1]}")
 
 

@@ -1,0 +1,121 @@
+"""Whether ONNX Runtime takes a rewritten model: a session is made of it, with our operator library, and nothing is run.
+
+Weights are mapped, neither read nor packed again, so that models of any size take a moment.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from fairy2i_export.errors import ModelError
+from fairy2i_export.onnx_graph.operator import DOMAIN
+from fairy2i_export.rewrite.opening.scopes import Scopes
+from fairy2i_export.rewrite.opening.walk import spots
+from fairy2i_export.rewrite.values.reason import reason_of
+
+# domains that ONNX Runtime has operators of itself
+_KNOWN = {
+    "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft",
+    "com.microsoft.experimental", "com.microsoft.nchwc", "com.microsoft.dml", "com.ms.internal.nhwc", "org.pytorch.aten", DOMAIN,
+}  # fmt: skip
+_NO_KERNEL = "NOT_IMPLEMENTED"  # the model is right, but the operator has no implementation for this processor and type
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How ONNX Runtime took a model.
+
+    Attributes:
+        refusal: what it said against it; empty if it made a session.
+    """
+
+    refusal: str
+
+    @property
+    def no_kernel(self) -> bool:
+        """Whether nothing is wrong but that the CPU has no implementation of an operator."""
+        return _NO_KERNEL in self.refusal
+
+
+def check_result(result: Path, source: Path) -> str:
+    """Make sure that a rewritten model can be used.
+
+    Args:
+        result: the model that was written.
+        source: the model it was made of.
+
+    Returns:
+        What could not be checked here, as a sentence; empty if ONNX Runtime takes the model.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model; says whether it refuses the source, too.
+    """
+    written = onnx.load(result, load_external_data=False)
+    unknown = _unknown_domains(written)
+    if unknown:
+        _check_structure(written, result, source)
+        return (
+            f"the model has operators of {', '.join(map(repr, unknown))}, which ONNX Runtime gets from a library of their own: "
+            "its structure was checked, but it was not loaded"
+        )
+    after = try_model(result)
+    if not after.refusal:
+        return ""
+    before = try_model(source)
+    if before.refusal and not before.no_kernel:
+        raise ModelError(f"{source}: ONNX Runtime refuses the model as it is: {before.refusal}; nothing was written")
+    if before.no_kernel and after.no_kernel:
+        _check_structure(written, result, source)
+        return f"ONNX Runtime has no implementation for this processor, neither before nor after: {before.refusal}"
+    raise ModelError(
+        f"{source}: ONNX Runtime loads this model but not what was made of it: {after.refusal}; nothing was written, please "
+        "report it"
+    )
+
+
+def try_model(path: Path) -> Trial:
+    """Make a session of a model, with our operators where the library is there and by their definition where not."""
+    import onnxruntime as ort
+
+    from fairy2i_runtime.errors import Fairy2iRuntimeError
+    from fairy2i_runtime.ops.library import register
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    with suppress(Fairy2iRuntimeError):  # the function body stands for the operator then
+        register(options)
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exception classes have no common base
+        return Trial(reason_of(error).replace(str(path), path.name))
+    return Trial("")
+
+
+def _unknown_domains(model: onnx.ModelProto) -> list[str]:
+    local = {(function.domain, function.name) for function in model.functions}
+    nodes = [spot.message for spot in spots(model) if spot.kind == "NodeProto"]
+    return sorted({node.domain for node in nodes if node.domain not in _KNOWN and (node.domain, node.op_type) not in local})
+
+
+def _check_structure(written: onnx.ModelProto, result: Path, source: Path) -> None:
+    """What can be said without the operators: names, and what ONNX's checker says if it has nothing against the source."""
+    problem = Scopes().look(written).problem
+    if not problem and not _checker(source):
+        problem = _checker(result)
+    if problem:
+        raise ModelError(f"{source}: what was made of it is no ONNX model: {problem}; nothing was written, please report it")
+
+
+def _checker(path: Path) -> str:
+    try:
+        onnx.checker.check_model(path)
+    except Exception as error:  # its exceptions have no common base
+        return reason_of(error)
+    return ""
