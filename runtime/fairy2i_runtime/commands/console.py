@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -51,6 +53,25 @@ def run_app(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        _show_warnings_in_one_line(program)
+        return _run(app, program, given, errors)
+
+
+def _show_warnings_in_one_line(program: str) -> None:
+    """Until the warnings module's state is restored; only what this project warns of."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, Fairy2iWarning):
+            print(f"{program}: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _run(app: typer.Typer, program: str, given: list[str], errors: tuple[type[Exception], ...]) -> int:
     try:
         code = app(args=given or ["--help"], prog_name=program, standalone_mode=False)
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from fairy2i_runtime.commands.console import new_app, run_app
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
 from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
 from fairy2i_runtime.model import load
-from fairy2i_runtime.text.generation import GenerationOptions
+from fairy2i_runtime.text.options import GenerationOptions
 
 Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token; higher is more varied.")]
 TopK = Annotated[int, typer.Option(help="Choose among the k most likely tokens; 0 = all.")]

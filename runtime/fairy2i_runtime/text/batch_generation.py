@@ -9,7 +9,8 @@ from time import perf_counter
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.errors import ContextError
-from fairy2i_runtime.text.generation import FinishReason, GenerationOptions, Result, Timings
+from fairy2i_runtime.text.options import GenerationOptions
+from fairy2i_runtime.text.result import FinishReason, Result, Timings
 from fairy2i_runtime.text.sampling import Sampler
 from fairy2i_runtime.text.streaming import StopMatcher, StreamDecoder
 from fairy2i_runtime.text.tokenizer import Tokenizer
