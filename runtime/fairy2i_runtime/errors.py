@@ -58,7 +58,9 @@ def check_text(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
         # Python decodes the bytes of arguments and files that are not UTF-8 to these
-        found = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half a character (surrogate U+{code:04X})"
+        found = (
+            f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half a character (surrogate U+{code:04X})"
+        )
         raise OptionError(
             f"{name}: expected text in UTF-8, found {found} at position {error.start}: convert it to UTF-8"
         ) from None

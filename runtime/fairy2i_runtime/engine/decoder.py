@@ -87,9 +87,7 @@ class Decoder:
             result[start : start + PREFILL_CHUNK] = self._run(tokens[start : start + PREFILL_CHUNK], cache)
         return result
 
-    def _run(
-        self, tokens: Sequence[int], cache: KVCache, interruption: Interruption | None = None
-    ) -> npt.NDArray[Any]:
+    def _run(self, tokens: Sequence[int], cache: KVCache, interruption: Interruption | None = None) -> npt.NDArray[Any]:
         ids = np.asarray(tokens, np.int64)[None]
         logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding, interruption)
         cache.tokens.extend(int(token) for token in tokens)

@@ -57,9 +57,7 @@ def check_threads(threads: int) -> None:
     Raises:
         OptionError: if it is out of range.
     """
-    check_option(
-        "threads", threads, Integral, lambda n: 1 <= n <= MOST_THREADS, f"an integer from 1 to {MOST_THREADS}"
-    )
+    check_option("threads", threads, Integral, lambda n: 1 <= n <= MOST_THREADS, f"an integer from 1 to {MOST_THREADS}")
     if threads > (available := processors()):
         warnings.warn(
             f"{threads} threads on {available} processor{'s' if available > 1 else ''}: more threads than processors are much "

@@ -65,6 +65,8 @@ class TextStream:
         self._tokens: list[int] = []
         self._text: list[str] = []
         self._timings = Timings()
+        self._begun = False  # past the prompt
+        self._reason: FinishReason = "interrupted"  # until another one is known
         self._result: Result | None = None
         self._failed = False
         self._interruption = Interruption()
@@ -100,8 +102,8 @@ class TextStream:
             return  # called by a signal handler in the middle of a step: waiting for the step would never end
         with self._advancing:
             self._pieces.close()
-            if self._result is None and not self._failed:  # not begun, or not past the prompt
-                self._result = self._result_now("interrupted")
+            if not self._failed:
+                self._end()  # not begun, or Ctrl-C came in the way of it
 
     def run(self, on_text: Callable[[str], object] | None = None) -> Result:
         """Run to the end, giving every piece of text to ``on_text``."""
@@ -128,56 +130,55 @@ class TextStream:
 
     def _generate(self) -> Generator[str, None, None]:
         """The pieces. What fails leaves the cache with the tokens that were run, and nothing else behind."""
-        reason: FinishReason = "interrupted"
-        begun = False
         try:
-            logits = self._prefill()
-            begun = True
-            sampler = Sampler(self._options)
-            while True:
-                start = perf_counter()
-                token = sampler.next(logits, self._cache.tokens)
-                if token in self._eos_ids:
-                    reason = "eos"
-                    break
-                self._tokens.append(token)
-                piece = self._stops.push(self._detokenizer.push(token))
-                self._spend(start)
-                if piece:
-                    self._text.append(piece)
-                    yield piece
-                self._interruption.check()
-                if (end := self._reason_to_end()) is not None:
-                    reason = end
-                    break
-                start = perf_counter()
-                logits = self._decoder.next_logits([token], self._cache, self._interruption)
-                self._spend(start, runs=1)
-            rest = self._stops.push(self._detokenizer.finish())
-            rest += self._stops.finish()
-            if rest:
-                self._text.append(rest)
-                yield rest
+            yield from self._steps()
         except (GeneratorExit, KeyboardInterrupt):
-            if begun:
-                self._end(reason)
+            self._end()
             raise
         except Interrupted:
-            if not begun:  # not a token came of it: nothing to remember or to count
-                self._result = self._result_now(reason)
-                return
+            pass
         except BaseException:
             self._failed = True
             raise
-        self._end(reason)
+        self._end()
 
-    def _end(self, reason: FinishReason) -> None:
-        self._result = self._result_now(reason)
-        if self._on_end is not None:
-            self._on_end(self._result)
+    def _steps(self) -> Generator[str, None, None]:
+        """The pieces, and ``_reason`` once it is known why they end."""
+        logits = self._prefill()
+        self._begun = True
+        sampler = Sampler(self._options)
+        while True:
+            start = perf_counter()
+            token = sampler.next(logits, self._cache.tokens)
+            if token in self._eos_ids:
+                self._reason = "eos"
+                break
+            self._tokens.append(token)
+            piece = self._stops.push(self._detokenizer.push(token))
+            self._spend(start)
+            if piece:
+                self._text.append(piece)
+                yield piece
+            self._interruption.check()
+            if (end := self._reason_to_end()) is not None:
+                self._reason = end
+                break
+            start = perf_counter()
+            logits = self._decoder.next_logits([token], self._cache, self._interruption)
+            self._spend(start, runs=1)
+        rest = self._stops.push(self._detokenizer.finish())
+        rest += self._stops.finish()
+        if rest:
+            self._text.append(rest)
+            yield rest
 
-    def _result_now(self, reason: FinishReason) -> Result:
-        return Result("".join(self._text), self._tokens, reason, self._timings)
+    def _end(self) -> None:
+        """Note the result, once. A generation that did not get past the prompt is nothing to remember or to count."""
+        if self._result is None:
+            result = Result("".join(self._text), self._tokens, self._reason, self._timings)
+            if self._begun and self._on_end is not None:
+                self._on_end(result)
+            self._result = result
 
     def _prefill(self) -> F32:
         start = perf_counter()
