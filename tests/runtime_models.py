@@ -56,11 +56,11 @@ class FailingSession:
         self.session, self.successes = session, successes
         self.error = error or ort.capi.onnxruntime_pybind11_state.RuntimeException("bad allocation")
 
-    def run_with_iobinding(self, binding: ort.IOBinding) -> None:
+    def run_with_iobinding(self, binding: ort.IOBinding, run_options: ort.RunOptions | None = None) -> None:
         self.successes -= 1
         if self.successes == -1:
             raise self.error
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, run_options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)

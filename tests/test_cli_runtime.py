@@ -18,6 +18,7 @@ from conftest import heed_interrupts
 from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
 from fairy2i_runtime.commands.chat_loop import chat_loop
+from fairy2i_runtime.commands.line_editor import LineEditor
 from runtime_models import FailingSession, chat_folder, copy_of_stories, stories_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +174,9 @@ def test_info_without_a_usable_library_reports_it(capsys, monkeypatch, tmp_path)
     assert "vocabulary" in out
 
 
+GREEDY = ("--temperature", "0", "--repetition-penalty", "1")
+
+
 def feed(monkeypatch, *lines: str | type[BaseException]) -> None:
     """Let ``input`` give these lines, raise these exceptions, and then the end of input."""
     entries = iter(lines)
@@ -190,7 +194,7 @@ def test_chat_answers_turns_and_knows_its_commands(capsys, monkeypatch, chatty):
     talk = load(chatty).conversation("Be kind.")
     answers = [talk.ask(text, max_new_tokens=12).text for text in ("Hello cat.", "And dog?")]
     feed(monkeypatch, "Hello cat.", "And dog?", "/help", "/nonsense", "", "/reset", "Hello cat.", "/exit", "never reached")
-    assert main(["chat", str(chatty), "--system", "Be kind.", "--max-new-tokens", "12"]) == 0
+    assert main(["chat", str(chatty), "--system", "Be kind.", "--max-new-tokens", "12", *GREEDY]) == 0
     out, err = capsys.readouterr()
     assert out == "\n".join([*answers, answers[0], ""])
     assert "/reset  forget" in err
@@ -200,7 +204,7 @@ def test_chat_answers_turns_and_knows_its_commands(capsys, monkeypatch, chatty):
 
 def test_chat_with_a_base_model_says_so_and_completes(capsys, monkeypatch):
     feed(monkeypatch, PROMPT)
-    assert main(["chat", str(stories_folder()), "--max-new-tokens", "10", "--system", "x"]) == 0
+    assert main(["chat", str(stories_folder()), "--max-new-tokens", "10", "--system", "x", *GREEDY]) == 0
     out, err = capsys.readouterr()
     assert out == load(stories_folder()).generate(PROMPT, max_new_tokens=10).text + "\n"
     assert "no chat template" in err
@@ -209,7 +213,7 @@ def test_chat_with_a_base_model_says_so_and_completes(capsys, monkeypatch):
 
 def test_chat_goes_on_after_a_question_that_does_not_fit(capsys, monkeypatch, chatty):
     feed(monkeypatch, "cat " * 600, "Hello cat.")
-    assert main(["chat", str(chatty), "--max-new-tokens", "5"]) == 0
+    assert main(["chat", str(chatty), "--max-new-tokens", "5", *GREEDY]) == 0
     out, err = capsys.readouterr()
     assert "/reset begins anew" in err
     assert out == load(chatty).conversation().ask("Hello cat.", max_new_tokens=5).text + "\n"
@@ -220,7 +224,7 @@ def test_chat_goes_on_after_an_answer_that_fails(capsys, monkeypatch, chatty):
     whole = model.conversation().ask("Hello cat.", max_new_tokens=30).text
     model.decoder.session = FailingSession(model.decoder.session, 8)
     feed(monkeypatch, "Hello cat.", "Hello cat.")
-    chat_loop(model, None, {"max_new_tokens": 30})
+    chat_loop(model.conversation(), {"max_new_tokens": 30}, LineEditor(None))
     out, err = capsys.readouterr()
     first, _, second = out.partition("\n")
     assert whole.startswith(first)
@@ -235,7 +239,7 @@ def test_bugs_end_the_chat_with_a_line_of_their_own(capsys, monkeypatch, chatty)
     monkeypatch.setattr(model.tokenizer, "decode", lambda ids: decode(ids) if next(calls, 0) < 19 else 1 / 0)
     feed(monkeypatch, "Hello cat.", "never reached")
     with pytest.raises(ZeroDivisionError):
-        chat_loop(model, None, {"max_new_tokens": 30})
+        chat_loop(model.conversation(), {"max_new_tokens": 30}, LineEditor(None))
     assert capsys.readouterr().out.count("\n") == 1
 
 
@@ -257,7 +261,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys, monkeypatch, chatty):
     feed(monkeypatch, KeyboardInterrupt, "Hello cat.", "And dog?")
     output = InterruptedOutput()
     monkeypatch.setattr("sys.stdout", output)
-    chat_loop(model, None, {"max_new_tokens": 30})
+    chat_loop(model.conversation(), {"max_new_tokens": 30}, LineEditor(None))
     err = capsys.readouterr().err
     assert "/exit or Ctrl-D ends the program" in err
     assert "stopped\n" in err

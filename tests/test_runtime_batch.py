@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def test_equals_transformers_with_left_padding(tmp_path: Path, kind: str) -> Non
     batch = Batch(fairy2i_runtime.load(report.path, kernel="exact").decoder, texts, 20)
     prompts = batch.read()
     decoded = np.stack([batch.append(step.tolist()) for step in steps], axis=1)
-    assert batch.room == 0
+    assert batch.lengths == [29, 22, 26]
+    assert [batch.room(number) for number in range(3)] == [0, 7, 3]
 
     ids = np.array([[0] * (9 - len(text)) + text for text in texts])
     mask = np.array([[0] * (9 - len(text)) + [1] * len(text) for text in texts])
@@ -81,12 +83,63 @@ def test_a_seed_counts_for_every_text(model: Model) -> None:
     assert same[0].token_ids == same[1].token_ids == model.generate(PROMPTS[0], **options).token_ids
 
 
-def test_the_context_ends_all() -> None:
+@pytest.fixture(scope="module", params=["float32", "float16", "int8", "window", "phi3"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Models of a context of 48 tokens, with every type of cache and with sliding windows."""
+    folder = tmp_path_factory.mktemp(request.param)
+    kind = {"window": "gemma3_text", "phi3": "phi3"}.get(request.param, "llama")
+    settings = {} if kind == "llama" else {"sliding_window": 6}
+    source = save_tiny(folder / "model", kind, max_position_embeddings=48, **settings)
+    cache = request.param if kind == "llama" else "float32"
+    return load(export(source, folder / "out", embedding="float32", kv_cache=cache, context_length=48).path, kernel="exact")
+
+
+def same_as_alone(model: Model, lengths: list[int], **options: Any) -> None:
+    """Texts of these lengths come out of a batch as they do alone: tokens, text and why they ended."""
+    rng = np.random.default_rng(sum(lengths))
+    prompts = [rng.integers(3, 90, length).tolist() for length in lengths]
+    together = model.generate_batch(prompts, **options)
+    for prompt, result in zip(prompts, together, strict=True):
+        alone = model.generate(prompt, **options)
+        assert (result.token_ids, result.text, result.finish_reason) == (alone.token_ids, alone.text, alone.finish_reason)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[47, 1], [1, 47], [46, 2, 30], [20, 20], [5, 47, 40, 12, 1], [3, 9, 27], [47, 47, 1]], ids=str
+)
+@pytest.mark.parametrize("new", [1, 9, 30, None])
+def test_each_text_has_its_own_context(small: Model, lengths: list[int], new: int | None) -> None:
+    """Also where one fills the context to the last token, goes out of the window, or is long past its end."""
+    same_as_alone(small, lengths, max_new_tokens=new, ignore_eos=True)
+
+
+def test_random_mixes_come_out_as_alone(small: Model) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(12):
+        lengths = rng.integers(1, 48, rng.integers(2, 6)).tolist()
+        same_as_alone(small, lengths, max_new_tokens=int(rng.integers(1, 49)), ignore_eos=bool(rng.integers(2)))
+
+
+def test_the_finish_reasons_at_the_limit_of_the_context(small: Model) -> None:
+    prompts = [list(range(3, 3 + length)) for length in (47, 40, 38, 5)]
+    results = small.generate_batch(prompts, max_new_tokens=10, ignore_eos=True)
+    assert [result.finish_reason for result in results] == ["context", "context", "length", "length"]
+    assert [len(result.token_ids) for result in results] == [2, 9, 10, 10]  # the last token needs no place in the cache
+
+
+def test_logits_of_texts_up_to_the_whole_context(small: Model) -> None:
+    texts = [np.random.default_rng(length).integers(3, 90, length).tolist() for length in (1, 48, 17, 47)]
+    for text, logits in zip(texts, small.logits_batch(texts), strict=True):
+        expected = small.logits(text)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def test_the_context_ends_each_text() -> None:
     small = load(stories_folder(), context_length=24, kernel="exact")
     results = small.generate_batch(PROMPTS, max_new_tokens=None)
-    longest = max(len(small.tokenizer.encode(prompt)) for prompt in PROMPTS)
     assert {result.finish_reason for result in results} == {"context"}
-    assert {len(result.token_ids) for result in results} == {24 - longest + 1}
+    lengths = [len(small.tokenizer.encode(prompt)) for prompt in PROMPTS]
+    assert [len(result.token_ids) for result in results] == [24 - length + 1 for length in lengths]
 
 
 @pytest.mark.parametrize(

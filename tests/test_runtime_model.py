@@ -13,7 +13,7 @@ from fairy2i_runtime import Fairy2iRuntimeError, Model, load, register
 from fairy2i_runtime.engine.decoder import Decoder
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
 from fairy2i_runtime.errors import ContextError, OptionError, RunError
-from fairy2i_runtime.text.generation import Result, Timings
+from fairy2i_runtime.text.result import Result, Timings
 from runtime_models import FailingSession, stories_folder
 
 PROMPT = "Once upon a time"

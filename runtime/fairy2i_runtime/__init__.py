@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from fairy2i_runtime.ops import core
     from fairy2i_runtime.ops.library import library_path, register
     from fairy2i_runtime.text.conversation import Conversation
-    from fairy2i_runtime.text.generation import Result, TextStream, Timings
+    from fairy2i_runtime.text.generation import TextStream
+    from fairy2i_runtime.text.options import GenerationOptions
+    from fairy2i_runtime.text.result import Result, Timings
 
 __all__ = [
     "Conversation",
     "Fairy2iRuntimeError",
+    "GenerationOptions",
     "Model",
     "Result",
     "TextStream",
@@ -38,10 +41,11 @@ __all__ = [
 _MODULES = {
     "Conversation": "text.conversation",
     "Fairy2iRuntimeError": "errors",
+    "GenerationOptions": "text.options",
     "Model": "model",
-    "Result": "text.generation",
+    "Result": "text.result",
     "TextStream": "text.generation",
-    "Timings": "text.generation",
+    "Timings": "text.result",
     "core": "ops",
     "library_path": "ops.library",
     "load": "model",

@@ -38,7 +38,36 @@ class ChatTemplateError(Fairy2iRuntimeError):
     """The chat template is invalid or refuses the conversation."""
 
 
+class Fairy2iWarning(UserWarning):
+    """Something that works and is probably not what was meant. The commands print it in one line; once for each place."""
+
+
 def check_option(name: str, value: Any, kind: type, in_range: Callable[[Any], bool], expected: str) -> None:
     """Raise an :class:`OptionError` unless ``value`` is of the numeric ``kind`` and in range."""
     if not isinstance(value, kind) or isinstance(value, bool) or not in_range(value):
         raise OptionError(f"{name}: expected {expected}, got {value!r}")
+
+
+def check_text(name: str, value: Any) -> str:
+    """The text ``value``; an :class:`OptionError` unless it is a ``str`` that can be written as UTF-8."""
+    if not isinstance(value, str):
+        hint = ": decode it first" if isinstance(value, bytes | bytearray) else ""
+        raise OptionError(f"{name}: expected a text (str), got {_described(value)}{hint}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        # Python decodes the bytes of arguments and files that are not UTF-8 to these
+        found = (
+            f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half a character (surrogate U+{code:04X})"
+        )
+        raise OptionError(
+            f"{name}: expected text in UTF-8, found {found} at position {error.start}: convert it to UTF-8"
+        ) from None
+    return value
+
+
+def _described(value: Any) -> str:
+    """A value in an error message: short, and with its type."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from fairy2i_runtime.errors import ModelFolderError, OptionError
+from fairy2i_runtime.errors import ModelFolderError, check_option
 from fairy2i_runtime.jsonfile import read_json, read_optional_json
 
 CONFIG_FILE = "genai_config.json"
@@ -101,10 +102,9 @@ def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:
     """
     if wanted is None:
         return folder.context_length
-    if isinstance(wanted, bool) or not 1 <= wanted <= folder.context_length:
-        raise OptionError(
-            f"context_length: expected 1 to {folder.context_length} (what the model was built for), got {wanted}"
-        )
+    most = folder.context_length
+    expected = f"1 to {most} (what the model was built for)"
+    check_option("context_length", wanted, Integral, lambda length: 1 <= length <= most, expected)
     return int(wanted)
 
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.engine.session import open_session
-from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError
+from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError, check_text
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
 from fairy2i_runtime.text.batch_generation import generate_batch
 from fairy2i_runtime.text.chat_template import ChatTemplate
-from fairy2i_runtime.text.conversation import Conversation
-from fairy2i_runtime.text.generation import GenerationOptions, Result, TextStream, Timings
+from fairy2i_runtime.text.conversation import Conversation, checked_message
+from fairy2i_runtime.text.generation import TextStream
+from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
+from fairy2i_runtime.text.result import Result, Timings
 from fairy2i_runtime.text.streaming import StreamDecoder
 from fairy2i_runtime.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1  # newest model format this release reads
+TokenIds = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 def load(
@@ -51,6 +56,8 @@ def load(
         OptionError: if an option is unknown or out of range.
         ChatTemplateError: if the chat template has a syntax error.
     """
+    if not isinstance(folder, str | Path) and not isinstance(getattr(folder, "__fspath__", lambda: None)(), str):
+        raise OptionError(f"folder: expected the path of a folder, got {folder!r}")
     opened = open_folder(folder)
     context = chosen_context_length(context_length, opened)
     tokenizer = Tokenizer.load(opened.path)
@@ -103,58 +110,64 @@ class Model:
         """The most tokens of prompt and answer together."""
         return self.decoder.context_length
 
-    def logits(self, token_ids: Sequence[int]) -> F32:
+    def logits(self, token_ids: TokenIds) -> F32:
         """Logits after every token of a text, float32 [len(token_ids), vocab]. Nothing is added to the tokens.
 
         Raises:
             ContextError: if there are more tokens than the context has room for.
             OptionError: if there are none, or one is not in the vocabulary.
         """
-        ids = _as_ids(token_ids)
+        ids = _as_ids("token_ids", token_ids)
         if not ids:
             raise OptionError("token_ids: expected at least one token, got none")
         return self.decoder.all_logits(ids, self.decoder.new_cache(len(ids)))
 
-    def logits_batch(self, texts: Sequence[Sequence[int]]) -> list[F32]:
+    def logits_batch(self, texts: Iterable[TokenIds]) -> list[F32]:
         """As :meth:`logits` for several texts of any lengths in one run.
 
         Raises:
             ContextError: if one has more tokens than the context has room for.
             OptionError: if there is none, one is empty, or a token is not in the vocabulary.
         """
-        return Batch(self.decoder, [_as_ids(text) for text in texts]).read()
+        found = _several("texts", texts, "lists of token ids")
+        return Batch(self.decoder, [_as_ids(f"texts[{n}]", text) for n, text in enumerate(found)]).read()
 
-    def generate_batch(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[Result]:
+    def generate_batch(self, prompts: Iterable[str | TokenIds], **options: Unpack[GenerationChoices]) -> list[Result]:
         """As :meth:`generate` for several texts together. Each comes out as it would alone, up to rounding.
 
         The timings of a result are those of the whole batch.
         """
-        ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt) for prompt in prompts]
+        found = _several("prompts", prompts, "texts or lists of token ids; for one text there is generate()")
+        ids = [self._prompt_ids(f"prompts[{n}]", prompt) for n, prompt in enumerate(found)]
         results = generate_batch(self.decoder, self.tokenizer, ids, GenerationOptions.of(**options), self.eos_ids)
         self.record(results[0])
         return results
 
     def generate(
-        self, prompt: str | Sequence[int], *, on_text: Callable[[str], object] | None = None, **options: Any
+        self,
+        prompt: str | TokenIds,
+        *,
+        on_text: Callable[[str], object] | None = None,
+        **options: Unpack[GenerationChoices],
     ) -> Result:
         """Continue a text.
 
         Args:
             prompt: a text (the tokenizer's beginning-of-text token is added) or token ids (taken as they are).
             on_text: called with every piece of text as soon as it is certain.
-            **options: fields of :class:`~fairy2i_runtime.text.generation.GenerationOptions`: ``max_new_tokens=128``,
+            **options: fields of :class:`~fairy2i_runtime.text.options.GenerationOptions`: ``max_new_tokens=128``,
                 ``temperature=0`` (greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``.
 
         Raises:
             ContextError: if the prompt is empty or too long.
-            OptionError: if an option is unknown or out of range, or a token is not in the vocabulary.
+            OptionError: if an option is unknown or out of range, the prompt is no text, or a token not in the vocabulary.
             RunError: if onnxruntime gives up.
         """
         return self.stream(prompt, **options).run(on_text)
 
-    def stream(self, prompt: str | Sequence[int], **options: Any) -> TextStream:
+    def stream(self, prompt: str | TokenIds, **options: Unpack[GenerationChoices]) -> TextStream:
         """As :meth:`generate`, as an iterator of text pieces; its ``result`` holds the rest once it has ended."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        ids = self._prompt_ids("prompt", prompt)
         self.decoder.check_tokens(ids)
         chosen = GenerationOptions.of(**options)
         capacity = None if chosen.max_new_tokens is None else len(ids) + chosen.max_new_tokens
@@ -163,32 +176,57 @@ class Model:
         return TextStream(self.decoder, cache, ids, chosen, detokenizer, self.eos_ids, self.record)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, on_text: Callable[[str], object] | None = None, **options: Any
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        template_variables: Mapping[str, Any] | None = None,
+        on_text: Callable[[str], object] | None = None,
+        **options: Unpack[GenerationChoices],
     ) -> Result:
         """Answer a list of messages, ``{"role": "user", "content": ...}`` and so on. For turns see :meth:`conversation`.
+
+        Args:
+            messages: the messages in order.
+            template_variables: see :meth:`conversation`.
+            on_text: called with every piece of text as soon as it is certain.
+            **options: as for :meth:`generate`.
 
         Raises:
             ChatTemplateError: if the model has no chat template, or it refuses the messages.
             ContextError: if the messages are too long.
-            OptionError: if an option is unknown or out of range.
+            OptionError: if an option is unknown or out of range, or a message is none.
         """
-        if not messages:
+        found = _several("messages", messages, "messages, each with a role and a content")
+        if not found:
             raise OptionError("messages: expected at least one message, got none")
+        checked = [checked_message(f"messages[{n}]", message) for n, message in enumerate(found)]
         if self.chat_template is None:
             raise ChatTemplateError(
                 f"{self.folder.path} has no chat template: it is a base model, use generate() to continue a text"
             )
-        talk = Conversation(self)
-        talk.messages = [dict(message) for message in messages[:-1]]
-        return talk.stream_message(messages[-1], **options).run(on_text)
+        talk = Conversation(self, template_variables=template_variables)
+        talk.messages = checked[:-1]
+        return talk.stream_message(checked[-1], **options).run(on_text)
 
-    def conversation(self, system: str | None = None) -> Conversation:
+    def conversation(
+        self, system: str | None = None, *, template_variables: Mapping[str, Any] | None = None
+    ) -> Conversation:
         """Begin a conversation of several turns that runs every token only once.
 
         Args:
             system: the system message, if any.
+            template_variables: variables for the chat template, such as ``{"enable_thinking": False}``, ``tools`` or
+                ``documents``; ``chat_template.variables`` names those that it knows.
+
+        Raises:
+            OptionError: if the system message is no text, or the template knows no such variable.
         """
-        return Conversation(self, system)
+        return Conversation(self, system, template_variables=template_variables)
+
+    def _prompt_ids(self, name: str, prompt: str | TokenIds) -> list[int]:
+        if isinstance(prompt, str | bytes | bytearray):
+            return self.tokenizer.encode(check_text(name, prompt))
+        return _as_ids(name, prompt)
 
     def record(self, result: Result) -> None:
         """Add a generation to :attr:`stats`. May be called from several threads at once."""
@@ -196,13 +234,25 @@ class Model:
             self.stats += result.timings
 
 
-def _as_ids(tokens: Sequence[int]) -> list[int]:
+def _several(name: str, value: Iterable[Any], expected: str) -> list[Any]:
+    """The members of a list or the like. A text is none: its characters would be taken for the members."""
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        shown = repr(value)
+        raise OptionError(f"{name}: expected a list of {expected}, got {type(value).__name__} {shown[:60]}")
+    return list(value)
+
+
+def _as_ids(name: str, tokens: TokenIds) -> list[int]:
     """Token ids as Python integers; also from an integer array of one dimension."""
-    array = np.asarray(tokens)
-    if array.size == 0:
+    try:
+        array = np.asarray(tokens)
+    except (ValueError, TypeError, OverflowError):  # lists of different lengths, for instance
+        array = np.asarray(None)
+    if array.size == 0 and array.ndim == 1:
         return []
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise OptionError(f"tokens: expected a list of integers, got {array.dtype} of shape {list(array.shape)}")
+        shown = repr(tokens)
+        raise OptionError(f"{name}: expected a list of integers, got {type(tokens).__name__} {shown[:60]}")
     return [int(token) for token in array]
 
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
 
-from fairy2i_runtime.errors import ContextError, RunError
-from fairy2i_runtime.model import Model
+from fairy2i_runtime.commands.interrupts import heeding_ctrl_c
+from fairy2i_runtime.commands.line_editor import BLOCK, LineEditor
+from fairy2i_runtime.errors import ContextError, OptionError, RunError
 from fairy2i_runtime.text.conversation import Conversation
+from fairy2i_runtime.text.options import GenerationChoices
 
-HELP = """\
+HELP = f"""\
 /reset  forget the conversation (the system message stays)
 /exit   end; so does Ctrl-D
 /help   this text
+{BLOCK}     begins a text of several lines, which ends with another {BLOCK}; pasted lines are one text in most terminals
 Ctrl-C stops an answer."""
 
 
-def chat_loop(model: Model, system: str | None, options: Mapping[str, Any]) -> None:
-    """Read lines from standard input, print the answers, until /exit or the end of input; then tokens per second."""
-    talk = model.conversation(system)
-    if not talk.is_chat:
-        _say("this model has no chat template: every line is continued as plain text, without memory of earlier ones")
-        if system is not None:
-            _say("a system message needs a chat template: it is ignored")
+def chat_loop(talk: Conversation, options: GenerationChoices, editor: LineEditor) -> None:
+    """Read what a person says and print the answers, until /exit or the end of input."""
     _say("/help lists the commands")
-    while (line := _read_line()) is not None:
-        command = line.strip()
+    while (text := _next_text(editor)) is not None:
+        command = text.strip()
         if not command:
             continue
         if command == "/exit":
@@ -35,26 +31,29 @@ def chat_loop(model: Model, system: str | None, options: Mapping[str, Any]) -> N
         if command == "/reset":
             talk.reset()
             _say("forgotten")
-        elif command.startswith("/"):
+        elif command.startswith("/") and "\n" not in command:
             if command != "/help":
                 _say(f"unknown command {command}")
             _say(HELP)
         else:
-            _answer(talk, line, options)
-    _say(str(model.stats))
+            _answer(talk, text, options)
 
 
-def _answer(talk: Conversation, text: str, options: Mapping[str, Any]) -> None:
+def _answer(talk: Conversation, text: str, options: GenerationChoices) -> None:
     """Print an answer. What goes wrong in the middle of one ends its line first, and only a bug ends the program."""
     begun = False
     try:
-        with closing(talk.stream(text, **options)) as stream:
+        with closing(talk.stream(text, **options)) as stream, heeding_ctrl_c(stream.cancel):
             for piece in stream:
                 begun = True
                 print(piece, end="", flush=True)
-        ending = "" if stream.result.finish_reason != "context" else "the context is full"
+        reason = stream.result.finish_reason
+        ending = {"context": "the context is full", "interrupted": "stopped"}.get(reason, "")
     except ContextError as error:
         _say(f"{error}; /reset begins anew")
+        return
+    except OptionError as error:  # of a template that makes no text of the messages
+        _say(str(error))
         return
     except KeyboardInterrupt:
         ending = "stopped"
@@ -70,13 +69,11 @@ def _answer(talk: Conversation, text: str, options: Mapping[str, Any]) -> None:
         _say(ending)
 
 
-def _read_line() -> str | None:
-    """A line from the user, None at the end of input. Ctrl-C discards what was typed."""
+def _next_text(editor: LineEditor) -> str | None:
+    """What the user says, None at the end of input. Ctrl-C discards what was typed."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return None
+            return editor.read()
         except KeyboardInterrupt:
             print()
             _say("/exit or Ctrl-D ends the program")

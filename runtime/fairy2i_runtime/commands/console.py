@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from typer.core import TyperGroup
 
 from fairy2i_runtime.commands.startup import USER_ERROR, Terminated, interrupted, say
 from fairy2i_runtime.commands.streams import check_output
-from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
 from fairy2i_runtime.version import __version__
 
 BROKEN_PIPE = 1  # as click has it
@@ -81,6 +82,25 @@ def run_app(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        _show_warnings_in_one_line(program)
+        return _run(app, program, given, errors)
+
+
+def _show_warnings_in_one_line(program: str) -> None:
+    """Until the warnings module's state is restored; only what this project warns of."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, Fairy2iWarning):
+            print(f"{program}: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _run(app: typer.Typer, program: str, given: list[str], errors: tuple[type[Exception], ...]) -> int:
     try:
         code = _call(app, program, given or ["--help"])
         check_output()

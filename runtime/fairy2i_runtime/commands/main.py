@@ -10,26 +10,27 @@ from typing import Annotated, Any
 
 import typer
 
+from fairy2i_runtime.commands import given_text
 from fairy2i_runtime.commands import measure as cli_measure
-from fairy2i_runtime.commands.chat_loop import chat_loop
+from fairy2i_runtime.commands.chat import chat
 from fairy2i_runtime.commands.console import new_tools, run_app
-from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
+from fairy2i_runtime.commands.interrupts import heeding_ctrl_c
+from fairy2i_runtime.commands.options import (
+    Context,
+    Folder,
+    Isa,
+    Kernel,
+    Penalty,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+)
 from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
 from fairy2i_runtime.model import load
-from fairy2i_runtime.text.generation import GenerationOptions
-
-Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token; higher is more varied.")]
-TopK = Annotated[int, typer.Option(help="Choose among the k most likely tokens; 0 = all.")]
-TopP = Annotated[float, typer.Option(help="Choose among the most likely tokens of this total probability; 1 = all.")]
-Penalty = Annotated[float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.")]
-Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default="different every time")]
-Stop = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)
-]
-Context = Annotated[
-    int | None,
-    typer.Option(help="Most tokens of prompt and answer; fewer take less memory.", show_default="the model's own"),
-]
+from fairy2i_runtime.text.options import GenerationOptions
 
 
 def generate(
@@ -42,6 +43,7 @@ def generate(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = False,
     threads: Threads = None,
     kernel: Kernel = None,
     isa: Isa = None,
@@ -50,37 +52,24 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")] = False,
 ) -> None:
     """Continue a text and print what is new."""
-    options = vars(GenerationOptions(temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens, stop or ()))
+    options = GenerationOptions(
+        temperature,
+        top_k,
+        top_p,
+        repetition_penalty,
+        seed,
+        max_new_tokens,
+        [given_text.argument("--stop", text) for text in stop or ()],
+        ignore_eos,
+    )
+    text = given_text.standard_input() if prompt == "-" else given_text.argument("PROMPT", prompt)
     model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    result = model.generate(text, on_text=_print_piece if stream else None, **options)
+    pieces = model.stream(text, **vars(options))
+    with heeding_ctrl_c(pieces.cancel):
+        result = pieces.run(_print_piece if stream else None)
     print("" if stream else result.text)
     if stats:
         print(f"{result.timings}; ended by: {result.finish_reason}", file=sys.stderr)
-
-
-def chat(
-    folder: Folder,
-    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    threads: Threads = None,
-    kernel: Kernel = None,
-    isa: Isa = None,
-    context_length: Context = None,
-) -> None:
-    """Talk to a model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.
-
-    A model without a chat template (a base model) continues each line as plain text.
-    """
-    options = vars(GenerationOptions(temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens, stop or ()))
-    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
-    chat_loop(model, system, options)
 
 
 def info(

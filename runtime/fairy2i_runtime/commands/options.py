@@ -21,3 +21,15 @@ Isa = Annotated[
     str | None,
     typer.Option(help="Instruction set, such as scalar or avx2.", show_default="$FAIRY2I_ISA, else the best one"),
 ]
+Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token; higher is more varied.")]
+TopK = Annotated[int, typer.Option(help="Choose among the k most likely tokens; 0 = all.")]
+TopP = Annotated[float, typer.Option(help="Choose among the most likely tokens of this total probability; 1 = all.")]
+Penalty = Annotated[float, typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default="different every time")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)
+]
+Context = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of prompt and answer; fewer take less memory.", show_default="the model's own"),
+]

@@ -1,8 +1,9 @@
 """Several texts run together: every weight is read once for all of them.
 
-Texts of different length are padded on the left, as transformers does it: the last tokens stand in one column, new ones are
-appended to all. The graph hides the padding from attention and counts positions without it. onnxruntime's attention takes
-several new tokens for several texts only while the cache is empty, so the prompts run at once, and their logits with them.
+Every text keeps its own slots of the cache, from 0 on, so that its positions, its window and its room are those it has alone,
+whatever stands beside it. Shorter texts are padded on the right, where the attention mask hides the padding and the next
+tokens overwrite it. onnxruntime's attention takes several new tokens for several texts only while the cache is empty, so the
+prompts run at once, and their logits with them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ class Batch:
     """Texts that are continued together.
 
     Attributes:
-        padding: for every text how many columns stand empty before it.
-        length: columns so far.
+        lengths: tokens of every text in the cache.
     """
 
     def __init__(self, decoder: Decoder, texts: Sequence[Sequence[int]], new_tokens: int | None = 0) -> None:
@@ -41,45 +41,48 @@ class Batch:
             raise OptionError("texts: expected at least one text, and at least one token in each")
         for text in texts:
             decoder.check_tokens(text)
-        longest = max(len(text) for text in texts)
-        capacity = decoder.context_length if new_tokens is None else min(longest + new_tokens, decoder.context_length)
-        if longest > capacity:
+        longest, context = max(len(text) for text in texts), decoder.context_length
+        if longest > context:
             raise ContextError(
-                f"{longest} tokens do not fit into the context of {capacity}; shorten the text, or load the model with a "
+                f"{longest} tokens do not fit into the context of {context}; shorten the text, or load the model with a "
                 "larger context_length if it was made for one"
             )
-        self.padding = [longest - len(text) for text in texts]
-        self.length = 0
+        capacity = context if new_tokens is None else min(longest + new_tokens, context)
+        self.lengths = [0] * len(texts)
         self._decoder = decoder
         self._texts = [list(text) for text in texts]
         self._cache = KVCache(decoder.session, decoder.cache_shape, capacity, batch=len(texts))
-        self._mask = np.ones((len(texts), capacity), np.int64)
-        for row, empty in enumerate(self.padding):
-            self._mask[row, :empty] = 0
 
-    @property
-    def room(self) -> int:
-        """How many more tokens every text can get."""
-        return self._cache.capacity - self.length
+    def room(self, number: int) -> int:
+        """How many more tokens the text of that number can get."""
+        return self._cache.capacity - self.lengths[number]
 
     def read(self) -> list[F32]:
         """Run the texts; logits after every token of each, float32 [length of the text, vocab]."""
-        columns = [[0] * empty + text for empty, text in zip(self.padding, self._texts, strict=True)]
-        logits = self._run(np.array(columns, np.int64))
-        return [np.asarray(row[empty:], np.float32) for row, empty in zip(logits, self.padding, strict=True)]
+        lengths = [len(text) for text in self._texts]
+        columns = [text + [0] * (max(lengths) - len(text)) for text in self._texts]
+        logits = self._run(np.array(columns, np.int64), lengths)
+        return [np.asarray(row[:length], np.float32) for row, length in zip(logits, lengths, strict=True)]
 
-    def append(self, tokens: Sequence[int]) -> F32:
+    def append(self, tokens: Sequence[int | None]) -> F32:
         """Append one token to every text; logits of the next ones, float32 [texts, vocab].
+
+        None instead of a token leaves a text as it is; its logits mean nothing, and it is not to be continued any more: the
+        last slot of its cache was written over.
 
         Raises:
             ContextError: if there is no room.
         """
-        if self.room == 0:
-            raise ContextError(f"the context of {self._cache.capacity} tokens is full")
-        return np.asarray(self._run(np.array(tokens, np.int64)[:, None])[:, -1], np.float32)
+        full = [number for number, token in enumerate(tokens) if token is not None and self.room(number) == 0]
+        if full:
+            raise ContextError(f"text {full[0]}: the context of {self._cache.capacity} tokens is full")
+        lengths = [length + (token is not None) for length, token in zip(self.lengths, tokens, strict=True)]
+        columns = [[0 if token is None else token] for token in tokens]
+        return np.asarray(self._run(np.array(columns, np.int64), lengths)[:, -1], np.float32)
 
-    def _run(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
-        total = self.length + ids.shape[1]
-        logits = self._decoder.run(ids, np.ascontiguousarray(self._mask[:, :total]), self._cache.binding)
-        self.length = total
+    def _run(self, ids: npt.NDArray[np.int64], lengths: list[int]) -> npt.NDArray[np.generic]:
+        """Run new columns, after which the texts have those lengths."""
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        logits = self._decoder.run(ids, mask, self._cache.binding)
+        self.lengths = lengths
         return logits

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
 from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, RunError
 
@@ -60,16 +61,17 @@ class Decoder:
                     f"token {token} is not in the vocabulary of {self.vocab}; tokenizer and model do not match"
                 )
 
-    def next_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
+    def next_logits(self, tokens: Sequence[int], cache: KVCache, interruption: Interruption | None = None) -> F32:
         """Append ``tokens`` (at least one) to the cache; logits of the token after the last, float32 [vocab].
 
         Raises:
             ContextError: if they do not fit.
+            Interrupted: if ``interruption`` asks for it; what was run so far is in the cache.
             OptionError: if a token is not in the vocabulary.
         """
         self._check(tokens, cache)
         for start in range(0, len(tokens), PREFILL_CHUNK):
-            logits = self._run(tokens[start : start + PREFILL_CHUNK], cache)
+            logits = self._run(tokens[start : start + PREFILL_CHUNK], cache, interruption)
         return np.asarray(logits[-1], np.float32)
 
     def all_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
@@ -85,33 +87,45 @@ class Decoder:
             result[start : start + PREFILL_CHUNK] = self._run(tokens[start : start + PREFILL_CHUNK], cache)
         return result
 
-    def _run(self, tokens: Sequence[int], cache: KVCache) -> npt.NDArray[Any]:
+    def _run(self, tokens: Sequence[int], cache: KVCache, interruption: Interruption | None = None) -> npt.NDArray[Any]:
         ids = np.asarray(tokens, np.int64)[None]
-        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding)
+        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding, interruption)
         cache.tokens.extend(int(token) for token in tokens)
         return logits.reshape(ids.shape[1], self.vocab)
 
-    def run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], binding: ort.IOBinding) -> npt.NDArray[Any]:
+    def run(
+        self,
+        ids: npt.NDArray[np.int64],
+        mask: npt.NDArray[np.int64],
+        binding: ort.IOBinding,
+        interruption: Interruption | None = None,
+    ) -> npt.NDArray[Any]:
         """Run the graph once; nothing is checked.
 
         Args:
             ids: the new tokens [batch, sequence], contiguous.
             mask: zeros for padding, ones for tokens, the new ones included [batch, total], contiguous.
             binding: with a cache of that batch.
+            interruption: asked whether to stop, before the run and during it.
 
         Returns:
             Logits [batch, sequence, vocab] of the graph's type.
 
         Raises:
+            Interrupted: if ``interruption`` asks for it.
             RunError: if onnxruntime gives up.
         """
+        if interruption is not None:
+            interruption.check()
         logits = np.empty((*ids.shape, self.vocab), self._logits_dtype)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
         binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
         try:
-            self.session.run_with_iobinding(binding)
+            self.session.run_with_iobinding(binding, None if interruption is None else interruption.run_options)
         except Exception as error:  # onnxruntime's exception classes have no common base
+            if interruption is not None and interruption.requested:
+                raise Interrupted from None
             raise RunError(
                 f"onnxruntime gave up running {ids.shape[1]} tokens after {mask.shape[1] - ids.shape[1]}: {error} (if memory "
                 "is short, a smaller context_length needs less)"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from fairy2i_runtime.engine.threads import default_threads
-from fairy2i_runtime.errors import ModelFolderError, OptionError, check_option
+from fairy2i_runtime.engine.threads import check_threads, default_threads
+from fairy2i_runtime.errors import ModelFolderError, OptionError
 from fairy2i_runtime.folder import KERNEL_ENTRY
 from fairy2i_runtime.ops.library import ort_version, register
 
@@ -45,12 +45,17 @@ def open_session(
         ModelFolderError: if onnxruntime refuses the model.
     """
     if threads is not None:
-        check_option("threads", threads, int, lambda n: 1 <= n <= 1024, "an integer from 1 to 1024")
+        check_threads(threads)
+    for option, value in (("kernel", kernel), ("isa", isa)):
+        if value is not None and not isinstance(value, str):
+            raise OptionError(f"{option}: expected a name (str), got {value!r}")
+    if not isinstance(use_library, bool):
+        raise OptionError(f"use_library: expected True or False, got {use_library!r}")
     name = str(model) if isinstance(model, Path) else f"a model made of {folder}"
     options = ort.SessionOptions()
     if folder is not None:
         options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(folder.resolve()))
-    options.intra_op_num_threads = default_threads() if threads is None else threads
+    options.intra_op_num_threads = default_threads() if threads is None else int(threads)
     options.log_severity_level = 4  # fatal only: errors are raised, no need to print them too
     if not needs_library:
         if kernel is not None or isa is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fairy2i_runtime.engine.threads import default_threads
+from fairy2i_runtime.engine.threads import check_threads, default_threads
 from fairy2i_runtime.errors import Fairy2iRuntimeError, OptionError, check_option
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.measure.bench_worker import DONE
@@ -56,7 +56,7 @@ class BenchOptions:
         check_option("new_tokens", self.new_tokens, int, lambda n: n >= 2, "an integer of at least 2")
         check_option("repeat", self.repeat, int, lambda n: 1 <= n <= MAX_REPEAT, f"an integer from 1 to {MAX_REPEAT}")
         if self.threads is not None:
-            check_option("threads", self.threads, int, lambda n: 1 <= n <= 1024, "an integer from 1 to 1024")
+            check_threads(self.threads)
 
 
 def bench(folder: Path, options: BenchOptions, done: Callable[[], object] = lambda: None) -> dict[str, Any]:

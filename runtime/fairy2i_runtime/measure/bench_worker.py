@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fairy2i_runtime.engine.decoder import Decoder
-from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
 from fairy2i_runtime.model import load
 
 DONE = "done"  # said after every run
@@ -104,6 +105,7 @@ def _end_with_the_parent() -> None:
 
 def main() -> int:
     """Answer the request on stdin; returns the exit code."""
+    warnings.simplefilter("ignore", Fairy2iWarning)  # whoever started this process has said it already
     with suppress(ValueError, AttributeError):  # Ctrl-C in a terminal goes to all processes; the parent tells this one
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(sys.stdin.readline())

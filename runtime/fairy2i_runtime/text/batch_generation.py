@@ -9,7 +9,8 @@ from time import perf_counter
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.errors import ContextError
-from fairy2i_runtime.text.generation import FinishReason, GenerationOptions, Result, Timings
+from fairy2i_runtime.text.options import GenerationOptions
+from fairy2i_runtime.text.result import FinishReason, Result, Timings
 from fairy2i_runtime.text.sampling import Sampler
 from fairy2i_runtime.text.streaming import StopMatcher, StreamDecoder
 from fairy2i_runtime.text.tokenizer import Tokenizer
@@ -69,25 +70,25 @@ def generate_batch(
     """
     start = perf_counter()
     batch = Batch(decoder, prompts, options.max_new_tokens)
-    if batch.room < max(len(prompt) for prompt in prompts) + 1:
+    longest = max(len(prompt) for prompt in prompts)
+    if longest >= decoder.context_length:
         raise ContextError(
-            f"the longest prompt has {max(len(prompt) for prompt in prompts)} tokens and the context holds {batch.room}, one "
-            "new token included: shorten it"
+            f"the longest prompt has {longest} tokens and the context holds {decoder.context_length}, one new token included: "
+            "shorten it"
         )
     texts = [_Text(list(prompt), options, tokenizer, eos_ids) for prompt in prompts]
     for text, logits in zip(texts, batch.read(), strict=True):
         text.choose(logits[-1])
     timings = Timings(sum(len(prompt) for prompt in prompts), 0, perf_counter() - start)
-    while any(text.reason is None for text in texts):
-        if batch.room == 0:
-            for text in texts:
-                if text.reason is None:
-                    text.end("context")
+    while True:
+        for number, text in enumerate(texts):
+            if text.reason is None and batch.room(number) == 0:
+                text.end("context")
+        running = [number for number, text in enumerate(texts) if text.reason is None]
+        if not running:
             break
         start = perf_counter()
-        # texts that have ended go on with an arbitrary token until the last one has
-        rows = batch.append([text.tokens[-1] if text.tokens else 0 for text in texts])
-        running = [number for number, text in enumerate(texts) if text.reason is None]
+        rows = batch.append([text.tokens[-1] if text.reason is None else None for text in texts])
         for number in running:
             texts[number].choose(rows[number])
         timings = replace(

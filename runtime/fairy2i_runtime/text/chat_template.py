@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -43,6 +43,7 @@ class ChatTemplate:
         """
         self._special_tokens = dict(special_tokens)
         self._origin = origin
+        self._source = source
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -65,6 +66,13 @@ class ChatTemplate:
         path = folder / CONFIG_FILE
         source = _default_template(read_optional_json(path).get("chat_template"), path)
         return None if source is None else cls(source, special_tokens, origin=f"{path}: chat_template")
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names of the variables that callers may give to :meth:`render`: those that the template asks for."""
+        environment = _environment()
+        asked = meta.find_undeclared_variables(environment.parse(self._source))
+        return frozenset(asked - set(environment.globals) - {"messages", "add_generation_prompt"})
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation.

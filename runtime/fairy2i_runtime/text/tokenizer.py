@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from fairy2i_runtime.errors import ModelFolderError
+from fairy2i_runtime.errors import ModelFolderError, check_text
 from fairy2i_runtime.jsonfile import read_optional_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -73,8 +73,11 @@ class Tokenizer:
             text: any text; special tokens spelled in it become those tokens.
             add_special_tokens: add what the tokenizer's post-processor adds (usually a beginning-of-text token). Texts made
                 by a chat template have theirs already.
+
+        Raises:
+            OptionError: if it is no text, or holds what UTF-8 cannot express (lone surrogates).
         """
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        return list(self._backend.encode(check_text("text", text), add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; unfinished characters come out as U+FFFD."""

@@ -1,0 +1,149 @@
+"""The command ``fairy2i chat``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from fairy2i_runtime.commands import given_text
+from fairy2i_runtime.commands.chat_loop import chat_loop
+from fairy2i_runtime.commands.history import History, history_file
+from fairy2i_runtime.commands.line_editor import LineEditor
+from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Seed, Stop, Threads
+from fairy2i_runtime.errors import OptionError
+from fairy2i_runtime.model import load
+from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
+from fairy2i_runtime.text.recommended import recommended_sampling
+
+# for models that recommend nothing: small ones go in circles without a penalty
+CHAT_DEFAULTS: dict[str, Any] = {"repetition_penalty": 1.1}
+_SHOWN = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "repetition_penalty": "repetition penalty"}
+_RECOMMENDED = "what the model recommends"
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+
+
+def chat(
+    folder: Folder,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.", show_default=False)] = None,
+    template_variable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=JSON",
+            help="A variable for the chat template, such as enable_thinking=false; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 always takes the most likely token; higher is more varied.", show_default=_RECOMMENDED),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Choose among the k most likely tokens; 0 = all.", show_default=_RECOMMENDED)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose among the most likely tokens of this total probability; 1 = all.", show_default=_RECOMMENDED
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.", show_default=_RECOMMENDED),
+    ] = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = None,
+    kernel: Kernel = None,
+    isa: Isa = None,
+    context_length: Context = None,
+) -> None:
+    """Talk to a model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.
+
+    Sampling is what the model's generation_config.json recommends, but for options. A model without a chat template (a base
+    model) continues each line as plain text. In a terminal, lines are edited as in a shell; earlier ones are kept in
+    ~/.local/state/fairy2i/chat_history, or the file that FAIRY2I_HISTORY names; FAIRY2I_HISTORY= turns that off.
+    """
+    chosen: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("temperature", temperature),
+            ("top_k", top_k),
+            ("top_p", top_p),
+            ("repetition_penalty", repetition_penalty),
+        )
+        if value is not None
+    }
+    rest: GenerationChoices = {
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "stop": [given_text.argument("--stop", text) for text in stop or ()],
+    }
+    GenerationOptions.of(**chosen, **rest)  # mistakes are told before the model is loaded
+    system = None if system is None else given_text.argument("--system", system)
+    variables = template_variables(template_variable or [])
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
+    talk = model.conversation(system if model.chat_template is not None else None, template_variables=variables)
+    if not talk.is_chat:
+        _say("this model has no chat template: every line is continued as plain text, without memory of earlier ones")
+        if system is not None:
+            _say("a system message needs a chat template: it is ignored")
+    recommended = recommended_sampling(folder)
+    options = GenerationOptions.of(**{**CHAT_DEFAULTS, **recommended, **chosen}, **rest)
+    _say(sampling_text(options, recommended, chosen))
+    file = history_file()
+    chat_loop(talk, vars(options), LineEditor(None if file is None else History(file)))  # type: ignore[arg-type]
+    _say(str(model.stats))
+
+
+def sampling_text(options: GenerationOptions, recommended: dict[str, Any], chosen: dict[str, Any]) -> str:
+    """How tokens are chosen and who says so: ``temperature 0.7, top-p 0.9 (generation_config.json)``."""
+    groups: dict[str, list[str]] = {}
+    for name, shown in _SHOWN.items():
+        value = getattr(options, name)
+        if name in chosen:
+            source = "option"
+        elif name in recommended:
+            source = "generation_config.json"
+        else:
+            source = "default"
+        if name == "temperature" and value == 0:
+            groups.setdefault(source, []).append("the most likely token")
+        elif value != getattr(GenerationOptions, name) and (options.temperature or name == "repetition_penalty"):
+            groups.setdefault(source, []).append(f"{shown} {value:g}")
+    return "; ".join(f"{', '.join(parts)} ({source})" for source, parts in groups.items())
+
+
+def template_variables(given: list[str]) -> dict[str, Any]:
+    """Variables given as NAME=JSON; what does not look like JSON is a text.
+
+    Raises:
+        OptionError: if one is of another form, broken JSON, no text, or given twice.
+    """
+    variables: dict[str, Any] = {}
+    for entry in given:
+        name, equals, text = given_text.argument("--template-variable", entry).partition("=")
+        if not equals or not name.isidentifier():
+            raise OptionError(f"--template-variable: expected NAME=JSON such as enable_thinking=false, got {entry!r}")
+        if name in variables:
+            raise OptionError(f"--template-variable: {name} was given twice")
+        variables[name] = _value(name, text)
+    return variables
+
+
+def _value(name: str, text: str) -> Any:
+    if text in _PYTHON_WORDS:  # as text they would all count as true
+        return _PYTHON_WORDS[text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            raise OptionError(f"--template-variable: {name}: expected JSON, got {text!r:.80} ({error})") from None
+        return text
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
