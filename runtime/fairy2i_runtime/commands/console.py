@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fairy2i_runtime.commands.startup import USER_ERROR, Terminated, interrupted, say
-from fairy2i_runtime.commands.streams import check_output
+from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say
+from fairy2i_runtime.commands.process.streams import check_output
 from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
 from fairy2i_runtime.version import __version__
 
@@ -84,7 +84,7 @@ def run_app(
     given = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         _show_warnings_in_one_line(program)
-        return _run(app, program, given, errors)
+        return _run(app, program, given, (Fairy2iRuntimeError, *errors))
 
 
 def _show_warnings_in_one_line(program: str) -> None:
@@ -93,20 +93,20 @@ def _show_warnings_in_one_line(program: str) -> None:
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, Fairy2iWarning):
-            print(f"{program}: warning: {message}", file=sys.stderr)
+            say(f"{program}: warning: {message}")
         else:
             usual(message, category, *place)
 
     warnings.showwarning = show  # type: ignore[assignment]
 
 
-def _run(app: typer.Typer, program: str, given: list[str], errors: tuple[type[Exception], ...]) -> int:
+def _run(app: typer.Typer, program: str, given: list[str], known: tuple[type[Exception], ...]) -> int:
     try:
-        code = _call(app, program, given or ["--help"])
+        code = _call(app, program, list(given or ["--help"]))
         check_output()
     except _USAGE_ERROR as error:
         return _usage_error(error, program)
-    except (Fairy2iRuntimeError, *errors) as error:
+    except known as error:
         say(f"{program}: error: {error}")
         return USER_ERROR
     except (KeyboardInterrupt, Terminated, typer.Abort) as stop:
