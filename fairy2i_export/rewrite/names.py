@@ -12,6 +12,7 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}  # last number behind a name, for many values that want the same
         for graph in (model.graph, *model.graph.subgraphs()):
             self._take(graph.inputs)
             self._take(graph.initializers.values())
@@ -22,9 +23,10 @@ class Names:
         self._taken.update(value.name for value in values if value.name)
 
     def new(self, wanted: str) -> str:
-        name, count = wanted, 1
+        name, count = wanted, self._counts.get(wanted, 1)
         while name in self._taken:
             count += 1
             name = f"{wanted}_{count}"
+        self._counts[wanted] = count
         self._taken.add(name)
         return name

@@ -5,16 +5,17 @@ Weights are mapped, neither read nor packed again, so that models of any size ta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from fairy2i_export.errors import ModelError
 from fairy2i_export.onnx_graph.operator import DOMAIN
 from fairy2i_export.rewrite.opening.scopes import Scopes
-from fairy2i_export.rewrite.opening.walk import spots
 from fairy2i_export.rewrite.values.reason import reason_of
 
 # domains that ONNX Runtime has operators of itself
@@ -100,8 +101,19 @@ def try_model(path: Path) -> Trial:
 
 def _unknown_domains(model: onnx.ModelProto) -> list[str]:
     local = {(function.domain, function.name) for function in model.functions}
-    nodes = [spot.message for spot in spots(model) if spot.kind == "NodeProto"]
-    return sorted({node.domain for node in nodes if node.domain not in _KNOWN and (node.domain, node.op_type) not in local})
+    used = {(node.domain, node.op_type) for nodes in _node_lists(model) for node in nodes}
+    return sorted({domain for domain, name in used if domain not in _KNOWN and (domain, name) not in local})
+
+
+def _node_lists(model: onnx.ModelProto) -> Iterator[Any]:
+    """The nodes of all graphs and functions."""
+    pending = [model.graph.node, *(function.node for function in model.functions)]
+    while pending:
+        nodes = pending.pop()
+        yield nodes
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
+            bodies = [attribute.g] if attribute.HasField("g") else []
+            pending.extend(body.node for body in (*bodies, *attribute.graphs))
 
 
 def _check_structure(written: onnx.ModelProto, result: Path, source: Path) -> None:

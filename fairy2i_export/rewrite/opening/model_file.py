@@ -55,7 +55,7 @@ def open_model(path: Path) -> Opened:
         if problem := field_problem(spot):
             raise ModelError(f"{path}: {spot}: {problem}")
     files = _check_tensors(found, path)
-    normal = Normal(proto, path)
+    normal = Normal(proto, found, path)
     scopes = Scopes().look(proto)
     if scopes.problem:
         raise ModelError(f"{path}: {scopes.problem}")

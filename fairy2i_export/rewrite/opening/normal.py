@@ -36,28 +36,29 @@ class Normal:
 
     Args:
         model: the file as it was parsed, without problems.
+        found: all its messages.
         path: of the file.
 
     Attributes:
         sparse: location of a placeholder -> the sparse tensor it stands for.
     """
 
-    def __init__(self, model: onnx.ModelProto, path: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, found: list[Spot], path: Path) -> None:
         self.sparse: dict[str, Sparse] = {}
         self._path = path
         self._embedded = 0
-        found = list(spots(model))
-        for spot in found:
-            if spot.kind == "GraphProto" and spot.inside("FunctionProto") is None:
-                self._lift_constants(spot.message)
-        for spot in found:
-            if spot.kind == "GraphProto":
-                self._dense_initializers(spot)
-        for spot in spots(model):
-            if spot.kind == "AttributeProto" and is_sparse_constant(spot):
-                self._dense_constant(spot)
-            elif spot.kind == "TensorProto" and is_external(spot.message) and not _is_plain_initializer(spot):
-                self._embed(spot)
+        if any(_must_change(spot) for spot in found):
+            for spot in found:
+                if spot.kind == "GraphProto" and spot.inside("FunctionProto") is None:
+                    self._lift_constants(spot.message)
+            for spot in found:
+                if spot.kind == "GraphProto":
+                    self._dense_initializers(spot)
+            for spot in spots(model):
+                if spot.kind == "AttributeProto" and is_sparse_constant(spot):
+                    self._dense_constant(spot)
+                elif spot.kind == "TensorProto" and is_external(spot.message) and not _is_plain_initializer(spot):
+                    self._embed(spot)
         if model.ir_version < _OVERRIDABLE_IR_VERSION:
             _take_out_inputs(model)
 
@@ -154,6 +155,12 @@ def _far_value(node: Any) -> Any:
     if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR and is_external(attribute.t):
         return attribute.t
     return None
+
+
+def _must_change(spot: Spot) -> bool:
+    if spot.kind == "TensorProto":
+        return is_external(spot.message) and not _is_plain_initializer(spot)
+    return spot.kind == "SparseTensorProto"
 
 
 def _is_plain_initializer(spot: Spot) -> bool:

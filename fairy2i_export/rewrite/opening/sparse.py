@@ -52,7 +52,7 @@ class Sparse:
     def _index_problem(self) -> str:
         indices = self._array(self._proto.indices).astype(np.int64)
         sizes = np.array(self.shape if indices.ndim == 2 else [math.prod(self.shape)], np.int64)
-        columns = indices.reshape(len(indices), -1)
+        columns = indices[:, None] if indices.ndim == 1 else indices
         if ((columns < 0) | (columns >= sizes)).any():
             return f"has indices outside the shape {list(self.shape)}; the file is damaged"
         if len(np.unique(self._flat(indices))) < len(indices):
