@@ -38,6 +38,10 @@ class ChatTemplateError(Fairy2iRuntimeError):
     """The chat template is invalid or refuses the conversation."""
 
 
+class Fairy2iWarning(UserWarning):
+    """Something that works and is probably not what was meant. The commands print it in one line; once for each place."""
+
+
 def check_option(name: str, value: Any, kind: type, in_range: Callable[[Any], bool], expected: str) -> None:
     """Raise an :class:`OptionError` unless ``value`` is of the numeric ``kind`` and in range."""
     if not isinstance(value, kind) or isinstance(value, bool) or not in_range(value):

@@ -172,7 +172,10 @@ def save_result(
         for name, path in pictures.items():
             os.replace(path, partial / name)
         for path in sorted(partial.iterdir(), key=lambda path: (path.name == CONFIG, path.name)):
-            path.chmod(0o644)  # safetensors makes private files
+            if path.is_dir():
+                shutil.rmtree(out / path.name, ignore_errors=True)
+            else:
+                path.chmod(0o644)  # safetensors makes private files
             os.replace(path, out / path.name)
     except Exception as error:
         if not isinstance(error, OSError) and "SafetensorError" not in type(error).__name__:

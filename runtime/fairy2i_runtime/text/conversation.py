@@ -44,6 +44,8 @@ class Conversation:
         """Begin a conversation; see :meth:`fairy2i_runtime.Model.conversation`."""
         self._model = model
         self._system = system
+        if model.chat_template is not None:
+            model.chat_template.check()
         self._cache = model.decoder.new_cache()
         self._stream: TextStream | None = None
         self.messages: list[dict[str, Any]] = []
