@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
+from fairy2i_runtime.errors import ChatTemplateError
 from fairy2i_runtime.text.chat_template import ChatTemplate
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -110,6 +110,7 @@ def test_where_templates_are_found(tmp_path):
         "one",
         [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "one"}],
         [{"name": "x", "template": "one"}],
+        {"default": "one", "other": 3},
     ):
         write(tmp_path, "tokenizer_config.json", {"chat_template": value})
         template = ChatTemplate.load(tmp_path, {})
@@ -122,9 +123,14 @@ def test_where_templates_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [3, {"default": "x"}, ["x"], [{"name": "a", "template": "x"}, {"name": "b", "template": "y"}], []]
+    "value",
+    [3, {"default": 1}, ["x"], [{"name": "a", "template": "x"}, {"name": "b", "template": "y"}], [], {}, True, "{% do x %}"],
 )
-def test_template_entries_of_other_forms_are_explained(tmp_path, value):
+def test_templates_that_cannot_be_used_say_why_when_they_are(tmp_path, value):
     write(tmp_path, "tokenizer_config.json", {"chat_template": value})
-    with pytest.raises(ModelFolderError, match=r"tokenizer_config\.json"):
-        ChatTemplate.load(tmp_path, {})
+    template = ChatTemplate.load(tmp_path, {})
+    assert template is not None
+    assert "tokenizer_config.json: chat_template" in (template.problem or "")
+    for use in (template.check, lambda: template.render(MESSAGES), lambda: template.variables):
+        with pytest.raises(ChatTemplateError, match=r"tokenizer_config\.json: chat_template"):
+            use()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fairy2i_runtime import load
-from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
+from fairy2i_runtime.errors import ChatTemplateError, Fairy2iWarning, ModelFolderError
 from fairy2i_runtime.folder import open_folder
 from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
 
@@ -137,10 +137,24 @@ def test_files_of_a_newer_format_are_refused(folder, version, message):
         load(folder)
 
 
-def test_a_broken_chat_template_is_named(folder):
+def test_a_broken_chat_template_stops_chat_alone(folder):
     (folder / "chat_template.jinja").write_text("line\n{% if %}")
+    model = load(folder)
+    assert model.generate("Once", max_new_tokens=3).text == load(stories_folder()).generate("Once", max_new_tokens=3).text
     with pytest.raises(ChatTemplateError, match=r"chat_template\.jinja: syntax error in line 2"):
-        load(folder)
+        model.conversation()
+    with pytest.raises(ChatTemplateError, match=r"chat_template\.jinja: syntax error in line 2"):
+        model.chat([{"role": "user", "content": "Hello"}])
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "generation_config.json"])
+@pytest.mark.parametrize("bad", [-1, 512, 10**12, True, 2.0])
+def test_end_tokens_outside_the_vocabulary_are_left_out(folder, name, bad):
+    config = json.loads((folder / name).read_text())
+    config.get("model", config)["eos_token_id"] = [2, bad]
+    (folder / name).write_text(json.dumps(config))
+    with pytest.warns(Fairy2iWarning, match=rf"{name}: .*eos_token_id: expected token ids from 0 to 511, found {bad}"):
+        assert load(folder).eos_ids == {1, 2}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

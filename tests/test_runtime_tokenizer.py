@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from export_helpers import edit_json
+from fairy2i_runtime import load
+from fairy2i_runtime.errors import ModelFolderError
 from fairy2i_runtime.text.tokenizer import Tokenizer
 from runtime_models import copy_of_stories, stories_folder
 
@@ -44,14 +47,36 @@ def test_special_tokens_come_from_texts_and_objects(folder):
         json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": None})
     )
     tokenizer = Tokenizer.load(folder)
-    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>"}
+    # the map overrules the configuration, unless that has an added_tokens_decoder: so does transformers
+    assert tokenizer.special_tokens == {"bos_token": "<a>", "eos_token": "</s>", "pad_token": "<p>"}
     assert tokenizer.eos_id == 2
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder={})
+    assert Tokenizer.load(folder).special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def test_an_unknown_end_token_is_none(folder):
+def test_an_end_token_without_a_row_in_the_embedding_is_none(folder):
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|nothing|>"}')
-    assert Tokenizer.load(folder).eos_id is None
+    assert Tokenizer.load(folder).eos_id == 512
+    assert Tokenizer.load(folder, rows=512).eos_id is None
+    model = load(folder)
+    assert model.eos_ids == {1, 2}
+    assert model.tokenizer.encode("<|nothing|>") == load(stories_folder()).tokenizer.encode("<|nothing|>")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokenizer_config.json", {"pad_token": 5}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["<a>"]}),
+        ("special_tokens_map.json", {"extra_special_tokens": "<a>"}),
+        ("added_tokens.json", {"<a>": "512"}),
+    ],
+)
+def test_what_is_no_token_is_named(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+    with pytest.raises(ModelFolderError, match=rf"{name}.*expected .*; repair the file"):
+        Tokenizer.load(folder)
 
 
 def test_truncation_and_padding_of_the_file_are_switched_off(folder):

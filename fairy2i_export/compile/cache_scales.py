@@ -19,6 +19,7 @@ from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.operator import DOMAIN
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.tokenizer import open_tokenizer
 
 F32 = npt.NDArray[np.float32]
 _TOKENS = 512  # of the text, at most
@@ -39,14 +40,11 @@ def calibration_text(
         if path is not None:
             raise OptionError("cache calibration: only an int8 cache is calibrated; add --kv-cache int8")
         return None
-    from tokenizers import Tokenizer
-
     try:
         text = DEFAULT_TEXT if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cache calibration {path}: expected a UTF-8 text file: {error}") from error
-    tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
-    ids = tokenizer.encode(text).ids[: min(_TOKENS, options.context_length)]
+    ids = open_tokenizer(checkpoint.directory).backend.encode(text).ids[: min(_TOKENS, options.context_length)]
     if not ids:
         raise OptionError(f"cache calibration {path}: the text has no tokens")
     return np.array([ids], np.int64)

@@ -33,7 +33,8 @@ from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.safetensors_file import numpy_dtype
 from fairy2i_export.source.tensor_stream import BUFFERS
-from fairy2i_export.source.tokenizer_files import SpecialTokens, check_tokenizer, special_tokens
+from fairy2i_export.source.tokenizer import open_tokenizer
+from fairy2i_export.source.tokenizer_files import SpecialTokens, chat_warnings, special_tokens
 
 _TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer, measured with SmolLM2-135M
 _BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
@@ -136,7 +137,9 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
             options = replace(options, exclude=(*options.exclude, *without_codes))
         plan = make_plan(checkpoint, decoder, options)
-    tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    tokenizer = open_tokenizer(checkpoint.directory, decoder.vocab_size)
+    tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
+    warnings += [*tokenizer.warnings, *tokens.warnings, *chat_warnings(checkpoint.directory)]
     warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")

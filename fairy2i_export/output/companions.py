@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from fairy2i_export.errors import CheckpointError
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
+from fairy2i_export.source.tokenizer import TOKENIZER
+from fairy2i_export.source.tokenizer_files import copy_templates, write_tokenizer
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -37,4 +41,8 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
         if (source.parent / name).is_file():
             shutil.copyfile(source.parent / name, folder / name)
             copied.append(name)
+    if TOKENIZER in copied:
+        with suppress(CheckpointError):  # not the model's concern: it stays as it is
+            write_tokenizer(source.parent, folder)
+    copy_templates(source.parent, folder)
     return tuple(copied)

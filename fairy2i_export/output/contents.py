@@ -8,7 +8,8 @@ from fairy2i_export.onnx_graph.tokenizer.write import DETOKENIZER, TOKENIZER
 from fairy2i_export.output.companions import COPIED as COPIED_BY_REWRITE
 from fairy2i_export.output.data_file import DATA, MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
-from fairy2i_export.source.tokenizer_files import COPIED
+from fairy2i_export.source.tokenizer import TOKENIZER as SOURCE_TOKENIZER
+from fairy2i_export.source.tokenizer_files import COPIED, MORE_TEMPLATES
 
 CARD = "README.md"
 REPORT = "rewrite.json"
@@ -16,6 +17,8 @@ EXPORT_MARKERS = (MODEL, GENAI_CONFIG)  # what makes a folder recognizable as an
 REWRITE_MARKERS = (MODEL, REPORT)  # the same for the output of fairy2i_export.rewrite
 # the library is no output, but docs/export.md tells to copy it there
 _WRITTEN = {MODEL, DATA, GENAI_CONFIG, CARD, REPORT, TOKENIZER, DETOKENIZER, LIBRARY, *COPIED, *COPIED_BY_REWRITE}
+_WRITTEN |= {SOURCE_TOKENIZER}
+_TEMPLATES = "*.jinja"  # in the folder of further chat templates
 
 
 def is_export(folder: Path, markers: tuple[str, ...]) -> bool:
@@ -25,15 +28,28 @@ def is_export(folder: Path, markers: tuple[str, ...]) -> bool:
 
 def foreign_names(folder: Path) -> list[str]:
     """Names of what lies in a folder and was not put there by an export, sorted."""
-    return sorted(
-        path.name for path in folder.iterdir() if path.name not in _WRITTEN or (path.is_dir() and not path.is_symlink())
-    )
+    return sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        return path.name == MORE_TEMPLATES and all(inside.match(_TEMPLATES) for inside in path.iterdir())
+    return path.name in _WRITTEN
 
 
 def remove_export(folder: Path) -> None:
     """Remove the files of an export, and the folder if that empties it."""
     for path in folder.iterdir():
-        if path.name in _WRITTEN and (path.is_symlink() or not path.is_dir()):
+        if path.name == MORE_TEMPLATES and path.is_dir() and not path.is_symlink():
+            _remove_templates(path)
+        elif _is_ours(path):
             path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _remove_templates(folder: Path) -> None:
+    for path in folder.glob(_TEMPLATES):
+        path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

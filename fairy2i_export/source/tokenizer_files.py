@@ -6,103 +6,149 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint, read_json
-
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-COPIED = (
+from fairy2i_export.source.tokenizer import (
+    ADDED_TOKENS,
+    SPECIAL_MAP,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    CHAT_TEMPLATE,
-    "generation_config.json",
-    "config.json",
+    SourceTokenizer,
+    damaged_files,
+    open_tokenizer,
 )
+
+CHAT_TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of them
+_PROCESSOR_TEMPLATE = "chat_template.json"
+_GENERATION_CONFIG = "generation_config.json"
+COPIED = (TOKENIZER_CONFIG, SPECIAL_MAP, ADDED_TOKENS, CHAT_TEMPLATE, _GENERATION_CONFIG, "config.json")
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids that end or frame a text; None or empty where the checkpoint names none."""
+    """Token ids that end or frame a text; None or empty where the checkpoint names none.
+
+    Attributes:
+        bos: begins a text.
+        eos: every token that ends one, the most important first.
+        pad: fills up a batch.
+        warnings: ids that are named and no tokens of the model, a sentence each.
+    """
 
     bos: int | None
     eos: tuple[int, ...]
     pad: int | None
+    warnings: tuple[str, ...] = ()
 
 
 def check_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> dict[str, int]:
-    """Check that the checkpoint's tokenizer.json fits the model; returns its vocabulary.
+    """Check that the checkpoint's tokenizer fits the model; returns its vocabulary.
 
     Raises:
-        CheckpointError: if it is missing, unreadable, or has tokens that the embedding has no row for.
+        CheckpointError: as :func:`~fairy2i_export.source.tokenizer.open_tokenizer`.
     """
-    path = checkpoint.directory / TOKENIZER
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: missing; the exported model needs it. Make it from the checkpoint's other tokenizer files with "
-            f'transformers: AutoTokenizer.from_pretrained("{checkpoint.directory}").save_pretrained("{checkpoint.directory}")'
-        )
-    from tokenizers import Tokenizer
-
-    try:
-        vocabulary: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
-    largest = max(vocabulary.values(), default=-1)
-    if largest >= vocab_size:
-        raise CheckpointError(
-            f"{path}: has token ids up to {largest}, but the model's vocabulary (vocab_size in config.json) has "
-            f"{vocab_size}; the tokenizer belongs to another model"
-        )
-    return vocabulary
+    return open_tokenizer(checkpoint.directory, vocab_size).vocabulary
 
 
-def special_tokens(checkpoint: Checkpoint, vocabulary: dict[str, int]) -> SpecialTokens:
-    """Ids of the special tokens: from generation_config.json, else config.json, else by name from tokenizer_config.json.
+def special_tokens(checkpoint: Checkpoint, tokenizer: SourceTokenizer, vocab_size: int) -> SpecialTokens:
+    """Ids of the special tokens from generation_config.json, config.json and, by name, the tokenizer.
+
+    A text ends with the end tokens of all three; for the others the first file that names one counts.
 
     Raises:
-        CheckpointError: if an id is no token id.
+        CheckpointError: generation_config.json is damaged, or there is something else than numbers where ids are expected.
     """
-    tokenizer_config = _optional_json(checkpoint.directory / TOKENIZER_CONFIG)
-    sources = [_optional_json(checkpoint.directory / "generation_config.json"), checkpoint.config]
+    path = checkpoint.directory / _GENERATION_CONFIG
+    sources = {path.name: read_json(path) if path.exists() else {}, "config.json": checkpoint.config}
+    warnings: list[str] = []
 
     def find(kind: str) -> tuple[int, ...]:
-        for source in sources:
+        ids: list[int] = []
+        for name, source in sources.items():
             value = source.get(f"{kind}_token_id")
-            if value is not None:
-                ids = value if isinstance(value, list) else [value]
-                for token in ids:
-                    if isinstance(token, bool) or not isinstance(token, int):
-                        raise CheckpointError(f"{checkpoint.directory}: {kind}_token_id: expected token ids, got {value!r}")
-                # -1 is how some old checkpoints write "none"
-                return tuple(token for token in ids if token >= 0)
-        name = tokenizer_config.get(f"{kind}_token")
-        if isinstance(name, dict):
-            name = name.get("content")
-        return (vocabulary[name],) if isinstance(name, str) and name in vocabulary else ()
+            for token in value if isinstance(value, list) else [] if value is None else [value]:
+                if not isinstance(token, int | float):
+                    where = checkpoint.directory / name
+                    raise CheckpointError(f"{where}: {kind}_token_id: expected a token id or a list of them, got {value!r}")
+                if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+                    warnings.append(
+                        f"{checkpoint.directory / name}: {kind}_token_id: expected token ids from 0 to {vocab_size - 1}, found "
+                        f"{token!r}, which is ignored"
+                    )
+                else:
+                    ids.append(token)
+        named = tokenizer.backend.token_to_id(tokenizer.special_tokens.get(f"{kind}_token", ""))
+        return tuple(dict.fromkeys([*ids, *([] if named is None else [named])]))
 
     bos, eos, pad = find("bos"), find("eos"), find("pad")
-    return SpecialTokens(bos[0] if bos else None, eos, pad[0] if pad else None)
+    return SpecialTokens(bos[0] if bos else None, eos, pad[0] if pad else None, tuple(warnings))
 
 
 def copy_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy tokenizer, chat template and configuration; write a minimal tokenizer_config.json if the checkpoint has none."""
+    """Write tokenizer, chat templates and configuration; a minimal tokenizer_config.json if the checkpoint has none.
+
+    tokenizer.json is written with all of its tokens, byte for byte as it is if it lacks none.
+    """
+    directory = checkpoint.directory
+    write_tokenizer(directory, folder)
     for name in COPIED:
-        if (checkpoint.directory / name).is_file():
-            shutil.copyfile(checkpoint.directory / name, folder / name)
+        if (directory / name).is_file() and name not in damaged_files(directory):
+            shutil.copyfile(directory / name, folder / name)
+    copy_templates(directory, folder)
     if not (folder / TOKENIZER_CONFIG).exists():
         minimal = {"tokenizer_class": "PreTrainedTokenizerFast"}
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(minimal, indent=2) + "\n", encoding="utf-8")
 
 
+def write_tokenizer(directory: Path, folder: Path) -> None:
+    """Write the tokenizer.json of a directory into a folder, with all of its tokens.
+
+    Raises:
+        CheckpointError: as :func:`~fairy2i_export.source.tokenizer.open_tokenizer`.
+    """
+    text = open_tokenizer(directory).text
+    if text is None:
+        shutil.copyfile(directory / TOKENIZER, folder / TOKENIZER)
+    else:
+        (folder / TOKENIZER).write_bytes(text.encode())
+
+
+def copy_templates(directory: Path, folder: Path) -> None:
+    """Copy the folder of further chat templates, if there is one."""
+    templates = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
+    if templates:
+        (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
+    for path in templates:
+        shutil.copyfile(path, folder / MORE_TEMPLATES / path.name)
+
+
+def chat_warnings(directory: Path) -> list[str]:
+    """Why the chat template of a checkpoint cannot be used, if it has one that cannot."""
+    problem = _chat_problem(directory)
+    if problem:
+        return [f"{problem}. The model generates text, but it does not chat; repair the template and export again"]
+    if problem is None and (directory / _PROCESSOR_TEMPLATE).is_file():
+        return [
+            f"{directory / _PROCESSOR_TEMPLATE}: a chat template in this file belongs to a processor, and transformers' tokenizers "
+            f"do not read it: the model does not chat; to use it for text, write it into {CHAT_TEMPLATE} and export again"
+        ]
+    return []
+
+
 def has_chat_template(folder: Path) -> bool:
-    """Whether a folder holds a chat template, as a file of its own or inside tokenizer_config.json."""
-    return (folder / CHAT_TEMPLATE).exists() or "chat_template" in _optional_json(folder / TOKENIZER_CONFIG)
+    """Whether a folder holds a chat template that can be used."""
+    return _chat_problem(folder) == ""
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _chat_problem(directory: Path) -> str | None:
+    """What is wrong with a chat template, empty if nothing is; None if there is none."""
+    from fairy2i_runtime.errors import ModelFolderError
+    from fairy2i_runtime.text.chat_template import ChatTemplate
+
+    try:
+        template = ChatTemplate.load(directory, {})
+    except ModelFolderError as error:
+        raise CheckpointError(str(error)) from error
+    return None if template is None else template.problem or ""

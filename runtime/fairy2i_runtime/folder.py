@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from fairy2i_runtime.errors import ModelFolderError, check_option
+from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, check_option
 from fairy2i_runtime.jsonfile import read_json, read_optional_json
 
 CONFIG_FILE = "genai_config.json"
@@ -28,6 +29,7 @@ class ModelFolder:
         context_length: the most tokens the model was built for.
         eos_ids: tokens that end a text, from genai_config.json and generation_config.json together.
         needs_library: whether the model has operators of the operator library, as genai_config.json says.
+        vocab_size: rows of the model's embedding; None if genai_config.json does not say.
         kernel: the kernel to run unless somebody chooses another, as genai_config.json says, or None. An exporter that found
             the default kernel too coarse for this model writes it there, for every host.
     """
@@ -37,6 +39,7 @@ class ModelFolder:
     context_length: int
     eos_ids: frozenset[int]
     needs_library: bool = True
+    vocab_size: int | None = None
     kernel: str | None = None
 
     def kernel_to_run(self, asked: str | None) -> str | None:
@@ -82,8 +85,11 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
     if not isinstance(context, int) or isinstance(context, bool) or not 1 <= context <= MAX_CONTEXT:
         raise ModelFolderError(f"{config_path}: model.context_length: expected 1 to {MAX_CONTEXT}, got {context!r}")
     generation_path = path / GENERATION_FILE
-    eos = _token_ids(model.get("eos_token_id"), config_path, "model.eos_token_id")
-    eos |= _token_ids(read_optional_json(generation_path).get("eos_token_id"), generation_path, "eos_token_id")
+    size = model.get("vocab_size")
+    rows = size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+    eos = _token_ids(model.get("eos_token_id"), config_path, "model.eos_token_id", rows)
+    generation = read_optional_json(generation_path)
+    eos |= _token_ids(generation.get("eos_token_id"), generation_path, "eos_token_id", rows)
     session = model["decoder"].get("session_options")
     needs_library = isinstance(session, dict) and "custom_ops_library" in session
     kernel = session.get(KERNEL_ENTRY) if isinstance(session, dict) else None
@@ -91,7 +97,7 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
         raise ModelFolderError(
             f"{config_path}: model.decoder.session_options.{KERNEL_ENTRY}: expected a name, got {kernel!r}"
         )
-    return ModelFolder(path, model_file, context, eos, needs_library, kernel)
+    return ModelFolder(path, model_file, context, eos, needs_library, rows, kernel)
 
 
 def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:
@@ -108,9 +114,16 @@ def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:
     return int(wanted)
 
 
-def _token_ids(value: Any, path: Path, key: str) -> frozenset[int]:
-    """Token ids that may be absent, one number or a list."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-        raise ModelFolderError(f"{path}: {key}: expected a token id or a list of them, got {value!r}")
-    return frozenset(ids)
+def _token_ids(value: Any, path: Path, key: str, rows: int | None) -> frozenset[int]:
+    """Token ids that may be absent, one number or a list; numbers that are no tokens of the model are left out, with a warning."""
+    found = set()
+    for token in [] if value is None else value if isinstance(value, list) else [value]:
+        if not isinstance(token, int | float):
+            raise ModelFolderError(f"{path}: {key}: expected a token id or a list of them, got {value!r}")
+        if isinstance(token, int) and not isinstance(token, bool) and token >= 0 and (rows is None or token < rows):
+            found.add(token)
+        else:
+            expected = f"token ids from 0 to {rows - 1}" if rows else "token ids"
+            message = f"{path}: {key}: expected {expected}, found {token!r}, which is ignored"
+            warnings.warn(message, Fairy2iWarning, stacklevel=3)
+    return frozenset(found)

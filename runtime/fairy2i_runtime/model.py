@@ -54,13 +54,12 @@ def load(
         ModelFolderError: if the folder is missing, incomplete or damaged.
         LibraryError: if the operator library is missing or does not load.
         OptionError: if an option is unknown or out of range.
-        ChatTemplateError: if the chat template has a syntax error.
     """
     if not isinstance(folder, str | Path) and not isinstance(getattr(folder, "__fspath__", lambda: None)(), str):
         raise OptionError(f"folder: expected the path of a folder, got {folder!r}")
     opened = open_folder(folder)
     context = chosen_context_length(context_length, opened)
-    tokenizer = Tokenizer.load(opened.path)
+    tokenizer = Tokenizer.load(opened.path, opened.vocab_size)
     template = ChatTemplate.load(opened.path, tokenizer.special_tokens)
     session = open_session(
         opened.model_file,

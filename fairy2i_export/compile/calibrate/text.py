@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from fairy2i_export.errors import OptionError
 from fairy2i_export.request.request import CALIBRATION_TOKENS
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.tokenizer import open_tokenizer
 
 METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
@@ -60,9 +60,8 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
 
     Raises:
         OptionError: a file that cannot be read as text, or too little text.
+        CheckpointError: the checkpoint has no tokenizer, or a damaged one.
     """
-    from tokenizers import Tokenizer
-
     wanted = CALIBRATION_TOKENS if tokens is None else tokens
     window = min(WINDOW, longest)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < _FEWEST_WINDOWS * window:
@@ -70,7 +69,7 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
             f"calibrate tokens: expected at least {_FEWEST_WINDOWS * window} ({_FEWEST_WINDOWS} windows of {window}), "
             f"got {wanted!r}"
         )
-    tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
+    tokenizer = open_tokenizer(checkpoint.directory).backend
     found: list[int] = []
     for path in paths:
         try:

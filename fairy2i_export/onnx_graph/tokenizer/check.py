@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from fairy2i_export.errors import TokenizerError
-from fairy2i_export.onnx_graph.tokenizer.description import Description
+from fairy2i_export.onnx_graph.tokenizer.description import Description, read_tokenizer
 from fairy2i_export.onnx_graph.tokenizer.detokenizer import token_bytes
 
 SAMPLE = (
@@ -51,11 +51,7 @@ def check_graphs(path: Path, description: Description, encode: onnx.ModelProto, 
     Raises:
         TokenizerError: something differs, with the first difference; or the operators cannot be run.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer(path).backend
     encoder, decoder = _session(path, encode), _session(path, decode)
     texts = sample_texts(description)
     for text in texts:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fairy2i_export.errors import TokenizerError
+from fairy2i_export.errors import CheckpointError, TokenizerError
+from fairy2i_export.source.tokenizer import SourceTokenizer, open_tokenizer
 
 Prefix = Literal["never", "first", "always", "prepend"]
 META = "▁"  # how SentencePiece writes a space
@@ -49,8 +50,20 @@ class Description:
         return max(self.vocabulary) + 1
 
 
+def read_tokenizer(path: Path) -> SourceTokenizer:
+    """The tokenizer of a tokenizer.json, with the tokens that the files beside it name.
+
+    Raises:
+        TokenizerError: it cannot be read.
+    """
+    try:
+        return open_tokenizer(path.parent)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
+
+
 def describe_tokenizer(path: Path) -> Description:
-    """Read a tokenizer.json; a tokenizer_config.json beside it names the padding token.
+    """Read a tokenizer.json and the files beside it.
 
     Args:
         path: the file.
@@ -58,13 +71,9 @@ def describe_tokenizer(path: Path) -> Description:
     Raises:
         TokenizerError: it cannot be read, or the graphs cannot express what it does.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer: Any = Tokenizer.from_file(str(path))
-        data: dict[str, Any] = json.loads(tokenizer.to_str())  # normalized: the spelling of old files differs
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{path}: cannot be read as a tokenizer ({error})") from error
+    source = read_tokenizer(path)
+    tokenizer = source.backend
+    data: dict[str, Any] = json.loads(tokenizer.to_str())  # normalized: the spelling of old files differs
     model = data["model"]
     if model["type"] != "BPE":
         raise _refused(path, f"its model is {model['type']}; only BPE is known")
@@ -85,7 +94,7 @@ def describe_tokenizer(path: Path) -> Description:
         "special": frozenset(token["id"] for token in data["added_tokens"] if token["special"]),
         "before": before,
         "after": after,
-        "pad": _pad(path, tokenizer),
+        "pad": tokenizer.token_to_id(source.special_tokens.get("pad_token", "")) or 0,
     }
     decoder = data["decoder"] or {"type": "none"}
     if decoder["type"] == "ByteLevel":
@@ -106,8 +115,6 @@ def _refused(path: Path, reason: str) -> TokenizerError:
 
 def _frame(tokenizer: Any, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the post-processor puts before and after a text."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     framed = tokenizer.encode("a").ids
     for start in range(len(framed) - len(plain) + 1):
@@ -115,18 +122,6 @@ def _frame(tokenizer: Any, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]
         if framed[start:end] == plain and framed[:start] + framed[end:] == tokenizer.encode("").ids:
             return tuple(framed[:start]), tuple(framed[end:])
     raise _refused(path, "its post-processor does more than putting tokens before and after a text")
-
-
-def _pad(path: Path, tokenizer: Any) -> int:
-    try:
-        config = json.loads((path.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
-    name = config.get("pad_token") if isinstance(config, dict) else None
-    if isinstance(name, dict):
-        name = name.get("content")
-    found = tokenizer.token_to_id(name) if isinstance(name, str) else None
-    return 0 if found is None else int(found)
 
 
 def _byte_level_digits(path: Path, data: dict[str, Any]) -> str:

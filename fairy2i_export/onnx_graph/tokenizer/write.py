@@ -13,7 +13,7 @@ import onnx
 from fairy2i_export.errors import OutputError
 from fairy2i_export.onnx_graph.tokenizer.byte_level import byte_level_tokenizer
 from fairy2i_export.onnx_graph.tokenizer.check import check_graphs
-from fairy2i_export.onnx_graph.tokenizer.description import describe_tokenizer
+from fairy2i_export.onnx_graph.tokenizer.description import describe_tokenizer, read_tokenizer
 from fairy2i_export.onnx_graph.tokenizer.detokenizer import detokenizer
 from fairy2i_export.onnx_graph.tokenizer.sentencepiece import sentencepiece_tokenizer
 from fairy2i_runtime.version import __version__
@@ -73,16 +73,20 @@ def _is_ours(path: Path) -> bool:
 
 
 def make_tokenizer_graphs(folder: Path) -> TokenizerGraphs:
-    """Make both graphs of the tokenizer.json in a folder, and check them; nothing is written.
+    """Make both graphs of the tokenizer in a folder, and check them; nothing is written.
+
+    They have all of its tokens, as the tokenizer.json of an exported model has.
 
     Raises:
-        TokenizerError: the graphs cannot express the tokenizer; says why.
+        TokenizerError: the tokenizer cannot be read, or the graphs cannot express it; says why.
     """
     path = folder / "tokenizer.json"
+    text = read_tokenizer(path).text
+    contents = path.read_bytes() if text is None else text.encode()
     description = describe_tokenizer(path)
     metadata = {
         _KIND: description.kind,
-        "fairy2i.tokenizer_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "fairy2i.tokenizer_sha256": hashlib.sha256(contents).hexdigest(),
         "fairy2i.tool_version": __version__,
     }
     encode = _BUILDERS[description.kind](description, metadata)
@@ -91,7 +95,7 @@ def make_tokenizer_graphs(folder: Path) -> TokenizerGraphs:
 
 
 def write_tokenizer_graphs(folder: Path) -> int:
-    """Make the graphs of the tokenizer.json in a folder and write them beside it.
+    """Make the graphs of the tokenizer in a folder and write them there.
 
     Returns:
         The number of texts on which they were compared with the tokenizers library.

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from fairy2i_export.errors import OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.tokenizer_files import TOKENIZER, check_tokenizer, special_tokens
+from fairy2i_export.source.tokenizer import TOKENIZER, open_tokenizer
+from fairy2i_export.source.tokenizer_files import special_tokens
 from fairy2i_export.train.recipe import Bos
 
 IGNORED = -100  # label of a token that is not predicted, as transformers has it
@@ -72,7 +73,7 @@ class Encoder:
 
 
 def open_encoder(checkpoint: Checkpoint, vocab_size: int, bos: Bos, eos: str | None) -> Encoder:
-    """The encoder of a checkpoint's tokenizer.json.
+    """The encoder of a checkpoint's tokenizer.
 
     Args:
         checkpoint: the opened source.
@@ -84,17 +85,12 @@ def open_encoder(checkpoint: Checkpoint, vocab_size: int, bos: Bos, eos: str | N
         CheckpointError: no tokenizer.json, or one with ids that the embedding has no row for.
         OptionError: a token that is needed is unknown.
     """
-    from tokenizers import Tokenizer
-
-    vocabulary = check_tokenizer(checkpoint, vocab_size)
-    special = special_tokens(checkpoint, vocabulary)
-    tokenizer = Tokenizer.from_file(str(checkpoint.directory / TOKENIZER))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = open_tokenizer(checkpoint.directory, vocab_size)
+    special = special_tokens(checkpoint, tokenizer, vocab_size)
     begin = special.bos if bos != "none" else None
     if bos != "none" and begin is None:
         raise OptionError(f"--bos {bos}: {checkpoint.directory} names no beginning-of-text token; use --bos none")
-    return Encoder(tokenizer, _end_token(eos, vocabulary, special.eos, checkpoint), begin, bos)
+    return Encoder(tokenizer.backend, _end_token(eos, tokenizer.vocabulary, special.eos, checkpoint), begin, bos)
 
 
 def _end_token(eos: str | None, vocabulary: dict[str, int], named: tuple[int, ...], checkpoint: Checkpoint) -> int:

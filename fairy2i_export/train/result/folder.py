@@ -210,7 +210,8 @@ def _place(out: Path) -> None:
     Raises:
         OutputError: one of the names is taken; the result stays beside it.
     """
-    names = sorted((path.name for path in (out / _PARTIAL).iterdir()), key=lambda name: (name == CONFIG, name))
+    files = (path for path in (out / _PARTIAL).rglob("*") if not path.is_dir())  # chat templates may lie in a folder
+    names = sorted((str(path.relative_to(out / _PARTIAL)) for path in files), key=lambda name: (name == CONFIG, name))
     record = out / CHECKPOINTS / _PLACED
     try:
         ours = set(json.loads(record.read_text(encoding="utf-8")))  # of an earlier run, or of one that was stopped in here
@@ -222,7 +223,8 @@ def _place(out: Path) -> None:
         record.write_text(json.dumps(sorted(ours.union(names))), encoding="utf-8")
         for name in names:
             (out / _PARTIAL / name).chmod(0o644)  # safetensors makes private files
-            if not place_file(out / _PARTIAL / name, out / name, lambda path: path.name in ours):
+            (out / name).parent.mkdir(exist_ok=True)
+            if not place_file(out / _PARTIAL / name, out / name, lambda path: str(path.relative_to(out)) in ours):
                 taken.append(name)
     if taken:
         raise OutputError(

@@ -1,18 +1,20 @@
 """Chat templates: a list of messages in, the text the model was trained on out.
 
 Templates are Jinja programs that come with a model, so they run in Jinja's immutable sandbox. The environment follows the
-conventions of Hugging Face transformers, for which all such templates are written.
+conventions of Hugging Face transformers, for which all such templates are written, and so does what a template gets to see.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -20,23 +22,46 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
+from fairy2i_runtime.errors import ChatTemplateError
 from fairy2i_runtime.jsonfile import read_optional_json
 
 TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
 CONFIG_FILE = "tokenizer_config.json"
+_DEFAULT, _TOOL_USE = "default", "tool_use"
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same part of a message, the first is today's
+_BARE: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}  # of subclasses
+# what Jinja, and Python where it runs what Jinja makes, raise for damaged or failing templates
+_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+)  # fmt: skip
 
 
 class ChatTemplate:
-    """A compiled chat template."""
+    """A compiled chat template.
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], *, origin: str = "chat template") -> None:
+    Attributes:
+        problem: why it cannot be used; None if it can. Only :meth:`load` makes such templates: a model whose template is
+            damaged can do everything but chat.
+    """
+
+    problem: str | None = None
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        *,
+        origin: str = "chat template",
+        tool_use: str | None = None,
+    ) -> None:
         """Compile a template.
 
         Args:
             source: the Jinja text.
             special_tokens: texts that templates refer to, such as ``bos_token``.
             origin: how to call the template in error messages.
+            tool_use: another template, for conversations with tools.
 
         Raises:
             ChatTemplateError: if the template has a syntax error.
@@ -44,28 +69,44 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._origin = origin
         self._source = source
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ChatTemplateError(f"{origin}: syntax error in line {error.lineno}: {error.message}") from error
+        self._tool_use = tool_use
+        self._template = _compile(source, origin)
 
     @classmethod
     def load(cls, folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-        """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json, else None.
+        """The template of a model folder, None if it has none.
+
+        It is chat_template.jinja with the folder additional_chat_templates, where there is one of them, else the one in
+        tokenizer_config.json. A template that is damaged or cannot be chosen has a :attr:`problem`.
 
         Raises:
-            ModelFolderError: if a file is damaged.
-            ChatTemplateError: if the template has a syntax error.
+            ModelFolderError: if tokenizer_config.json is damaged.
         """
-        path = folder / TEMPLATE_FILE
-        if path.is_file():
-            try:
-                return cls(path.read_text(encoding="utf-8"), special_tokens, origin=str(path))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ModelFolderError(f"cannot read {path} as UTF-8 text: {error}") from error
-        path = folder / CONFIG_FILE
-        source = _default_template(read_optional_json(path).get("chat_template"), path)
-        return None if source is None else cls(source, special_tokens, origin=f"{path}: chat_template")
+        try:
+            named, origin = _templates(folder)
+            if not named:
+                return None
+            source = named.get(_DEFAULT, next(iter(named.values())) if len(named) == 1 else None)
+            if source is None:
+                raise ChatTemplateError(f"{origin}: none of the chat templates {sorted(named)} is called '{_DEFAULT}'")
+            return cls(source, special_tokens, origin=origin, tool_use=named.get(_TOOL_USE))
+        except ChatTemplateError as error:
+            broken = cls("", special_tokens)
+            broken.problem = str(error)
+            return broken
+
+    def check(self) -> None:
+        """Raise ChatTemplateError if the template has a :attr:`problem`."""
+        if self.problem is not None:
+            raise ChatTemplateError(self.problem)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names of the variables that callers may give to :meth:`render`: those that the template asks for."""
+        self.check()
+        environment = _environment()
+        asked = meta.find_undeclared_variables(environment.parse(self._source))
+        return frozenset(asked - set(environment.globals) - {"messages", "add_generation_prompt"})
 
     @property
     def variables(self) -> frozenset[str]:
@@ -78,34 +119,101 @@ class ChatTemplate:
         """The text of a conversation.
 
         Args:
-            messages: ``{"role": ..., "content": ...}`` in order.
+            messages: ``{"role": ..., "content": ...}`` in order. Values that are None count as missing.
             add_generation_prompt: end with the beginning of an answer.
-            variables: further variables for the template.
+            variables: further variables for the template, such as ``tools`` and ``documents``, lists of objects.
 
         Raises:
-            ChatTemplateError: if the template refuses the messages or fails.
+            ChatTemplateError: if the template is damaged, refuses the messages or fails.
         """
+        self.check()
         names = {"tools": None, "documents": None, **self._special_tokens, **variables}
-        names["messages"] = [dict(message) for message in messages]
+        for name in ("tools", "documents"):
+            entries = names[name]
+            if entries is not None and not (
+                isinstance(entries, list | tuple) and all(isinstance(x, Mapping) for x in entries)
+            ):
+                raise ChatTemplateError(f"{self._origin}: {name}: expected a list of objects, got {entries!r:.80}")
+        template = self._template
+        if names["tools"] is not None and self._tool_use is not None:
+            template = _compile(self._tool_use, f"{self._origin}: {_TOOL_USE}")
+        names = {name: _plain(value) for name, value in names.items()}
+        names["messages"] = [_message(message) for message in messages]
         try:
-            return self._template.render(add_generation_prompt=add_generation_prompt, **names)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise ChatTemplateError(f"{self._origin}: {error}") from error
+            return template.render(add_generation_prompt=add_generation_prompt, **names)
+        except _FAILURES as error:
+            raise ChatTemplateError(f"{self._origin}: {error or type(error).__name__}") from error
 
 
-def _default_template(value: object, path: Path) -> str | None:
-    """The template to chat with: the only one, or of several named ones the one called ``default``."""
-    if value is None or isinstance(value, str):
-        return value
+def _compile(source: str, origin: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ChatTemplateError(f"{origin}: syntax error in line {error.lineno}: {error.message}") from error
+    except (*_FAILURES, SyntaxError) as error:  # Python's own limits: too many nested loops, too deep
+        raise ChatTemplateError(f"{origin}: cannot be compiled: {error or type(error).__name__}") from error
+
+
+def _templates(folder: Path) -> tuple[dict[str, str], str]:
+    """Templates by name and where they are from.
+
+    Raises:
+        ChatTemplateError: if there is something else than templates.
+        ModelFolderError: if tokenizer_config.json is damaged.
+    """
+    path, more = folder / TEMPLATE_FILE, folder / TEMPLATE_FOLDER
+    files = {_DEFAULT: path} if path.is_file() else {}
+    files |= {other.stem: other for other in sorted(more.glob("*.jinja"))}
+    if files:
+        return {name: _text_of(file) for name, file in files.items()}, str(path if path.is_file() else more)
+    config = folder / CONFIG_FILE
+    value, origin = read_optional_json(config).get("chat_template"), f"{config}: chat_template"
+    if value is None:
+        return {}, origin
+    if isinstance(value, str):
+        return {_DEFAULT: value}, origin
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        named = {entry.get("name"): entry.get("template") for entry in value}
-        chosen = named.get("default", next(iter(named.values()), None) if len(named) == 1 else None)
-        if isinstance(chosen, str):
-            return chosen
-        raise ModelFolderError(f"{path}: none of the chat templates {sorted(map(str, named))} is called 'default'")
-    raise ModelFolderError(
-        f"{path}: chat_template: expected a text or a list of named templates, got {type(value).__name__}"
-    )
+        value = {str(entry.get("name")): entry.get("template") for entry in value}
+    if not isinstance(value, dict):
+        raise ChatTemplateError(f"{origin}: expected a text or a list of named templates, got {type(value).__name__}")
+    texts = {name: template for name, template in value.items() if isinstance(template, str)}
+    if not texts or not isinstance(value.get(_DEFAULT, ""), str):
+        raise ChatTemplateError(f"{origin}: expected templates by name, each a text, got {value!r:.80}")
+    return texts, origin
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ChatTemplateError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates know it: without values that are None, and its reasoning under every name it has had."""
+    plain = {str(key): _plain(value) for key, value in message.items() if value is not None}
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """Made anew of JSON's types: other objects have methods that the sandbox does not know, so only their type is named."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind, bare in _BARE.items():
+        if isinstance(value, kind):
+            return bare(value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if callable(dump := getattr(value, "model_dump", None)):  # pydantic's models
+        return _plain(dump())
+    return f"<{type(value).__name__}>"
 
 
 class _GenerationBlock(Extension):
@@ -113,9 +221,13 @@ class _GenerationBlock(Extension):
 
     tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)  # variables set inside stay there
+
+    def _inside(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 class _PublicNamespace(Namespace):

@@ -53,6 +53,8 @@ class Conversation:
     ) -> None:
         """Begin a conversation; see :meth:`fairy2i_runtime.Model.conversation`."""
         self._model = model
+        if model.chat_template is not None:
+            model.chat_template.check()
         self._system = None if system is None else check_text("system", system)
         self.template_variables = _checked_variables(template_variables, model.chat_template)
         self._turn = threading.RLock()  # held while a question is put, and by ask() until it is answered

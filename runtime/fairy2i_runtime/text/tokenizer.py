@@ -1,29 +1,35 @@
 """The tokenizer of a model folder: text to token ids and back, and its special tokens.
 
-``tokenizer.json`` alone decides how text becomes ids, the beginning-of-text token included (its post-processor adds it).
-``tokenizer_config.json`` and ``special_tokens_map.json``, where present, name the special tokens.
+``tokenizer.json`` decides how text becomes ids, the beginning-of-text token included (its post-processor adds it). The files
+beside it name the special tokens, and may name tokens that it lacks (:mod:`.special_tokens`); folders that the exporter wrote
+lack none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from fairy2i_runtime.errors import ModelFolderError, check_text
 from fairy2i_runtime.jsonfile import read_optional_json
-
-TOKENIZER_FILE = "tokenizer.json"
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+from fairy2i_runtime.text.special_tokens import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    MAP_FILE,
+    TOKENIZER_FILE,
+    TokenFiles,
+    complete_tokenizer,
+)
 
 
 class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
-        special_tokens: the text of the special tokens by role (``bos_token``, ``eos_token`` ...), as far as they are known.
+        special_tokens: the text of the special tokens by role (``bos_token``, ``eos_token``, further names that end in
+            ``_token``), as far as they are known.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
@@ -33,8 +39,13 @@ class Tokenizer:
         self.special_tokens = special_tokens
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path, rows: int | None = None) -> Tokenizer:
         """Read the tokenizer of a model folder.
+
+        Args:
+            folder: the folder.
+            rows: of the model's embedding, if known; tokens that only the files beside tokenizer.json name are left out if
+                it has no row for them.
 
         Raises:
             ModelFolderError: if tokenizer.json is missing or damaged, or a configuration file is damaged.
@@ -42,14 +53,12 @@ class Tokenizer:
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise ModelFolderError(f"{path} is missing: copy it from the source checkpoint, or export the model again")
+        files = TokenFiles(*(read_optional_json(folder / name) for name in (CONFIG_FILE, MAP_FILE, ADDED_FILE)))
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ModelFolderError(f"{path} is not a tokenizer that the tokenizers library reads: {error}") from error
-        special: dict[str, str] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
-            special.update(_special_tokens(read_optional_json(folder / name)))
-        return cls(backend, special)
+            completed = complete_tokenizer(lambda: _open(path), files, rows)
+        except ValueError as error:
+            raise ModelFolderError(f"{folder}: {error}; repair the file, or export the model again") from error
+        return cls(completed.backend, completed.special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -84,13 +93,8 @@ class Tokenizer:
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Special tokens of a configuration file, where they are given as text or as an object with a ``content``."""
-    found: dict[str, str] = {}
-    for name in _SPECIAL_NAMES:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            found[name] = value
-    return found
+def _open(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelFolderError(f"{path} is not a tokenizer that the tokenizers library reads: {error}") from error
