@@ -115,6 +115,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         request = earlier.complete(request)
     decoder = describe(stretch_context(checkpoint.config, request.rope_scaling))
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
+    vocabulary = check_tokenizer(checkpoint, decoder.vocab_size)  # before a text is read with it
     text = None
     if request.calibrate:
         check_torch()
@@ -135,13 +136,14 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
             options = replace(options, exclude=(*options.exclude, *without_codes))
         plan = make_plan(checkpoint, decoder, options)
-    tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    tokens = special_tokens(checkpoint, vocabulary)
     warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
-    calibration_ids = calibration_text(checkpoint, options, request.cache_calibration)
+    calibration_ids, doubts = calibration_text(checkpoint, options, request.cache_calibration)
+    warnings += [*doubts, *(text.warnings if text is not None else ())]
     check_library()
     if FORMATS[options.backend].library:
         warnings += _check_kernel(runs_the_model=calibration_ids is not None)
