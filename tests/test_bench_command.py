@@ -100,7 +100,10 @@ def test_a_worker_that_dies_gives_one_message(monkeypatch):
         (["{}", "--new-tokens", "1"], "new_tokens: expected"),
         (["{}", "--repeat", "0"], "repeat: expected"),
         (["{}", "--threads", "0"], "threads: expected"),
-        (["{}", "--prompt-tokens", "500"], "expected 1 to 512 (what the model was built for), got 564"),
+        (
+            ["{}", "--prompt-tokens", "500"],
+            "--prompt-tokens 500 and --new-tokens 64 are 564 tokens together, more than the model was built for (512)",
+        ),
         (["{}", "--kernel", "nope"], "unknown kernel"),
         (["{}", "--isa", "nope"], "nope"),
     ],

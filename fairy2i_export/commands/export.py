@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fairy2i_runtime.commands.startup import start
+from fairy2i_runtime.commands.process.startup import start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

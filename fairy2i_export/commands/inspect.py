@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fairy2i_export.check.facts import LayerFacts, ModelFacts, checked_context, layer_facts, model_facts, open_nodes
 from fairy2i_export.errors import OptionError
-from fairy2i_export.output.metadata import without_prefix
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_runtime.commands.display import progress_bar
 from fairy2i_runtime.commands.measure import Json
 from fairy2i_runtime.commands.tables import print_table
 from fairy2i_runtime.measure.memory import memory_rows
+
+if TYPE_CHECKING:  # onnx and numpy take a while to import, and --help needs neither
+    import numpy as np
+
+    from fairy2i_export.check.facts import LayerFacts, ModelFacts
 
 _CODES = ("1", "i", "-1", "-i")
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -39,6 +41,8 @@ def inspect_command(
     as_json: Json = False,
 ) -> None:
     """Show what an exported model holds: layers, scales, codes, sizes, metadata, memory. Nothing is executed."""
+    from fairy2i_export.check.facts import checked_context, layer_facts, model_facts, open_nodes
+
     model_file, known, nodes = open_nodes(path)
     facts = model_facts(model_file, checked_context(context_length, known))
     wanted = [node for node in nodes if not layers or any(fnmatchcase(node.name, pattern) for pattern in layers)]
@@ -46,7 +50,7 @@ def inspect_command(
         raise OptionError(
             f"--layers {' '.join(layers or ())}: no layer has such a name; they are called like {nodes[0].name}"
         )
-    with progress_bar("layers", len(wanted)) as advance:
+    with progress_bar("layers", len(wanted), "layers") as advance:
         found = list(layer_facts(wanted, lambda: advance(1)))
     if as_json:
         print(
@@ -110,6 +114,8 @@ def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
 
 def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
     """Shares of the codes over all shown layers, per stage."""
+    import numpy as np
+
     deepest = max(layer.stages for layer in layers)
     table = Table(title="\nCodes over all layers shown", box=SIMPLE, pad_edge=False)
     table.add_column("plane")
@@ -126,6 +132,8 @@ def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
 
 
 def _show_model(out: Console, facts: ModelFacts) -> None:
+    from fairy2i_export.output.metadata import without_prefix
+
     table = Table(title=escape(f"{facts.model_file}, by {facts.producer}"), show_header=False, box=SIMPLE)
     table.add_column()
     table.add_column()

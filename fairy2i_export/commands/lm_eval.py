@@ -6,11 +6,14 @@ Outside the package check.lm_eval, whose import needs lm_eval, so that the comma
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 
 import typer
 
 from fairy2i_export.errors import OptionError
+
+_NEEDED = "lm-eval needs the package lm_eval: pip install 'fairy2i-export[eval]'"
 
 
 def lm_eval_command(context: typer.Context) -> None:
@@ -18,8 +21,12 @@ def lm_eval_command(context: typer.Context) -> None:
 
     All arguments are lm_eval's. --model_args takes path, and optionally threads, kernel, isa, max_length, max_gen_toks.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise OptionError("lm-eval needs the package lm_eval: pip install 'fairy2i-export[eval]'")
+    if not _is_installed():
+        if not context.args or {"-h", "--help"} & set(context.args):
+            about = inspect.getdoc(lm_eval_command)
+            print(f"{context.command_path}: {about}\n\nIts options are listed here once it is installed: {_NEEDED}")
+            return
+        raise OptionError(_NEEDED)
     from lm_eval.__main__ import cli_evaluate
 
     import fairy2i_export.check.lm_eval  # noqa: F401 - registers the model
@@ -30,3 +37,10 @@ def lm_eval_command(context: typer.Context) -> None:
         cli_evaluate()
     finally:
         sys.argv = before
+
+
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("lm_eval") is not None
+    except ValueError:  # a module without a specification stands in its place
+        return False

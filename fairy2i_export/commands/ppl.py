@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from fairy2i_export.check.perplexity import float_scorer, paired_difference, torch_scorer
 from fairy2i_export.errors import OptionError
-from fairy2i_export.source.transformers_model import torch_is_installed
-from fairy2i_runtime import load
-from fairy2i_runtime.commands.display import show_perplexity
 from fairy2i_runtime.commands.measure import (
     Json,
     ProtocolName,
@@ -29,7 +24,9 @@ from fairy2i_runtime.commands.measure import (
     run_protocols,
 )
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
-from fairy2i_runtime.measure.perplexity import Scorer, model_scorer
+
+if TYPE_CHECKING:
+    from fairy2i_runtime.measure.perplexity import Scorer
 
 _SMALL = 0.1  # log ratio
 
@@ -63,10 +60,23 @@ def ppl_command(
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
-    for option, given in (("--against", against), ("--float", float_source)):
-        if given is not None and not torch_is_installed():
-            raise OptionError(f"{option} needs torch and transformers: pip install 'fairy2i-export[train]', or leave it out")
+    from rich.console import Console
+
+    from fairy2i_export.check.perplexity import float_scorer, paired_difference, torch_scorer
+    from fairy2i_export.source.hub import open_source
+    from fairy2i_export.source.transformers_model import torch_is_installed
+    from fairy2i_runtime import load
+    from fairy2i_runtime.commands.display import show_perplexity
+    from fairy2i_runtime.measure.perplexity import model_scorer
+
     content = read_text(text)
+    for option, given in (("--against", against), ("--float", float_source)):
+        if given is not None:
+            if not torch_is_installed():
+                raise OptionError(
+                    f"{option} needs torch and transformers: pip install 'fairy2i-export[train]', or leave it out"
+                )
+            open_source(given)
     model = load(folder, threads=threads, kernel=kernel, isa=isa)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
     # before the work: they may find fault with SOURCE
@@ -81,7 +91,7 @@ def ppl_command(
         key: [paired_difference(*pair) for pair in zip(results, found, strict=True)] for key, found in references.items()
     }
     if as_json:
-        report = ppl_report(folder, text, content, results)
+        report = ppl_report(folder, text, content, results, cuts)
         for key, (source, _) in scorers.items():
             report[key] = {
                 "source": source,

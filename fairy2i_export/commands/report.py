@@ -8,17 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from rich.console import Console
 
-import fairy2i_runtime
 from fairy2i_export.errors import OptionError, OutputError
-from fairy2i_export.output.contract.nodes import read_nodes
-from fairy2i_export.output.sizes import human_bytes
-from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
-from fairy2i_runtime.commands.display import progress_bar
 from fairy2i_runtime.commands.measure import read_text
 
 
@@ -41,20 +34,32 @@ def report_command(
         raise OptionError(f"--tokens: expected at least 2, got {tokens}")
     if output.is_dir():
         raise OutputError(f"--output {output}: expected a file name, found a folder; try {output / 'report.html'}")
-    if not output.absolute().parent.is_dir():
-        raise OutputError(f"--output {output}: the folder {output.absolute().parent} does not exist")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"--output {output}: the folder {parent} does not exist")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"--output {output}: cannot be written: no permission to write to {parent}")
     _check_replaceable(output)
+    content = DEFAULT_TEXT if text is None else read_text(text)
+    import numpy as np
+    from rich.console import Console
+
+    import fairy2i_runtime
     from fairy2i_export.check.page.collect import collect
     from fairy2i_export.check.page.page import render
+    from fairy2i_export.output.contract.nodes import read_nodes
+    from fairy2i_export.output.sizes import human_bytes
+    from fairy2i_export.source.hub import open_source
+    from fairy2i_runtime.commands.display import progress_bar
+    from fairy2i_runtime.folder import open_folder
 
-    model = fairy2i_runtime.load(folder, kernel="lut")
     checkpoint = open_source(against)
-    content = DEFAULT_TEXT if text is None else read_text(text)
+    nodes = read_nodes(open_folder(folder).model_file)  # before loading, which would find fault with a kernel chosen here
+    model = fairy2i_runtime.load(folder, kernel="lut")
     ids = np.array(model.tokenizer.encode(content)[: min(tokens, model.context_length)], np.int64)
     if len(ids) < 2:
         raise OptionError(f"--text {text}: expected at least 2 tokens, found {len(ids)}")
-    nodes = read_nodes(model.folder.model_file)
-    with progress_bar("layers", 2 * len(nodes) + 3) as advance:
+    with progress_bar("report", 2 * len(nodes) + 3) as advance:
         data = collect(model, nodes, checkpoint, ids, lambda name: advance(1), use_torch=torch)
     page = render(data)
     write_file(output, page)

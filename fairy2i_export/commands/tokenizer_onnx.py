@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fairy2i_export.errors import TokenizerError
-from fairy2i_export.onnx_graph.tokenizer.write import DETOKENIZER, TOKENIZER, write_tokenizer_graphs
 
 
 def tokenizer_onnx_command(
@@ -18,6 +17,8 @@ def tokenizer_onnx_command(
 
     Earlier ones are replaced. The graphs need the operators of onnxruntime-extensions at run time.
     """
+    from fairy2i_export.onnx_graph.tokenizer.write import DETOKENIZER, TOKENIZER, write_tokenizer_graphs
+
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(f"{folder / 'tokenizer.json'}: missing; give a folder that holds one")
     texts = write_tokenizer_graphs(folder)

@@ -62,10 +62,7 @@ def export(
     checkpoint, decoder, chosen, plan = prepared.checkpoint, prepared.decoder, prepared.options, prepared.plan
     warnings = list(prepared.warnings)
 
-    def kept(partial: Path) -> None:
-        observer.note(f"interrupted: what is finished stays in {partial}; the same command continues it")
-
-    with output_folder(prepared.target, force=request.force, source=checkpoint.directory, kept=kept) as workspace:
+    with output_folder(prepared.target, force=request.force, source=checkpoint.directory) as workspace:
         folder, journal = workspace.folder, workspace.journal
         _resume(prepared, workspace, observer)
         estimate = make_estimate(prepared)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
+if __name__ == "__main__":  # without lm_eval, the command says what is missing
+    from fairy2i_export.commands.tools import main
+
+    sys.argv.insert(1, "lm-eval")
+    sys.exit(main())
+
 from fairy2i_export.check.lm_eval import Fairy2iLM
 
 __all__ = ["Fairy2iLM"]
-
-if __name__ == "__main__":
-    from fairy2i_export.commands.tools import main
-
-    sys.exit(main(["lm-eval", *sys.argv[1:]]))

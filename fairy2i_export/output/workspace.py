@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +64,17 @@ def output_folder(
     force: bool,
     source: Path,
     markers: tuple[str, ...] = EXPORT_MARKERS,
-    kept: Callable[[Path], None] = lambda _: None,
 ) -> Iterator[Workspace]:
     """Yield a workspace beside ``out``; rename its folder to ``out`` on success, remove it on any failure.
 
-    An interruption (Ctrl-C, a signal) is no failure: if tensors are finished, the workspace stays for the next run.
+    An interruption (Ctrl-C, a signal) is no failure: if tensors are finished, the workspace stays for the next run, and a note on
+    the exception says so.
 
     Args:
         out: the folder to make; missing parents are made too.
         force: replace an earlier export there, once the new one is complete.
         source: the checkpoint directory or model file, which must never be replaced.
         markers: files that make a folder recognizable as an earlier export.
-        kept: called with the workspace's place when it stays after an interruption.
 
     Raises:
         OutputError: ``out`` exists (without force, or is no earlier export), is being written by another process, or cannot
@@ -94,10 +93,10 @@ def output_folder(
             made = []
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as stop:
         if workspace is not None and (workspace.journal.tensors or any(workspace.calibrated.glob("*.safetensors"))):
             keep = True
-            kept(workspace.folder.parent)
+            stop.add_note(f"interrupted: what is finished stays in {workspace.folder.parent}; the same command continues it")
         raise
     finally:
         if workspace is not None:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fairy2i_runtime.commands.startup import USER_ERROR, Terminated, interrupted, say
-from fairy2i_runtime.commands.streams import check_output
+from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say
+from fairy2i_runtime.commands.process.streams import check_output
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.version import __version__
 
@@ -81,12 +81,13 @@ def run_app(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     given = list(sys.argv[1:] if arguments is None else arguments)
+    known: tuple[type[Exception], ...] = (Fairy2iRuntimeError, *errors)
     try:
-        code = _call(app, program, given or ["--help"])
+        code = _call(app, program, list(given or ["--help"]))
         check_output()
     except _USAGE_ERROR as error:
         return _usage_error(error, program)
-    except (Fairy2iRuntimeError, *errors) as error:
+    except known as error:
         say(f"{program}: error: {error}")
         return USER_ERROR
     except (KeyboardInterrupt, Terminated, typer.Abort) as stop:

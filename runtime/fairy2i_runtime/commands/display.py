@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -12,8 +12,10 @@ from rich.table import Table
 
 from fairy2i_runtime.commands.tables import print_table
 from fairy2i_runtime.measure.memory import human_bytes
-from fairy2i_runtime.measure.perplexity import Perplexity
 from fairy2i_runtime.measure.progress import make_progress
+
+if TYPE_CHECKING:
+    from fairy2i_runtime.measure.perplexity import Perplexity
 
 
 class progress_bar:

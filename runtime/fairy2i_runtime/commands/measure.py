@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,18 +126,18 @@ def cut_text(
     context = model.context_length
     if window is not None and not 2 <= window <= context:
         raise OptionError(f"--window: expected 2 to {context} (the model's context), got {window}")
-    cutters = {
+    cutters: dict[str, Callable[[], Windows]] = {
         "sliding": lambda: sliding_windows(model.tokenizer, text, window or context, stride, tokens),
         "reference": lambda: reference_windows(
             model.tokenizer, text, window or min(REFERENCE_WINDOW, context), separator.replace(r"\n", "\n"), tokens
         ),
     }
     cuts = Cuts()
-    for name in PROTOCOLS:
+    for name, cut in cutters.items():
         if protocol not in (name, "both"):
             continue
         try:
-            cuts.append(cutters[name]())
+            cuts.append(cut())
         except NothingToScore as error:
             if protocol == name:
                 raise

@@ -33,7 +33,7 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
     Args:
         target: MODULE:FUNCTION; the function takes ``arguments`` and returns the exit code.
         arguments: default: those of the process, which is then the program's own: its streams are guarded
-            (commands/streams.py), and a signal after the end kills it as any other process.
+            (streams.py), and a signal after the end kills it as any other process.
 
     Returns:
         The exit code: that of the function, or 128 + N after signal N.
@@ -49,7 +49,7 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
         module, _, function = target.partition(":")
         run: Any = getattr(import_module(module), function)
         if alone:
-            from fairy2i_runtime.commands.streams import guard_streams
+            from fairy2i_runtime.commands.process.streams import guard_streams
 
             guard_streams()
             sys.unraisablehook = _not_lost
@@ -131,6 +131,6 @@ def _open_streams() -> str:
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # each takes the first number that is free
             pass
         os.close(number)
-    if sys.stderr is None:  # type: ignore[redundant-expr]  # it may be
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # type: ignore[unreachable]  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     return "error: standard output is closed, expected somewhere to print to; > /dev/null drops it" if closed[1] else ""

@@ -94,15 +94,15 @@ def check_output() -> None:
 
 def guard_streams() -> None:
     """Replace the standard streams of this process by guarded ones."""
-    sys.stdout = sys.__stdout__ = _guarded(Output, sys.stdout)
-    sys.stderr = sys.__stderr__ = _guarded(Messages, sys.stderr)
-    if sys.stdin is None:  # type: ignore[redundant-expr]  # it may be
-        sys.stdin = sys.__stdin__ = ClosedInput()  # type: ignore[unreachable]
+    streams: dict[str, Any] = {"stdout": _guarded(Output, sys.stdout), "stderr": _guarded(Messages, sys.stderr)}
+    if sys.stdin is None:
+        streams["stdin"] = ClosedInput()
+    for name, stream in streams.items():
+        vars(sys)[name] = vars(sys)[f"__{name}__"] = stream
 
 
 def _guarded(kind: type[_Guarded], stream: Any) -> Any:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-    encoding = stream.encoding
-    return kind(stream.detach(), encoding=encoding, errors="replace", **settings)
+    encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
+    return kind(stream.detach(), encoding, "replace", line_buffering=lines, write_through=through)
