@@ -21,6 +21,8 @@ from export_helpers import (
     torch_logits,
 )
 from fairy2i_export import export
+from fairy2i_export.codes.choices import DEFAULTS
+from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.compile.options import resolve_options
 from fairy2i_export.errors import CheckpointError, OptionError, WeightError
 from fairy2i_export.onnx_graph.choices import EMBEDDINGS
@@ -170,6 +172,33 @@ def test_given_options_win_and_contradictions_are_told(source: Path, tmp_path: P
         "config.json says that the model was trained with row_multiplier rms; exporting with none as asked",
         "config.json says that the model was trained with stages 3; exporting with 2 as asked",
     ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "options", "told"),
+    [
+        ({"stages": 2}, {"quantizer": "joint"}, ["quantizer greedy, the default; exporting with joint as asked"]),
+        ({}, {"profile": "fp32", "stages": 3}, ["profile bf16-reference, the default", "stages 2, the default"]),
+        (
+            {"stages": 3},
+            {"row_multiplier": "rms", "lm_head": "int4"},
+            ["lm_head fairy2i, the d", "row_multiplier none, the d"],
+        ),
+        ({"quantizer": "joint"}, {"quantizer": "greedy"}, ["trained with quantizer joint; exporting with greedy as asked"]),
+        ({"stages": 2}, {"quantizer": "greedy", "stages": 2, "profile": "bf16-reference"}, []),
+        ({"quantizer": "joint", "profile": "fp32"}, {}, []),
+    ],
+)
+def test_what_an_entry_leaves_out_is_the_default_of_training(
+    source: Path, entry: dict[str, Any], options: dict[str, Any], told: list[str]
+) -> None:
+    edit_json(source / "config.json", fairy2i=entry)
+    found = dry_run(source, source.parent / "out", **options)
+    assert len(found.warnings) == len(told)
+    for warning, words in zip(sorted(found.warnings), told, strict=True):
+        assert words in warning
+    for name, value in {**DEFAULTS, **entry, **options}.items():
+        assert getattr(found.options, name) == value
 
 
 @pytest.mark.parametrize(

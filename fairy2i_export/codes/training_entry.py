@@ -35,7 +35,7 @@ def says_trained(config: dict[str, Any]) -> bool:
 
 
 def trained_with(config: dict[str, Any]) -> dict[str, Any]:
-    """What the entry says about the choices in ``DEFAULTS``; empty without an entry.
+    """What the entry says about the choices in ``DEFAULTS``, which hold where it does not name one; empty without an entry.
 
     Raises:
         CheckpointError: no object, an unknown value, weights that are dequantized already or those of a baseline.
@@ -65,7 +65,7 @@ def trained_with(config: dict[str, Any]) -> dict[str, Any]:
                 one_of(key, known[key], allowed)
     except OptionError as error:
         raise CheckpointError(f"config.json: fairy2i: {error}") from error
-    return known
+    return DEFAULTS | known
 
 
 def left_alone(config: dict[str, Any]) -> tuple[str, ...]:

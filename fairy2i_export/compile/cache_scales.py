@@ -19,10 +19,12 @@ from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.operator import DOMAIN
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.text_files import read_text, unknown_warnings
 from fairy2i_export.source.tokenizer import open_tokenizer
 
 F32 = npt.NDArray[np.float32]
 _TOKENS = 512  # of the text, at most
+_FEWEST = 32  # fewer say too little about what else goes through the model
 _MARGIN = 1.1  # other texts have larger values
 _LEVELS = 127
 _K_SCALE, _V_SCALE = 12, 13  # inputs of GroupQueryAttention
@@ -30,24 +32,31 @@ _K_SCALE, _V_SCALE = 12, 13  # inputs of GroupQueryAttention
 
 def calibration_text(
     checkpoint: Checkpoint, options: ExportOptions, path: str | Path | None
-) -> npt.NDArray[np.int64] | None:
-    """Token ids [1, length] of a text file, or of the text that is built in; None where no cache is to be calibrated.
+) -> tuple[npt.NDArray[np.int64] | None, list[str]]:
+    """Token ids [1, length] of a text file, or of the text that is built in, and warnings about it.
+
+    None where no cache is to be calibrated.
 
     Raises:
-        OptionError: if the file cannot be read as text, holds no token, or is given for nothing.
+        OptionError: if the file cannot be read as text, is too short, or is given for nothing.
     """
     if options.kv_cache != "int8":
         if path is not None:
             raise OptionError("cache calibration: only an int8 cache is calibrated; add --kv-cache int8")
-        return None
-    try:
-        text = DEFAULT_TEXT if path is None else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cache calibration {path}: expected a UTF-8 text file: {error}") from error
-    ids = open_tokenizer(checkpoint.directory).backend.encode(text).ids[: min(_TOKENS, options.context_length)]
-    if not ids:
-        raise OptionError(f"cache calibration {path}: the text has no tokens")
-    return np.array([ids], np.int64)
+        return None, []
+    fewest = min(_FEWEST, options.context_length)
+    needed = f"at least {fewest} tokens of the kind of text that the model is for; up to {_TOKENS} are used"
+    where = "cache calibration: the English text that is built in" if path is None else f"cache calibration {path}"
+    text = DEFAULT_TEXT
+    if path is not None:
+        text = read_text(path, "cache calibration", f"a UTF-8 text file with {needed}")
+    tokenizer = open_tokenizer(checkpoint.directory).backend
+    found = len(tokenizer.encode(text, add_special_tokens=False).ids)
+    if found < fewest:
+        instead = "; give one with --cache-calibration FILE" if path is None else ""
+        raise OptionError(f"{where}: has {found} tokens, expected {needed}{instead}")
+    ids = tokenizer.encode(text).ids[: min(_TOKENS, options.context_length)]
+    return np.array([ids], np.int64), unknown_warnings(tokenizer, ids, where)
 
 
 def calibrate_cache(model_file: Path, decoder: Decoder, ids: npt.NDArray[np.int64]) -> None:

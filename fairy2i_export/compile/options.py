@@ -63,8 +63,10 @@ def resolve_options(
         request = _calibrated(request, config)
     trained = trained_with(config)
     asked = request.asked
+    entry = config.get("fairy2i") or {}
     warnings = [
-        f"config.json says that the model was trained with {key} {stated}; exporting with {asked[key]} as asked"
+        f"config.json says that the model was trained with {key} {stated}"
+        f"{'' if key in entry else ', the default'}; exporting with {asked[key]} as asked"
         for key, stated in trained.items()
         if asked.get(key) is not None and asked[key] != stated
     ]

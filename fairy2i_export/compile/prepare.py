@@ -117,6 +117,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         request = earlier.complete(request)
     decoder = describe(stretch_context(checkpoint.config, request.rope_scaling))
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
+    tokenizer = open_tokenizer(checkpoint.directory, decoder.vocab_size)  # before a text is read with it
     text = None
     if request.calibrate:
         check_torch()
@@ -137,7 +138,6 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
             options = replace(options, exclude=(*options.exclude, *without_codes))
         plan = make_plan(checkpoint, decoder, options)
-    tokenizer = open_tokenizer(checkpoint.directory, decoder.vocab_size)
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
     warnings += [*tokenizer.warnings, *tokens.warnings, *chat_warnings(checkpoint.directory)]
     warnings += context_warnings(decoder.ropes, options.context_length)
@@ -145,7 +145,8 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
-    calibration_ids = calibration_text(checkpoint, options, request.cache_calibration)
+    calibration_ids, doubts = calibration_text(checkpoint, options, request.cache_calibration)
+    warnings += [*doubts, *(text.warnings if text is not None else ())]
     check_library()
     if FORMATS[options.backend].library:
         warnings += _check_kernel(runs_the_model=calibration_ids is not None)

@@ -139,8 +139,6 @@ def _checked(kind: Any, name: str, words: str, value: Any) -> Any:
         wanted, items = get_args(hint)[0], value
     else:
         wanted, items = hint, (value,)
-    if not isinstance(value, bool) and isinstance(value, Integral):
-        return int(value)  # numpy's, too
     expected: dict[Any, tuple[type | tuple[type, ...], str]] = {
         str: (str, "a text"),
         str | None: (str, "a text"),
@@ -152,6 +150,8 @@ def _checked(kind: Any, name: str, words: str, value: Any) -> Any:
     for item in items:
         if not isinstance(item, types):
             raise OptionError(f"{words}: expected {what}, got {item!r}")
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        return int(value)  # numpy's, too
     return value
 
 

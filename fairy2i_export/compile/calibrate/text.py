@@ -15,11 +15,13 @@ import numpy.typing as npt
 from fairy2i_export.errors import OptionError
 from fairy2i_export.request.request import CALIBRATION_TOKENS
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.text_files import read_text, unknown_warnings
 from fairy2i_export.source.tokenizer import open_tokenizer
 
 METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
 _FEWEST_WINDOWS = 2
+_GOOD = "some ten thousand tokens of the kind of text that the model is for are good"
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class CalibrationText:
     Attributes:
         ids: int64 [windows, tokens of a window].
         sha256: of them and of the shape, in hex.
+        warnings: what speaks against this text, one sentence each.
     """
 
     ids: npt.NDArray[np.int64]
     sha256: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:
@@ -64,28 +68,25 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     """
     wanted = CALIBRATION_TOKENS if tokens is None else tokens
     window = min(WINDOW, longest)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < _FEWEST_WINDOWS * window:
+    fewest = _FEWEST_WINDOWS * window
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < fewest:
         raise OptionError(
-            f"calibrate tokens: expected at least {_FEWEST_WINDOWS * window} ({_FEWEST_WINDOWS} windows of {window}), "
-            f"got {wanted!r}"
+            f"calibrate tokens: expected at least {fewest} ({_FEWEST_WINDOWS} windows of {window}), got {wanted!r}"
         )
+    needed = f"at least {fewest} tokens in {_FEWEST_WINDOWS} windows"
+    texts = [read_text(path, "calibrate", f"a UTF-8 text file; {needed} are needed, {_GOOD}") for path in paths]
     tokenizer = open_tokenizer(checkpoint.directory).backend
     found: list[int] = []
-    for path in paths:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"calibrate {path}: expected a UTF-8 text file: {error}") from error
-        if not text.strip():
-            raise OptionError(f"calibrate {path}: the file holds no text")
+    for text in texts:
         # without <s> and the like: only the first window would have them
         found += tokenizer.encode(text, add_special_tokens=False).ids
+    names = ", ".join(map(str, paths))
     count = min(len(found), wanted) // window
     if count < _FEWEST_WINDOWS:
         raise OptionError(
-            f"calibrate {', '.join(map(str, paths))}: {len(found)} tokens, expected at least {_FEWEST_WINDOWS} windows of "
-            f"{window}; some ten thousand tokens of the kind of text that the model is for are good"
+            f"calibrate {names}: {len(found)} tokens, expected at least {_FEWEST_WINDOWS} windows of {window}; {_GOOD}"
         )
     starts = np.linspace(0, len(found) // window - 1, count).astype(np.int64) * window
     ids = np.array(found, np.int64)[starts[:, None] + np.arange(window)]
-    return CalibrationText(ids, hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest())
+    sha256 = hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest()
+    return CalibrationText(ids, sha256, tuple(unknown_warnings(tokenizer, found, f"calibrate {names}")))

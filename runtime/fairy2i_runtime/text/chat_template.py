@@ -108,13 +108,6 @@ class ChatTemplate:
         asked = meta.find_undeclared_variables(environment.parse(self._source))
         return frozenset(asked - set(environment.globals) - {"messages", "add_generation_prompt"})
 
-    @property
-    def variables(self) -> frozenset[str]:
-        """Names of the variables that callers may give to :meth:`render`: those that the template asks for."""
-        environment = _environment()
-        asked = meta.find_undeclared_variables(environment.parse(self._source))
-        return frozenset(asked - set(environment.globals) - {"messages", "add_generation_prompt"})
-
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation.
 
