@@ -13,6 +13,7 @@ import numpy.typing as npt
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import fairy2i_runtime
@@ -23,7 +24,7 @@ from fairy2i_export.check.source_weights import SourceWeights, is_rounded, torch
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.source.hub import open_source
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.sample_text import DEFAULT_TEXT, mostly_unknown, random_ids
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime.commands.display import progress_bar
 
@@ -56,7 +57,7 @@ def verify_command(
         raise OptionError(f"--tokens: expected at least 2, got {tokens}")
     out = Console()
     model = fairy2i_runtime.load(folder, kernel="exact", isa=isa)
-    ids = _text_ids(model, text, tokens)
+    ids = _text_ids(out, model, text, tokens)
     model_file = model.folder.model_file
     nodes = read_nodes(model_file)
     problems: list[str] = []
@@ -84,15 +85,23 @@ def verify_command(
     return 0
 
 
-def _text_ids(model: fairy2i_runtime.Model, text: Path | None, tokens: int) -> npt.NDArray[np.int64]:
+def _text_ids(out: Console, model: fairy2i_runtime.Model, text: Path | None, tokens: int) -> npt.NDArray[np.int64]:
     try:
         content = DEFAULT_TEXT if text is None else text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--text {text}: expected a UTF-8 text file: {error}") from error
-    ids = np.array(model.tokenizer.encode(content)[: min(tokens, model.context_length)], np.int64)
+    count, tokenizer = min(tokens, model.context_length), model.folder.path / "tokenizer.json"
+    ids = model.tokenizer.encode(content)[:count]
+    if mostly_unknown(tokenizer, ids):
+        known = "the tokenizer does not know the words of the built-in text: random tokens are used instead"
+        if text is not None:
+            known = f"--text {escape(str(text))}: the tokenizer knows few of its words, so it shows little of the model"
+        out.print(f"[yellow]note[/]: {known}", soft_wrap=True)
+        if text is None:
+            return random_ids(tokenizer, ids, count)
     if len(ids) < 2:
         raise OptionError(f"--text {text}: expected at least 2 tokens, found {len(ids)}")
-    return ids
+    return np.array(ids, np.int64)
 
 
 def _check_source(
@@ -108,6 +117,8 @@ def _check_source(
     """Codes against the source's, and logits against torch where it is installed."""
     problems = []
     checkpoint = open_source(against)
+    for note in checkpoint.notes:
+        out.print(f"[yellow]note[/]: {escape(note)}", soft_wrap=True)
     source = SourceWeights(checkpoint, model.metadata)
     if source.is_other:
         out.print("[yellow]note[/]: the model was exported from other files than these (fairy2i.source_sha256 differs)")

@@ -115,6 +115,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     )
     plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, check_tokenizer(checkpoint, decoder.vocab_size))
+    warnings += checkpoint.notes
     warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
