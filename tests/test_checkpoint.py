@@ -124,6 +124,11 @@ def index_of_wrong_shard(source: Path) -> None:
     edit_json(index, weight_map=dict.fromkeys(weight_map, names[0]))
 
 
+def empty_index(source: Path) -> None:
+    shard(source)
+    (source / "model.safetensors.index.json").write_text("{}")
+
+
 DAMAGES: list[Any] = [
     ("no config", lambda s: drop(s, "config.json"), "config.json: missing"),
     ("config is a list", lambda s: (s / "config.json").write_text("[]"), "expected a JSON object, found list"),
@@ -150,7 +155,7 @@ DAMAGES: list[Any] = [
     ("index to a pickle", lambda s: index_with_path(s, "x.bin"), "expected the name"),
     ("index to a number", lambda s: index_with_path(s, 3), "expected the name"),  # type: ignore[arg-type]
     ("index of a wrong shard", index_of_wrong_shard, "but it does not"),
-    ("empty index", lambda s: (s / "model.safetensors.index.json").write_text("{}"), "no weight_map"),
+    ("empty index", empty_index, "no weight_map"),
 ]
 
 

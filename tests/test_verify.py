@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.commands.tools import main
 from fairy2i_export.output.contract.layers import check_layers, dense_product, output_error
 from fairy2i_export.output.contract.logits import compare
 from fairy2i_export.output.contract.nodes import read_nodes
+from fairy2i_export.source.sample_text import mostly_unknown, random_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"
@@ -160,3 +164,48 @@ def test_logits_comparison_by_hand() -> None:
     assert result.reference_perplexity == pytest.approx((0.25 * 0.6) ** -0.5, rel=1e-5)
     assert result.perplexity == pytest.approx((0.5 * 0.6) ** -0.5, rel=1e-5)
     assert result.log_ratio == pytest.approx(-np.log(2) / 2, rel=1e-5)
+
+
+def test_a_tokenizer_that_does_not_know_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a text of unknown tokens alone nothing is learned: random tokens, the same ones every time, take its place."""
+    folder = export(make_checkpoint(tmp_path / "model"), tmp_path / "out").path
+    outputs = []
+    for _ in range(2):
+        assert main(["verify", str(folder), "--tokens", "40"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert "random tokens are used instead" in outputs[0]
+    assert "Logits over 40 tokens" in outputs[0]
+    assert outputs[0] == outputs[1]
+    known, unknown = tmp_path / "known.txt", tmp_path / "unknown.txt"
+    known.write_text(" ".join(f"w{i}" for i in range(3, 60)))
+    unknown.write_text("one two w5 three four")
+    assert main(["verify", str(folder), "--text", str(known)]) == 0
+    assert "tokenizer" not in capsys.readouterr().out
+    main(["verify", str(folder), "--text", str(unknown)])
+    assert "the tokenizer knows few of its words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        (models.WordLevel({"[X]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[X]"), 0),
+        (models.WordPiece({"a": 0, "[U]": 1, "b": 2, "c": 3}, unk_token="[U]"), 1),
+        (models.Unigram([("a", -1.0), ("b", -1.0), ("?", -9.0), ("c", -2.0)], unk_id=2), 2),
+        (models.BPE({"a": 0, "b": 1, "c": 2, "<unk>": 3}, [], unk_token="<unk>"), 3),
+    ],
+)
+def test_unknown_tokens_of_every_kind_of_tokenizer(tmp_path: Path, model: Any, unknown: int) -> None:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    start = tokenizer.add_special_tokens(["<s>"]) and tokenizer.token_to_id("<s>")
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    known, strange = tokenizer.encode("a b c a b c").ids, tokenizer.encode("once upon time").ids
+    assert unknown in strange
+    assert not mostly_unknown(path, known)
+    assert mostly_unknown(path, strange)
+    assert mostly_unknown(path, [start, *strange])
+    found = random_ids(path, [start, *strange], 200)
+    assert found[0] == start
+    assert set(found[1:]) == set(range(4)) - {unknown}
+    assert unknown not in random_ids(path, strange, 50)

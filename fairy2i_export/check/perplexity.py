@@ -37,6 +37,8 @@ def torch_scorer(model: Model, against: str, note: Callable[[str], None]) -> Sco
         note: told what the user has to know about the comparison.
     """
     checkpoint = open_source(against)
+    for text in checkpoint.notes:
+        note(text)
     source = SourceWeights(checkpoint, model.metadata)
     if source.is_other:
         note(f"the model was exported from other files than those of {against}")

@@ -20,9 +20,11 @@ from fairy2i_export.output.contract.layers import LIMITS
 from fairy2i_export.output.contract.logits import LogitsComparison, compare
 from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.sample_text import DEFAULT_TEXT, mostly_unknown, sample_ids
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.ops import core
+from fairy2i_runtime.text.special_tokens import TOKENIZER_FILE
 
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
 TOP1_LIMIT = 0.99
@@ -103,14 +105,14 @@ class Verification:
 
 
 def verify(
-    folder: Path, against: str | None, content: str, tokens: int, isa: str | None, progress: Progress
+    folder: Path, against: str | None, content: str | None, tokens: int, isa: str | None, progress: Progress
 ) -> Verification:
     """Check a model folder.
 
     Args:
         folder: the folder.
         against: the checkpoint it was exported from, or None.
-        content: the text that makes activations.
+        content: the text that makes activations; None = the one that is built in.
         tokens: use at most this many tokens of it.
         isa: instruction set to force, or None.
         progress: shows how it goes on.
@@ -122,18 +124,32 @@ def verify(
     nodes = read_nodes(open_folder(folder).model_file)  # before loading, which would find fault with a kernel chosen here
     model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa)
     source = None if checkpoint is None else _Source(SourceWeights(checkpoint, model.metadata), nodes)
-    ids = np.array(model.tokenizer.encode(content)[: min(tokens, model.context_length)], np.int64)
-    if len(ids) < 2:
-        raise OptionError(f"--text: expected at least 2 tokens, found {len(ids)}")
+    ids, notes = _text_ids(model, content, min(tokens, model.context_length))
     with progress("layers", len(nodes), "layers") as advance:
         kernels = judge_kernels(model.folder.model_file, nodes, ids, isa=isa, done=lambda: advance(1))
     default = core.chosen_kernel(model.folder.kernel_to_run(None), None).family
     comparisons = {(name, REFERENCE): v.comparison for name, v in kernels.verdicts.items() if v.comparison is not None}
-    found = Verification(str(folder), len(ids), kernels, default, comparisons)
+    found = Verification(str(folder), len(ids), kernels, default, comparisons, notes=notes)
     _judge(found)
     if source is not None:
         source.compare(found, ids, progress)
     return found
+
+
+def _text_ids(model: fairy2i_runtime.Model, content: str | None, count: int) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Token ids [length] of a text and what is to be said about them."""
+    tokenizer_file = model.folder.path / TOKENIZER_FILE
+    if content is None:
+        ids, known = sample_ids(tokenizer_file, model.tokenizer.encode(DEFAULT_TEXT), count)
+        text = "the tokenizer does not know the words of the built-in text: random tokens are used instead"
+        return ids, [] if known else [text]
+    given = model.tokenizer.encode(content)[:count]
+    if len(given) < 2:
+        raise OptionError(f"--text: expected at least 2 tokens, found {len(given)}")
+    notes = []
+    if mostly_unknown(tokenizer_file, given):
+        notes.append("--text: the tokenizer knows few of its words, so it shows little of the model")
+    return np.array(given, np.int64), notes
 
 
 def _judge(found: Verification) -> None:
@@ -179,6 +195,7 @@ class _Source:
         """Codes against the source's, and logits against torch where it is installed."""
         weights, nodes = self.weights, self.nodes
         found.source = self.name
+        found.notes += weights.checkpoint.notes
         if weights.is_other:
             found.notes.append("the model was exported from other files than these (fairy2i.source_sha256 differs)")
         if weights.note:  # codes that are taken from the model would be compared with themselves

@@ -68,7 +68,7 @@ def report_command(
     page = render(data)
     write_file(output, page)
     out = Console()
-    for note in data.notes:
+    for note in (*checkpoint.notes, *data.notes):
         out.print(f"[yellow]note[/]: {note}", highlight=False, soft_wrap=True)
     out.print(f"{output} ({human_bytes(len(page.encode()))})", highlight=False, soft_wrap=True, markup=False)
 

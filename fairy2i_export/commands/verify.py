@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
 from fairy2i_runtime.commands.measure import Json, read_text
 
 if TYPE_CHECKING:  # onnx and numpy take a while to import, and --help needs neither
@@ -46,7 +45,7 @@ def verify_command(
     """Check an exported model: every layer's kernel against a float64 product, the modes against each other, and the source."""
     if tokens < 2:
         raise OptionError(f"--tokens: expected at least 2, got {tokens}")
-    content = DEFAULT_TEXT if text is None else read_text(text)
+    content = None if text is None else read_text(text)
     from fairy2i_export.check.verification import verify
     from fairy2i_runtime.commands.display import progress_bar
 
@@ -60,19 +59,20 @@ def verify_command(
 
 def _show(found: Verification, show_all: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     out = Console()
     _show_layers(out, found, show_all)
     for word, texts in (("note", found.notes), ("advice", found.advice)):
         for text in texts:
-            out.print(f"[yellow]{word}[/]: {text}", soft_wrap=True)
+            out.print(f"[yellow]{word}[/]: {escape(text)}", soft_wrap=True)
     if found.differing == []:
         out.print(
             f"codes and scales of all {len(found.kernels.layers)} layers equal those of {found.source}", soft_wrap=True
         )
     _show_logits(out, found)
     if found.problems:
-        out.print("[bold red]FAILED[/]: " + "; ".join(found.problems), soft_wrap=True)
+        out.print("[bold red]FAILED[/]: " + escape("; ".join(found.problems)), soft_wrap=True)
         return
     verdicts = found.kernels.verdicts
     verdict = verdicts.get(found.default) or next(iter(verdicts.values()))

@@ -7,7 +7,6 @@ reads the choice from genai_config.json: the default kernel where it holds, else
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +17,19 @@ from fairy2i_export.output.contract.kernels import REFERENCE, Judgement, Verdict
 from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.output.metadata import kernels_entry
 from fairy2i_export.output.progress import Observer
-from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.sample_text import DEFAULT_TEXT, sample_ids
 from fairy2i_runtime.errors import Fairy2iRuntimeError
+from fairy2i_runtime.text.special_tokens import TOKENIZER_FILE
+from fairy2i_runtime.text.tokenizer import Tokenizer
 
 DEFAULT = "lut"
 _TOKENS = 256  # of the text, at most, as verify has it
 
 
-def sample_ids(checkpoint: Checkpoint, context_length: int) -> npt.NDArray[np.int64]:
-    """Token ids [length] of the text that is built in."""
-    from tokenizers import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
-    return np.array(tokenizer.encode(DEFAULT_TEXT).ids[: min(_TOKENS, context_length)], np.int64)
+def text_to_run(folder: Path, context_length: int) -> npt.NDArray[np.int64]:
+    """Token ids [length] of the text that is built in, for the finished files of a model."""
+    ids = Tokenizer.load(folder).encode(DEFAULT_TEXT)
+    return sample_ids(folder / TOKENIZER_FILE, ids, min(_TOKENS, context_length))[0]
 
 
 def check_kernels(model_file: Path, ids: npt.NDArray[np.int64], observer: Observer) -> Judgement:

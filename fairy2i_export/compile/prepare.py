@@ -139,7 +139,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
             options = replace(options, exclude=(*options.exclude, *without_codes))
         plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
-    warnings += [*tokenizer.warnings, *tokens.warnings, *chat_warnings(checkpoint.directory)]
+    warnings += [*checkpoint.notes, *tokenizer.warnings, *tokens.warnings, *chat_warnings(checkpoint.directory)]
     warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")

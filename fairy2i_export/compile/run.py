@@ -14,7 +14,7 @@ from fairy2i_export.codes.native import Workers
 from fairy2i_export.codes.training_entry import says_trained
 from fairy2i_export.compile.cache_scales import calibrate_cache
 from fairy2i_export.compile.identity import identity
-from fairy2i_export.compile.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, sample_ids
+from fairy2i_export.compile.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, text_to_run
 from fairy2i_export.compile.model_card import model_card
 from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
 from fairy2i_export.compile.report import ExportReport
@@ -100,7 +100,7 @@ def export(
         library = FORMATS[chosen.backend].library
         verdicts: dict[str, Verdict] = {}
         if prepared.calibration is not None and library:
-            verdicts = check_kernels(folder / MODEL, sample_ids(checkpoint, chosen.context_length), observer).verdicts
+            verdicts = check_kernels(folder / MODEL, text_to_run(folder, chosen.context_length), observer).verdicts
             warnings += filter(None, [kernel_warning(verdicts)])
         kernel = kernel_for_hosts(verdicts) if verdicts else None
         write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)

@@ -7,7 +7,6 @@ needs torch and executes code from the file.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,14 @@ from typing import Any
 import numpy.typing as npt
 
 from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.json_file import read_json
+from fairy2i_export.source.other_folders import file_message, what_else_it_is
 from fairy2i_export.source.safetensors_file import SafetensorsFile, TensorInfo
+from fairy2i_export.source.tensor_names import check_names, missing_message
+from fairy2i_export.source.weight_files import open_weights
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+__all__ = ["Checkpoint", "open_checkpoint", "read_json"]
+
 _HASH_CHUNK = 1 << 22
 
 
@@ -33,6 +36,7 @@ class Checkpoint:
         config: the parsed config.json.
         files: its safetensors files, sorted by name.
         owners: tensor name -> the file that holds it.
+        notes: which other weights lie there and are not read, a sentence each.
     """
 
     directory: Path
@@ -40,6 +44,7 @@ class Checkpoint:
     config: dict[str, Any]
     files: tuple[SafetensorsFile, ...]
     owners: dict[str, SafetensorsFile]
+    notes: tuple[str, ...] = ()
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.owners
@@ -51,10 +56,7 @@ class Checkpoint:
             CheckpointError: if the checkpoint has no such tensor.
         """
         if tensor not in self.owners:
-            raise CheckpointError(
-                f"{self.directory}: tensor {tensor} is missing (the checkpoint has {len(self.owners)} tensors); "
-                "it is incomplete or not of the architecture its config.json names"
-            )
+            raise CheckpointError("; ".join([missing_message(self.directory, tensor, self.owners), *self.notes]))
         return self.owners[tensor].tensors[tensor]
 
     def read(self, tensor: str) -> npt.NDArray[Any]:
@@ -116,72 +118,10 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
             f"{directory}: no such file or directory; expected a Hugging Face checkpoint directory or a hub id"
         )
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: is a file; expected the directory that holds config.json and *.safetensors")
+        raise CheckpointError(file_message(directory))
+    if not (directory / "config.json").exists() and (known := what_else_it_is(directory)) is not None:
+        raise CheckpointError(known)
     config = read_json(directory / "config.json")
-    owners: dict[str, SafetensorsFile] = {}
-    if (directory / _INDEX).exists():
-        files = _open_shards(directory, owners)
-    elif (directory / _SINGLE).exists():
-        files = [SafetensorsFile(directory / _SINGLE)]
-        owners.update(dict.fromkeys(files[0].tensors, files[0]))
-    else:
-        raise CheckpointError(_no_weights_message(directory))
-    return Checkpoint(directory, name or directory.resolve().name, config, tuple(files), owners)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: if the file is missing, unreadable, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; expected a Hugging Face checkpoint directory") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _open_shards(directory: Path, owners: dict[str, SafetensorsFile]) -> list[SafetensorsFile]:
-    index = directory / _INDEX
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; download it again")
-    for tensor, shard in weight_map.items():
-        # a name with path parts could point at any file of the machine
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index}: tensor {tensor}: expected the name of a .safetensors file beside it, got {shard!r}"
-            )
-    names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (directory / name).exists()]
-    if missing:
-        raise CheckpointError(
-            f"{directory}: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}; download them"
-        )
-    files = {name: SafetensorsFile(directory / name) for name in names}
-    for tensor, shard in weight_map.items():
-        if tensor not in files[shard].tensors:
-            raise CheckpointError(f"{index}: says that {shard} holds tensor {tensor}, but it does not; download both again")
-        owners[tensor] = files[shard]
-    return list(files.values())
-
-
-def _no_weights_message(directory: Path) -> str:
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern))
-    if pickles:
-        return (
-            f"{directory}: only pickle weights ({', '.join(pickles[:3])}), which can execute code when read; expected "
-            "safetensors. Convert once with transformers: AutoModelForCausalLM.from_pretrained(SOURCE).save_pretrained(NEW, "
-            "safe_serialization=True)"
-        )
-    others = sorted(path.name for path in directory.glob("*.safetensors"))
-    if others:
-        return f"{directory}: found {', '.join(others[:3])} but neither {_SINGLE} nor {_INDEX}; the checkpoint is incomplete"
-    return f"{directory}: no weights; expected {_SINGLE} or {_INDEX} with its shards"
+    weights = open_weights(directory, config)
+    check_names(directory, config, weights.owners)
+    return Checkpoint(directory, name or directory.resolve().name, config, weights.files, weights.owners, weights.notes)

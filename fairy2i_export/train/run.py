@@ -15,6 +15,7 @@ from rich.console import Console
 from fairy2i_export import __version__
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.float_model import check_float_model
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.train.continuing import complete_settings, entry_of, settings_text
 from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks
@@ -83,7 +84,9 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     checkpoint = open_source(recipe.source)
+    check_float_model(checkpoint)
     recipe, warnings = complete_settings(recipe, checkpoint)
+    warnings += checkpoint.notes
     settings = models.text_settings(checkpoint)
     encoder = open_encoder(checkpoint, settings.vocab_size, recipe.bos, recipe.eos)
     length = block_length(recipe, settings.max_positions)

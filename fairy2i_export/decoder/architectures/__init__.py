@@ -21,6 +21,27 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Decoder]] = {
     olmo2.NAME: olmo2.describe,
 }
 
+# model_type in config.json -> the class in "architectures"
+MODEL_TYPES = {
+    "llama": llama.NAME,
+    "mistral": mistral.NAME,
+    "qwen2": qwen.QWEN2,
+    "qwen3": qwen.QWEN3,
+    "smollm3": smollm3.NAME,
+    "gemma2": gemma.GEMMA2,
+    "gemma3_text": gemma.GEMMA3,
+    "phi3": phi3.NAME,
+    "olmo2": olmo2.NAME,
+}
+_QUANTIZATION = ("quantization_config", "compression_config")  # of transformers, of compressed-tensors' older versions
+_METHODS = {
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "bitsandbytes": "bitsandbytes",
+    "fp8": "fp8",
+    "compressed-tensors": "compressed-tensors",
+}
+
 _HEAD_DIM_STEP = 8  # of GroupQueryAttention on the CPU; it fails when run, not when loaded
 
 
@@ -33,18 +54,12 @@ def describe(config: dict[str, Any]) -> Decoder:
         ArchitectureError: an architecture or a feature that is not supported.
         CheckpointError: a missing or impossible value, or a checkpoint that is already quantized some other way.
     """
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            "config.json: quantization_config: the checkpoint is already quantized another way; "
-            "export the floating-point (latent) weights"
-        )
-    names = config.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
-        found = ", ".join(map(str, names)) if isinstance(names, list) and names else repr(config.get("model_type"))
+    check_float(config)
+    names = class_names(config)
+    if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise ArchitectureError(
-            f"config.json: architecture {found} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}. "
-            "A model of another kind can be exported to ONNX by other tools and rewritten from there: "
-            "fairy2i-export model.onnx"
+            f"config.json: architecture {', '.join(names)} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}. "
+            f"{_other_ways(config, names)}"
         )
     decoder = ARCHITECTURES[names[0]](config)
     if decoder.head_dim % _HEAD_DIM_STEP:
@@ -60,3 +75,53 @@ def describe(config: dict[str, Any]) -> Decoder:
                 "expected an even number"
             )
     return decoder
+
+
+def check_float(config: dict[str, Any]) -> None:
+    """Raise CheckpointError if a config.json says that the weights are quantized already."""
+    for key in _QUANTIZATION:
+        if entry := config.get(key):
+            method = entry.get("quant_method") if isinstance(entry, dict) else None
+            with_what = f" with {_METHODS.get(method, method)}" if isinstance(method, str) else ""
+            raise CheckpointError(
+                f"config.json: {key}: the checkpoint is already quantized another way{with_what}; "
+                "export the floating-point (latent) weights that it was made from"
+            )
+
+
+def class_names(config: dict[str, Any]) -> list[str]:
+    """``architectures`` of a config.json.
+
+    Raises:
+        ArchitectureError: there is none.
+    """
+    names = config.get("architectures")
+    if isinstance(names, list) and names:
+        return [str(name) for name in names]
+    kind = config.get("model_type")
+    expected = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
+    if expected is None:
+        raise ArchitectureError(
+            f'config.json: names no architectures ("architectures" is {names!r}), and model_type {kind!r} is not supported; '
+            f"supported are {', '.join(sorted(ARCHITECTURES))}. {_OTHER_TOOLS}"
+        )
+    raise ArchitectureError(
+        f'config.json: names no architectures ("architectures" is {names!r}); for a model_type {kind!r} with lm_head add '
+        f'"architectures": ["{expected}"]'
+    )
+
+
+_OTHER_TOOLS = (
+    "A model of another kind can be exported to ONNX by other tools and rewritten from there: fairy2i-export model.onnx"
+)
+
+
+def _other_ways(config: dict[str, Any], names: list[str]) -> str:
+    kind = config.get("model_type")
+    expected = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
+    if expected is not None and len(names) == 1 and names[0] == expected.replace("ForCausalLM", "Model"):
+        return (
+            f"{names[0]} is the model saved without its head; if the checkpoint has lm_head, or ties it to the embedding, write "
+            f'"architectures": ["{expected}"]'
+        )
+    return _OTHER_TOOLS

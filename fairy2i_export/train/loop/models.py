@@ -14,6 +14,7 @@ from rich.console import Console
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.tensor_names import missing_message
 from fairy2i_export.source.tokenizer_files import check_tokenizer
 from fairy2i_export.train.continuing import check_teacher, load_what_was_learned
 from fairy2i_export.train.data.packing import Encoder
@@ -166,8 +167,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> An
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{checkpoint.directory}: {len(missing)} weights are missing, the first is {missing[0]}; training would start from "
-            "random ones: the checkpoint is incomplete"
+            f"{missing_message(checkpoint.directory, missing[0], checkpoint.owners)}; {len(missing)} weights are missing in all, "
+            "and training would start from random ones"
         )
     return model
 

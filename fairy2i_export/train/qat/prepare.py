@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.source.weight_files import open_weights
 from fairy2i_export.train.qat.modules import QATLinear
 from fairy2i_export.train.qat.options import QuantizationOptions, options_of
 
@@ -139,10 +140,10 @@ def load_learned(
         for kind, parameter in module.learned().items()
         if kind in kinds
     }
-    missing = set(wanted)
-    for path in sorted(Path(directory).glob("*.safetensors")):
+    owners = open_weights(Path(directory)).owners if wanted else {}
+    for path in sorted({owners[name].path for name in wanted if name in owners}):
         with safe_open(path, framework="pt") as file:
-            for name in sorted(missing & set(file.keys())):
+            for name in sorted(name for name in wanted if name in owners and owners[name].path == path):
                 values = file.get_tensor(name)
                 if values.shape != wanted[name].shape:
                     raise CheckpointError(
@@ -150,8 +151,7 @@ def load_learned(
                     )
                 with torch.no_grad():
                     wanted[name].copy_(values)
-                missing.discard(name)
-    if missing:
+    if missing := wanted.keys() - owners.keys():
         raise CheckpointError(f"{directory}: {len(missing)} learned tensors are missing, the first is {min(missing)}")
     return len(wanted)
 
