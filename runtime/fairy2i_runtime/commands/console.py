@@ -128,6 +128,21 @@ def _call(app: typer.Typer, program: str, given: list[str]) -> Any:
             return command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+    except Exception as error:
+        stop = _stop_behind(error)
+        if stop is None:
+            raise
+        raise stop from None
+
+
+def _stop_behind(error: BaseException | None) -> BaseException | None:
+    """The interruption that made an import fail: modules in C turn it into an ImportError."""
+    while error is not None:
+        behind = error.__cause__ or error.__context__
+        if isinstance(error, ImportError) and isinstance(behind, (KeyboardInterrupt, Terminated)):
+            return behind
+        error = behind
+    return None
 
 
 def _usage_error(error: Exception, program: str) -> int:

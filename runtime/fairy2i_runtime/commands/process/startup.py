@@ -33,7 +33,7 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
     Args:
         target: MODULE:FUNCTION; the function takes ``arguments`` and returns the exit code.
         arguments: default: those of the process, which is then the program's own: its streams are guarded
-            (streams.py), and a signal after the end kills it as any other process.
+            (streams.py), and nothing more is said when a signal comes after its end.
 
     Returns:
         The exit code: that of the function, or 128 + N after signal N.
@@ -57,11 +57,14 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
             _hear(_stop, list(before))
             code: int = run(arguments)
         except (KeyboardInterrupt, Terminated) as stop:
-            return interrupted(stop)
+            code = interrupted(stop)
         return code
     finally:
         for name, handler in before.items():
-            signal.signal(getattr(signal, name), signal.SIG_DFL if alone else handler)
+            signal.signal(getattr(signal, name), _end_at_last if alone else handler)
+        exec(
+            ""
+        )  # CPython remembers a KeyboardInterrupt that left exec(), and would end with the signal in place of the code
 
 
 def interrupted(stop: BaseException) -> int:
@@ -104,6 +107,11 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
         os.write(2, f"{UNTOUCHED}\n".encode())
     finally:
         os._exit(128 + number)
+
+
+def _end_at_last(number: int, frame: FrameType | None) -> None:
+    """While Python takes itself down: everything is done, and said."""
+    os._exit(128 + number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
