@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export_helpers import edit_json
 from fairy2i_runtime import load
-from fairy2i_runtime.errors import ModelFolderError
+from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, OptionError
 from fairy2i_runtime.text.tokenizer import Tokenizer
 from runtime_models import copy_of_stories, stories_folder
 
@@ -77,6 +78,28 @@ def test_what_is_no_token_is_named(folder, name, value):
     (folder / name).write_text(json.dumps(value))
     with pytest.raises(ModelFolderError, match=rf"{name}.*expected .*; repair the file"):
         Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    "ids", [[-1], [2**32], [10**20], [1.5], ["a"], [None], [[1]], 5, "abc", np.array([-1]), np.array([[1, 2]])]
+)
+def test_what_is_no_token_id_is_refused(ids):
+    with pytest.raises(OptionError, match="token ids: expected integers from 0 on"):
+        Tokenizer.load(stories_folder()).decode(ids)
+
+
+def test_ids_without_a_token_are_nothing():
+    tokenizer = Tokenizer.load(stories_folder())
+    assert tokenizer.decode([403, 600, 2**31, 407]) == tokenizer.decode(np.array([403, 407], np.int32)) == "Once upon"
+
+
+def test_a_tokenizer_larger_than_the_model_is_reported(folder):
+    edit_json(
+        folder / "genai_config.json",
+        model={**json.loads((folder / "genai_config.json").read_text())["model"], "vocab_size": 500},
+    )
+    with pytest.warns(Fairy2iWarning, match=r"tokenizer\.json: has 512 tokens, but the model's embedding has 500 rows"):
+        load(folder)
 
 
 def test_truncation_and_padding_of_the_file_are_switched_off(folder):

@@ -68,7 +68,9 @@ def open_tokenizer(directory: Path, rows: int | None = None) -> SourceTokenizer:
     data = _read(path, directory)
     backend = _parse(path)
     if rows is None:
-        found = _optional(directory / "config.json").get("vocab_size")
+        config = _optional(directory / "config.json")
+        text_config = config.get("text_config")  # of a model that reads more than text
+        found = (text_config if isinstance(text_config, dict) else config).get("vocab_size")
         rows = found if isinstance(found, int) and not isinstance(found, bool) else None
     beyond = _check_vocabulary(path, backend, rows)
     warnings = [

@@ -81,8 +81,11 @@ class _Named:
         """The place that names a token."""
         if text in self.ids:
             return self.ids_in
-        role = next((name for name, token in self.roles.items() if _text(token) == text), _EXTRA)
-        return f"{MAP_FILE if files.legacy_counts and role in files.special_map else CONFIG_FILE}: {role}"
+        read = {MAP_FILE: files.special_map if files.legacy_counts else {}, CONFIG_FILE: files.config}
+        places = (
+            f"{name}: {key}" for name, entries in read.items() for key, value in entries.items() if text in _texts(value)
+        )
+        return next(places, CONFIG_FILE)
 
 
 def complete_tokenizer(
@@ -251,6 +254,13 @@ def _special(value: Any, name: str) -> Token:
 
 def _text(token: Token) -> str:
     return token if isinstance(token, str) else str(token.content)
+
+
+def _texts(value: Any) -> list[Any]:
+    """What an entry may name: itself, or what is in it."""
+    if isinstance(value, Mapping):
+        return [text for item in value.values() for text in _texts(item)]
+    return [text for item in value for text in _texts(item)] if isinstance(value, list) else [value]
 
 
 def _is_own_role(key: str) -> bool:

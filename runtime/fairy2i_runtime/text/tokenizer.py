@@ -7,12 +7,13 @@ lack none.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
 
-from fairy2i_runtime.errors import ModelFolderError, check_text
+from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, OptionError, check_text
 from fairy2i_runtime.jsonfile import read_optional_json
 from fairy2i_runtime.text.special_tokens import (
     ADDED_FILE,
@@ -58,6 +59,10 @@ class Tokenizer:
             completed = complete_tokenizer(lambda: _open(path), files, rows)
         except ValueError as error:
             raise ModelFolderError(f"{folder}: {error}; repair the file, or export the model again") from error
+        count = completed.backend.get_vocab_size(with_added_tokens=True)
+        if rows is not None and count > rows:
+            message = f"{path}: has {count} tokens, but the model's embedding has {rows} rows: it belongs to another model"
+            warnings.warn(message, Fairy2iWarning, stacklevel=2)
         return cls(completed.backend, completed.special_tokens)
 
     @property
@@ -89,8 +94,15 @@ class Tokenizer:
         return list(self._backend.encode(check_text("text", text), add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; unfinished characters come out as U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """Text of token ids; unfinished characters come out as U+FFFD, ids without a token as nothing.
+
+        Raises:
+            OptionError: if they are no token ids: negative, for instance.
+        """
+        try:
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError) as error:
+            raise OptionError(f"token ids: expected integers from 0 on, got {ids!r:.80}") from error
 
 
 def _open(path: Path) -> tokenizers.Tokenizer:
