@@ -16,8 +16,8 @@ from fairy2i_export import export
 from fairy2i_export.commands.export import main
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.errors import CheckpointError, OptionError
-from fairy2i_export.source.checkpoint import open_checkpoint
-from fairy2i_export.source.text_files import open_tokenizer, read_text, unknown_token, unknown_warnings
+from fairy2i_export.source.text_files import read_text, unknown_token, unknown_warnings
+from fairy2i_export.source.tokenizer import open_tokenizer
 
 ENDS = ["calibrate", "cache"]
 KNOWN = " ".join(f"w{3 + number % 190}" for number in range(300))
@@ -191,11 +191,11 @@ def test_unknown_tokens_of_every_kind_of_tokenizer() -> None:
 
 
 def test_a_tokenizer_that_cuts_texts_does_not_cut_these(source: Path, tmp_path: Path) -> None:
-    tokenizer = open_tokenizer(open_checkpoint(source))
+    tokenizer = open_tokenizer(source).backend
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(source / "tokenizer.json"))
-    assert len(open_tokenizer(open_checkpoint(source)).encode(KNOWN).ids) == 300
+    assert len(open_tokenizer(source).backend.encode(KNOWN).ids) == 300
     text = tmp_path / "text"
     text.write_text(KNOWN)
     for end in ENDS:
