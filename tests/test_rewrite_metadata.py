@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from tokenizers import Tokenizer
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export, rewrite_onnx
@@ -51,6 +53,22 @@ def test_a_dense_export_that_is_rewritten_no_longer_says_dense(tmp_path: Path, c
     assert "codes were recovered from a model that was dequantized already" in said
     assert "so they are not compared with it" in said
     assert "layers differ" not in said
+
+
+def test_a_rewritten_folder_has_all_tokens_and_all_ends(tmp_path: Path) -> None:
+    """The files of a folder that another tool made: a token and an end that genai_config.json and tokenizer.json lack."""
+    source = make_checkpoint(tmp_path / "source")
+    folder = export(source, tmp_path / "dense", backend="dense").path
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "pad_token": "<pad>"}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 999]}))
+    found = rewrite_onnx(folder / "model.onnx", tmp_path / "out").path
+    vocabulary = Tokenizer.from_file(str(found / "tokenizer.json")).get_vocab()
+    assert (vocabulary["<end>"], vocabulary["<pad>"]) == (200, 201)
+    assert json.loads((found / "genai_config.json").read_text())["model"]["eos_token_id"] == [2, 7, 200]
+    # nothing to add: nothing changes
+    again = rewrite_onnx(found / "model.onnx", tmp_path / "again").path
+    for name in ("genai_config.json", "tokenizer.json"):
+        assert (again / name).read_bytes() == (found / name).read_bytes()
 
 
 def test_the_codes_of_a_recovered_model_are_those_of_the_export(tmp_path: Path) -> None:

@@ -375,6 +375,25 @@ def test_training_and_calibration_read_the_same_tokens(tmp_path: Path) -> None:
     assert open_encoder(open_checkpoint(source), ROWS, "none", None).eos == 201
 
 
+def test_a_trained_folder_has_them_and_all_templates(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    from fairy2i_export.train.result.folder import save_result
+
+    source = make_checkpoint(tmp_path / "model")
+    write_files(source, [], **FOLDERS["roles alone"])
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    out = tmp_path / "out"
+    out.mkdir()
+    for _ in range(2):  # over an earlier result, too
+        save_result(out, open_checkpoint(source), {"lm_head.weight": torch.zeros(2, 2)}, None, False, torch.bfloat16, {}, {})
+        bare = Tokenizer.from_file(str(out / "tokenizer.json"))
+        assert [bare.token_to_id(token) for token in ("<a>", "<b>")] == [200, 201]
+        assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "T"
+        assert open_tokenizer(out).text is None
+
+
 def stories_with_tokens(folder: Path, rows: int = 512) -> Path:
     """The stories checkpoint with its last words taken away and three tokens in their place, named beside tokenizer.json."""
     shutil.copytree(STORIES, folder)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.output.data_file import MODEL
@@ -21,6 +23,8 @@ COPIED = (
 
 def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
     """Where the source is the decoder of an onnxruntime-genai folder, make the result one too.
+
+    As with an export, tokenizer.json has all tokens and genai_config.json every token that ends a text.
 
     Returns:
         Names of the files that were written.
@@ -44,5 +48,27 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
     if TOKENIZER in copied:
         with suppress(CheckpointError):  # not the model's concern: it stays as it is
             write_tokenizer(source.parent, folder)
+            _name_end_tokens(folder, config)
     copy_templates(source.parent, folder)
     return tuple(copied)
+
+
+def _name_end_tokens(folder: Path, config: dict[str, Any]) -> None:
+    """Add the end tokens that the runtime finds in the other files to genai_config.json."""
+    from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
+    from fairy2i_runtime.folder import open_folder
+    from fairy2i_runtime.text.tokenizer import Tokenizer
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Fairy2iWarning)  # for whoever runs the model
+            opened = open_folder(folder)
+            eos = Tokenizer.load(folder, opened.vocab_size).eos_id
+    except Fairy2iRuntimeError:
+        return  # no folder of the runtime
+    named = config["model"].get("eos_token_id")
+    named = named if isinstance(named, list) else [] if named is None else [named]
+    more = sorted((opened.eos_ids if eos is None else opened.eos_ids | {eos}) - set(named))
+    if more:
+        config["model"]["eos_token_id"] = [*named, *more] if len(named) + len(more) > 1 else more[0]
+        (folder / _GENAI).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
