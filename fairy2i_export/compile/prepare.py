@@ -18,7 +18,7 @@ from fairy2i_export.compile.plan import Plan, make_plan
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.decoder.description import Decoder
-from fairy2i_export.decoder.rope import context_warnings, stretch_context
+from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, stretch_context
 from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
 from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
@@ -139,7 +139,13 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
             options = replace(options, exclude=(*options.exclude, *without_codes))
         plan = make_plan(checkpoint, decoder, options)
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
-    warnings += [*checkpoint.notes, *tokenizer.warnings, *tokens.warnings, *chat_warnings(checkpoint.directory)]
+    warnings += [
+        *checkpoint.notes,
+        *spelling_warnings(checkpoint.config),
+        *tokenizer.warnings,
+        *tokens.warnings,
+        *chat_warnings(checkpoint.directory),
+    ]
     warnings += context_warnings(decoder.ropes, options.context_length)
     if not tokens.eos:
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")

@@ -12,6 +12,7 @@ from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionErro
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+_LAYER_TYPES = ("full_attention", "sliding_attention")  # keys of rope_parameters where it is nested
 _STRETCHING = ("linear", "yarn")  # kinds that need nothing but a factor
 
 
@@ -48,6 +49,9 @@ def read_rope(
 ) -> Rope:
     """Read the rotary embedding: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` as transformers 5 writes it.
 
+    Where both are there, ``rope_scaling`` counts and nothing of the other, as in transformers 5. What lies inside of it counts
+    before what lies beside it, except for ``original_max_position_embeddings``.
+
     Args:
         config: the parsed config.json.
         max_positions: its max_position_embeddings.
@@ -59,7 +63,7 @@ def read_rope(
         ArchitectureError: a kind of scaling that is not supported.
         CheckpointError: missing or impossible values.
     """
-    scaling = _object(config, "rope_parameters") or _object(config, "rope_scaling")
+    scaling = _effective(config)
     values = scaling if scaling.get("rope_theta") is not None else config
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     kind = (aliases or {}).get(kind, kind)
@@ -93,6 +97,67 @@ def read_rope(
     if kind == "longrope":
         return _longrope(scaling, theta, max_positions, original, fraction)
     raise ArchitectureError(f"config.json: rope type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+
+
+def _effective(config: dict[str, Any]) -> dict[str, Any]:
+    """The entry about rope that counts, of the two spellings.
+
+    Raises:
+        CheckpointError: it is no object, or made of objects for layer types.
+    """
+    parameters, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
+    found = scaling or parameters
+    if nested := [key for key, value in found.items() if isinstance(value, dict)]:
+        raise CheckpointError(
+            f"config.json: {'rope_scaling' if scaling else 'rope_parameters'}: {', '.join(nested)}: only Gemma 3 has rotary "
+            "embeddings by layer type; expected rope_type, rope_theta and the like"
+        )
+    return found
+
+
+def by_layer_type(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rotary embeddings of Gemma 3: layer type -> entry, in either spelling.
+
+    Values of ``rope_scaling`` are put over those of the full layers, as in transformers 5.
+
+    Raises:
+        CheckpointError: an entry is no object or has other keys, or the spellings contradict each other.
+    """
+    nested, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
+    if not set(nested) <= set(_LAYER_TYPES) or not all(isinstance(entry, dict | None) for entry in nested.values()):
+        raise CheckpointError(f"config.json: rope_parameters: expected objects {' and '.join(_LAYER_TYPES)}, got {nested!r}")
+    full, sliding = (dict(nested.get(kind) or {}) for kind in _LAYER_TYPES)
+    if scaling and nested and not full:
+        raise CheckpointError(
+            f"config.json: rope_scaling is for full layers, and rope_parameters is there too but has no {_LAYER_TYPES[0]}; write "
+            "all of it into rope_parameters"
+        )
+    if "type" in scaling and "rope_type" not in scaling:
+        raise CheckpointError(
+            'config.json: rope_scaling: "type" is the older name, which transformers 5 does not read for Gemma 3; call it '
+            '"rope_type"'
+        )
+    full.update(scaling)
+    for entry, beside in ((full, "rope_theta"), (sliding, "rope_local_base_freq")):
+        if entry.get("rope_theta") is None and config.get(beside) is not None:
+            entry["rope_theta"] = config[beside]
+    return dict(zip(_LAYER_TYPES, (full, sliding), strict=True))
+
+
+def spelling_warnings(config: dict[str, Any]) -> list[str]:
+    """That one of two spellings counts, if both are there."""
+    parameters, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
+    if not parameters or not scaling or parameters == scaling:
+        return []
+    if any(isinstance(value, dict) for value in parameters.values()):
+        return [
+            "config.json has rope_scaling and rope_parameters: the values of rope_scaling count for full layers, as in transformers"
+        ]
+    lost = sorted(key for key in parameters if key not in scaling and key != "rope_type" and config.get(key) is None)
+    what = f", also without its {', '.join(lost)}" if lost else ""
+    return [
+        f"config.json has rope_scaling and rope_parameters: rope_scaling counts and the other does not{what}, as in transformers"
+    ]
 
 
 def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -182,9 +247,9 @@ def stretch_context(config: dict[str, Any], scaling: str | None) -> dict[str, An
             f"rope scaling: expected {' or '.join(f'{known}:FACTOR' for known in _STRETCHING)} with a factor above 1, "
             f"got {scaling!r}"
         )
-    parameters = _object(config, "rope_parameters")
-    nested = isinstance(parameters.get("full_attention"), dict)
-    own = parameters["full_attention"] if nested else parameters or _object(config, "rope_scaling")
+    nested = isinstance(_object(config, "rope_parameters").get(_LAYER_TYPES[0]), dict)
+    types = by_layer_type(config) if nested else {}
+    own = types[_LAYER_TYPES[0]] if nested else _effective(config)
     if own.get("rope_type", own.get("type", "default")) not in ("default", None):
         raise OptionError("rope scaling: config.json has one already; change it there")
     if config.get("model_type") == "phi3":
@@ -196,13 +261,14 @@ def stretch_context(config: dict[str, Any], scaling: str | None) -> dict[str, An
     if own.get("rope_theta") is None and config.get("rope_theta") is not None:
         added["rope_theta"] = config["rope_theta"]
     stretched = {**config, "max_position_embeddings": int(original * factor)}
-    if nested or not parameters:
-        # the older spelling leaves the sliding layers of Gemma 3 alone
-        stretched["rope_parameters" if nested else "rope_scaling"] = (
-            {**parameters, "full_attention": added} if nested else added
-        )
-    else:
+    stretched.pop("original_max_position_embeddings", None)  # would count before the one inside
+    if nested:
+        stretched["rope_parameters"] = {**types, _LAYER_TYPES[0]: added}
+    elif _object(config, "rope_parameters"):
         stretched["rope_parameters"] = added
+    else:  # the older spelling leaves the sliding layers of Gemma 3 alone
+        return {**stretched, "rope_scaling": added}
+    stretched.pop("rope_scaling", None)
     return stretched
 
 

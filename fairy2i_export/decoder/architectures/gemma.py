@@ -23,8 +23,8 @@ from fairy2i_export.decoder.architectures.common import (
 )
 from fairy2i_export.decoder.config_values import flag, positive_float, positive_int
 from fairy2i_export.decoder.description import Block, Decoder, Names
-from fairy2i_export.decoder.rope import Rope, read_rope
-from fairy2i_export.errors import ArchitectureError, CheckpointError
+from fairy2i_export.decoder.rope import Rope, by_layer_type, read_rope
+from fairy2i_export.errors import ArchitectureError
 
 GEMMA2 = "Gemma2ForCausalLM"
 GEMMA3 = "Gemma3ForCausalLM"
@@ -94,17 +94,8 @@ def _cap(config: dict[str, Any], key: str) -> float | None:
 
 def _gemma3_ropes(config: dict[str, Any]) -> tuple[Rope, Rope]:
     """(of full layers, of sliding layers): nested by layer type, or in the older spelling beside each other."""
-    nested = config.get("rope_parameters")
-    positions = max_positions(config)
-    if nested is None:
-        local = {"rope_theta": config.get("rope_local_base_freq")}
-        return (
-            read_rope(config, positions, default_theta=1000000.0),
-            read_rope(local, positions, default_theta=10000.0),
-        )
-    if not isinstance(nested, dict) or not set(nested) <= {FULL, SLIDING}:
-        raise CheckpointError(f"config.json: rope_parameters: expected objects {FULL} and {SLIDING}, got {nested!r}")
+    types, positions = by_layer_type(config), max_positions(config)
     return (
-        read_rope({"rope_parameters": nested.get(FULL)}, positions, default_theta=1000000.0),
-        read_rope({"rope_parameters": nested.get(SLIDING)}, positions, default_theta=10000.0),
+        read_rope({"rope_parameters": types[FULL]}, positions, default_theta=1000000.0),
+        read_rope({"rope_parameters": types[SLIDING]}, positions, default_theta=10000.0),
     )
