@@ -93,16 +93,17 @@ static f2i_status select_kernel(const char *family, const char *isa, const f2i_k
                     list(NULL, names, sizeof names));
   }
   *kernel = find(family, isa);
-  if (*kernel == NULL) {
-    /* a family need not exist for every ISA: forcing a known ISA then runs the best other kernel of the family */
-    for (size_t i = 0; i < kernels_count && *kernel == NULL; ++i) {
-      if (strcmp(kernels[i].isa, isa) == 0 && can_run(&kernels[i])) *kernel = find(family, NULL);
-    }
+  int known = *kernel != NULL; /* the ISA, in any family */
+  /* a family need not exist for every ISA: forcing one that can run here then runs the family's best other kernel */
+  for (size_t i = 0; i < kernels_count && *kernel == NULL; ++i) {
+    if (strcmp(kernels[i].isa, isa) != 0) continue;
+    known = 1;
+    if (can_run(&kernels[i])) *kernel = find(family, NULL);
   }
   if (*kernel == NULL || !can_run(*kernel)) {
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
                     "ISA \"%.32s\" (FAIRY2I_ISA or fairy2i.isa) is %s: kernel \"%s\" can run here with: %s", isa,
-                    *kernel == NULL ? "unknown to this library" : "not available on this CPU", family,
+                    !known ? "unknown to this library" : "not available on this CPU", family,
                     list(family, names, sizeof names));
   }
   /* where the operating system refuses, the next one of the family, at last "scalar", which needs nothing */

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say
+from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say, stop_behind
 from fairy2i_runtime.commands.process.streams import check_output
 from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
 from fairy2i_runtime.version import __version__
@@ -129,20 +129,10 @@ def _call(app: typer.Typer, program: str, given: list[str]) -> Any:
     except typer.Exit as end:
         return end.exit_code
     except Exception as error:
-        stop = _stop_behind(error)
+        stop = stop_behind(error)
         if stop is None:
             raise
         raise stop from None
-
-
-def _stop_behind(error: BaseException | None) -> BaseException | None:
-    """The interruption that made an import fail: modules in C turn it into an ImportError."""
-    while error is not None:
-        behind = error.__cause__ or error.__context__
-        if isinstance(error, ImportError) and isinstance(behind, (KeyboardInterrupt, Terminated)):
-            return behind
-        error = behind
-    return None
 
 
 def _usage_error(error: Exception, program: str) -> int:

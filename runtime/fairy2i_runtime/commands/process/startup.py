@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 TYPE_CHECKING = False  # typing itself takes a while to import
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 UNTOUCHED = "interrupted: nothing was written"
+_RECENT = 5.0  # seconds
+_last: list[tuple[float, BaseException]] = []  # signals that came: when, and what was raised
 _ENDING = ("SIGTERM", "SIGHUP")  # beside SIGINT; Windows has no SIGHUP
 
 
@@ -58,6 +61,8 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
             code: int = run(arguments)
         except (KeyboardInterrupt, Terminated) as stop:
             code = interrupted(stop)
+            if alone:
+                _leave_threads(code)
         return code
     finally:
         for name, handler in before.items():
@@ -65,6 +70,15 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
         exec(
             ""
         )  # CPython remembers a KeyboardInterrupt that left exec(), and would end with the signal in place of the code
+
+
+def _leave_threads(code: int) -> None:
+    """End at once if a thread is at work that Python would wait for, such as a download."""
+    import threading
+
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def interrupted(stop: BaseException) -> int:
@@ -115,7 +129,23 @@ def _end_at_last(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+    stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+    _last.append((time.monotonic(), stop))
+    raise stop
+
+
+def stop_behind(error: BaseException | None) -> BaseException | None:
+    """The interruption that made an import fail: modules in C may turn it into an ImportError, and drop it.
+
+    Args:
+        error: what came of it.
+    """
+    when, stop = _last[-1] if _last else (0.0, None)
+    while error is not None and stop is not None and time.monotonic() - when < _RECENT:
+        if isinstance(error, (ImportError, SystemError)):
+            return stop
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _not_lost(info: Any) -> None:

@@ -1,0 +1,208 @@
+"""What a program does when its standard streams are closed or full, and when a signal ends it, at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, heed_interrupts
+from fairy2i_runtime.commands.console import new_app, run_app
+from fairy2i_runtime.commands.process import startup
+from fairy2i_runtime.commands.process.startup import Terminated, interrupted, start, stop_behind
+from runtime_models import stories_folder
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX shells and signals")
+MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"
+TEXT = ROOT / "examples" / "data" / "tinystories" / "tinystories_sample.txt"
+FAIRY2I = f"{sys.executable} -m fairy2i_export"
+EXPORT = f"{sys.executable} -m fairy2i_export.commands.export"
+RUNTIME = f"{sys.executable} -m fairy2i_runtime"
+COMMANDS = {
+    "help": f"{FAIRY2I} --help",
+    "version": f"{EXPORT} --version",
+    "info": f"{RUNTIME} info",
+    "generate": f"{FAIRY2I} generate {{}} hi --max-new-tokens 2",
+    "inspect": f"{FAIRY2I} inspect {{}}",
+    "ppl": f"{FAIRY2I} ppl {{}} --text {TEXT} --tokens 400",
+    "export": f"{EXPORT} {MODEL} -o out",
+    "dry run": f"{EXPORT} {MODEL} -o out --dry-run",
+}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def shell(command: str, redirections: str, folder: Path) -> tuple[int, list[str]]:
+    """Exit code and lines on standard error (as far as that is not redirected)."""
+    script = f"{command.format(stories_folder())} {redirections}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_standard_output_is_full(name: str, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    code, lines = shell(COMMANDS[name], "> /dev/full", tmp_path)
+    assert code == 2
+    assert "error: standard output: cannot be written: No space left on device" in lines[-1]
+    assert (tmp_path / "out" / "model.onnx").exists() == (name == "export")  # what was done is not undone
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_standard_output_is_closed(name: str, tmp_path: Path) -> None:
+    code, lines = shell(COMMANDS[name], ">&-", tmp_path)
+    assert code == 2
+    assert lines == ["error: standard output is closed, expected somewhere to print to; > /dev/null drops it"]
+    assert list(tmp_path.iterdir()) == []  # it is said before any work
+
+
+@pytest.mark.parametrize("redirections", ["2>&-", "2>&- <&-", "2> /dev/full"])
+@pytest.mark.parametrize("name", ["info", "export", "ppl"])
+def test_the_work_is_done_without_standard_error(name: str, redirections: str, tmp_path: Path) -> None:
+    if "full" in redirections and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    assert shell(COMMANDS[name], redirections, tmp_path) == (0, [])
+    assert (tmp_path / "out" / "model.onnx").exists() == (name == "export")
+
+
+@pytest.mark.parametrize("command", ["generate {} -", "chat {}"])
+def test_standard_input_is_closed(command: str, tmp_path: Path) -> None:
+    code, lines = shell(f"{FAIRY2I} {command}", "<&-", tmp_path)
+    assert code == 2
+    assert sum("error: standard input" in line and "closed" in line for line in lines) == 1
+
+
+def test_nothing_else_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """A file that is opened as number 1 would be printed into."""
+    code = "import os, sys; from fairy2i_runtime.commands.process import startup; startup._open_streams(); print(os.dup(0))"
+    found = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c '{code}' <&-"], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert int(found.stdout) > 2
+
+
+@pytest.mark.parametrize("reader", ["head -c 10", "true"])
+@pytest.mark.parametrize("name", ["help", "inspect", "export"])
+def test_a_reader_that_has_seen_enough(name: str, reader: str, tmp_path: Path) -> None:
+    _, lines = shell(COMMANDS[name], f"| {reader}", tmp_path)
+    assert not [line for line in lines if "rror" in line]
+
+
+# ---- signals
+
+
+def signalled(command: list[str], number: signal.Signals, delay: float, folder: Path) -> tuple[int, str]:
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_interrupts,
+    ) as process:
+        time.sleep(delay)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        return process.returncode, error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fairy2i_export", "bench", "{}", "--repeat", "1000"],
+        ["fairy2i_export", "verify", "{}", "--against", str(MODEL)],
+        ["fairy2i_export.commands.export", str(MODEL), "-o", "out"],
+        ["fairy2i_runtime", "ppl", "{}", "--text", str(TEXT), "--stride", "1"],
+    ],
+    ids=lambda command: command[1] if isinstance(command, list) else None,
+)
+def test_signals_at_any_moment(command: list[str], number: signal.Signals, tmp_path: Path) -> None:
+    ended = 0
+    for delay in (0.15, 0.3, 0.5, 0.8, 1.3):
+        folder = tmp_path / str(delay)
+        folder.mkdir()
+        code, error = signalled([part.format(stories_folder()) for part in command], number, delay, folder)
+        assert not ("Traceback" in error and "fairy2i_" in error), error  # what comes before the program is Python's
+        if code == 128 + number:
+            ended += 1
+            assert error.count("interrupted: ") == 1
+        else:  # before Python runs the program, or after its end
+            assert code in (0, 1, -number)
+        assert any(folder.glob(".out*")) == ("stays in" in error)
+    assert ended
+
+
+def test_a_note_on_the_interruption_is_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = KeyboardInterrupt()
+    assert interrupted(stop) == 130
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    stop.add_note("interrupted: two of three are kept")
+    assert interrupted(stop) == 130
+    assert capsys.readouterr().err == "interrupted: two of three are kept\n"
+    told = Terminated(signal.SIGTERM)
+    told.add_note("")
+    assert interrupted(told) == 143
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143), (Terminated(signal.SIGHUP), 129)]
+)
+def test_commands_end_with_the_number_of_the_signal(raised: BaseException, code: int) -> None:
+    app = new_app("", completion=False)
+
+    @app.command()
+    def command() -> None:
+        raise raised
+
+    assert run_app(app, "program", ["--"]) == code
+
+
+def test_an_import_that_a_signal_made_fail_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stop_behind(ImportError("initialization failed")) is None  # no signal: a bug, or a damaged installation
+    stop = KeyboardInterrupt()
+    monkeypatch.setattr(startup, "_last", [(time.monotonic(), stop)])
+    assert stop_behind(ImportError("numpy._core.umath failed to import")) is stop
+    assert stop_behind(ValueError("a bug")) is None
+    wrapped = RuntimeError("wrapped")
+    wrapped.__cause__ = ImportError("x")
+    assert stop_behind(wrapped) is stop
+    monkeypatch.setattr(startup, "_last", [(time.monotonic() - 60, stop)])
+    assert stop_behind(ImportError("x")) is None
+
+
+def test_handlers_are_those_of_before_when_called_from_python() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert start("fairy2i_export.commands.program.tools:run", ["--version"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    """As nohup and shells in the background have it."""
+    script = f"trap '' INT; {FAIRY2I} info & sleep 0.4; kill -INT $!; wait $!"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0
+    assert "operator library" in done.stdout
