@@ -71,4 +71,4 @@ def _name_end_tokens(folder: Path, config: dict[str, Any]) -> None:
     more = sorted((opened.eos_ids if eos is None else opened.eos_ids | {eos}) - set(named))
     if more:
         config["model"]["eos_token_id"] = [*named, *more] if len(named) + len(more) > 1 else more[0]
-        (folder / _GENAI).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+        (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
