@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, install_hint
 
 
 def lm_eval_command(context: typer.Context) -> None:
@@ -19,7 +19,7 @@ def lm_eval_command(context: typer.Context) -> None:
     All arguments are lm_eval's. --model_args takes path, and optionally threads, kernel, isa, max_length, max_gen_toks.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise OptionError("lm-eval needs the package lm_eval: pip install 'fairy2i-export[eval]'")
+        raise OptionError(f"lm-eval needs the package lm_eval: {install_hint('eval')}")
     from lm_eval.__main__ import cli_evaluate
 
     import fairy2i_export.check.lm_eval  # noqa: F401 - registers the model

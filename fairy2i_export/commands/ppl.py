@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fairy2i_export.check.perplexity import paired_difference, torch_scorer
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime import load
 from fairy2i_runtime.commands.display import show_perplexity
@@ -53,7 +53,7 @@ def ppl_command(
 ) -> None:
     """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
     if against is not None and not torch_is_installed():
-        raise OptionError("--against needs torch and transformers: pip install 'fairy2i-export[train]', or leave it out")
+        raise OptionError(f"--against needs torch and transformers: {install_hint('train')}, or leave it out")
     content = read_text(text)
     model = load(folder, threads=threads, kernel=kernel, isa=isa)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
