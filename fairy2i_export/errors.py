@@ -7,6 +7,16 @@ and exits with code 2; anything that is not a :class:`Fairy2iError` is a bug and
 from __future__ import annotations
 
 
+def install_command(extra: str = "") -> str:
+    """What to type to install this project, with an extra; no package index has it."""
+    return f"pip install '.[{extra}]'" if extra else "pip install ."
+
+
+def install_hint(extra: str) -> str:
+    """The same with where to type it, for messages."""
+    return f"{install_command(extra)} in a checkout of fairy2i-export's repository"
+
+
 class Fairy2iError(Exception):
     """Base class of every error a user can cause and repair."""
 

@@ -368,7 +368,7 @@ def test_what_cannot_be_done_is_said_at_once(spoil: Spoil, message: str, tmp_pat
 
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, source: Path, text: Path, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OptionError, match=r"needs torch and transformers, .* pip install 'fairy2i-export\[train\]'"):
+    with pytest.raises(OptionError, match=r"needs torch and transformers, .* pip install '\.\[train\]' in a checkout"):
         export(source, tmp_path / "out", calibrate=[text])
 
 

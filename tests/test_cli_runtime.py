@@ -134,7 +134,7 @@ def test_without_lm_eval_only_its_command_is_missed(monkeypatch, capsys):
     assert main(["--help"]) == 0
     assert "lm-eval" in capsys.readouterr().out
     assert main(["lm-eval", "--model", "fairy2i"]) == 2
-    assert "pip install 'fairy2i-export[eval]'" in one_message(capsys)
+    assert "pip install '.[eval]' in a checkout" in one_message(capsys)
 
 
 def test_info_on_the_installation(capsys):

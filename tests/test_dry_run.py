@@ -84,6 +84,9 @@ def test_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert words in out
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "out").mkdir()
+    assert main(arguments) == 0  # an empty folder is as good as none
+    capsys.readouterr()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
     with pytest.raises(OutputError, match="holds the source"):

@@ -131,6 +131,7 @@ def no_library(patch: pytest.MonkeyPatch, _: Path) -> None:
 
 def target_exists(_: pytest.MonkeyPatch, out: Path) -> None:
     out.mkdir()
+    (out / "notes.txt").touch()
 
 
 def foreign_partial(_: pytest.MonkeyPatch, out: Path) -> None:

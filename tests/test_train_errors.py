@@ -296,7 +296,7 @@ def test_output_folders(refuse: Refuse, tmp_path: Path) -> None:
 
 def test_without_the_extra(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_command, "_NEEDED", ("torch", "no_such_package"))
-    assert "train needs no_such_package: pip install 'fairy2i-export[train]'" in refuse(make_recipe(tmp_path))
+    assert "train needs no_such_package: pip install '.[train]' in a checkout" in refuse(make_recipe(tmp_path))
 
 
 def test_two_runs_in_one_folder(refuse: Refuse, tmp_path: Path) -> None:

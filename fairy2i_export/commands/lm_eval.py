@@ -11,9 +11,7 @@ import sys
 
 import typer
 
-from fairy2i_export.errors import OptionError
-
-_NEEDED = "lm-eval needs the package lm_eval: pip install 'fairy2i-export[eval]'"
+from fairy2i_export.errors import OptionError, install_hint
 
 
 def lm_eval_command(context: typer.Context) -> None:
@@ -21,12 +19,13 @@ def lm_eval_command(context: typer.Context) -> None:
 
     All arguments are lm_eval's. --model_args takes path, and optionally threads, kernel, isa, max_length, max_gen_toks.
     """
+    needed = f"lm-eval needs the package lm_eval: {install_hint('eval')}"
     if not _is_installed():
         if not context.args or {"-h", "--help"} & set(context.args):
             about = inspect.getdoc(lm_eval_command)
-            print(f"{context.command_path}: {about}\n\nIts options are listed here once it is installed: {_NEEDED}")
+            print(f"{context.command_path}: {about}\n\nIts options are listed here once it is installed: {needed}")
             return
-        raise OptionError(_NEEDED)
+        raise OptionError(needed)
     from lm_eval.__main__ import cli_evaluate
 
     import fairy2i_export.check.lm_eval  # noqa: F401 - registers the model

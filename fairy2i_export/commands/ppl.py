@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_runtime.commands.measure import (
     Json,
     ProtocolName,
@@ -73,9 +73,7 @@ def ppl_command(
     for option, given in (("--against", against), ("--float", float_source)):
         if given is not None:
             if not torch_is_installed():
-                raise OptionError(
-                    f"{option} needs torch and transformers: pip install 'fairy2i-export[train]', or leave it out"
-                )
+                raise OptionError(f"{option} needs torch and transformers: {install_hint('train')}, or leave it out")
             open_source(given)
     model = load(folder, threads=threads, kernel=kernel, isa=isa)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)

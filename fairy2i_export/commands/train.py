@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fairy2i_export.commands.declared import with_options
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_export.request.option import is_list
 from fairy2i_export.train.recipe import Recipe
 
@@ -35,7 +35,7 @@ def train_command(
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise OptionError(f"train needs {', '.join(missing)}: pip install 'fairy2i-export[train]'")
+        raise OptionError(f"train needs {', '.join(missing)}: {install_hint('train')}")
     if options["separator"] is not None:  # typed in a shell
         options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
     lists = {name: tuple(value or ()) for name, value in options.items() if is_list(Recipe, name)}

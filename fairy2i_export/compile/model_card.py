@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.errors import install_command
 from fairy2i_export.onnx_graph.formats import FORMATS
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_runtime.version import __version__
 
+_PROJECT = "fairy2i-export"
 _CARD = """# {title}
 
 A language model with {bits:.2f}-bit Fairy2i weights for ONNX Runtime, compiled from `{source}` by fairy2i-export {version}.
@@ -33,8 +36,15 @@ Every weight of its rewritten layers is a sum of {stages} complex numbers out of
 
 ## Run it
 
+In a checkout of {repository}:
+
 ```
-pip install fairy2i-export
+{install}
+```
+
+Then, beside this folder:
+
+```
 {command}
 ```
 
@@ -59,6 +69,17 @@ _WITHOUT_LIBRARY = """Backend `{backend}`: ONNX Runtime and onnxruntime-genai ru
 """
 
 
+def _repository() -> str:
+    """Of this project, as its package's metadata names it; a name alone if it names none."""
+    try:
+        urls = metadata(_PROJECT).get_all("Project-URL") or []
+    except PackageNotFoundError:  # run from a checkout
+        urls = []
+    named = {name.strip().lower(): url.strip() for name, _, url in (entry.partition(",") for entry in urls)}
+    found = next((named[name] for name in ("repository", "source", "homepage") if name in named), None)
+    return f"the repository of {_PROJECT}" + (f" ({found})" if found else "")
+
+
 def model_card(report: ExportReport, decoder: Decoder) -> str:
     """The Markdown text."""
     kept = Counter(f"{linear.treatment} ({linear.reason})" for linear in report.kept)
@@ -67,6 +88,8 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
     hosts = _WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY.format(backend=backend.name)
     return _CARD.format(
         title=report.path.name,
+        repository=_repository(),
+        install=install_command(),
         command=replace(report, path=Path(report.path.name)).command,
         bits=report.bits_per_weight,
         source=report.source,

@@ -1,6 +1,6 @@
 """Quantization-aware training in torch: linear layers that compute with the exporter's quantizer and train latent weights.
 
-Needs torch (``pip install 'fairy2i-export[train]'``); what is named here is imported when it is asked for, because the recipe of a
+Needs torch (``pip install '.[train]'`` in a checkout); what is named here is imported when it is asked for, because the recipe of a
 run (recipe.py) is also read where torch is not.
 """
 

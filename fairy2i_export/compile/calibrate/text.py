@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_export.request.request import CALIBRATION_TOKENS
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text_files import read_text, unknown_warnings
@@ -48,9 +48,7 @@ def check_torch() -> None:
     """Raise OptionError unless torch and transformers can be imported."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise OptionError(
-            f"calibrate: needs {' and '.join(missing)}, which cannot be imported; pip install 'fairy2i-export[train]'"
-        )
+        raise OptionError(f"calibrate: needs {' and '.join(missing)}, which cannot be imported; {install_hint('train')}")
 
 
 def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int | None, longest: int) -> CalibrationText:

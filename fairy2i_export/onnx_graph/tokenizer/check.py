@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fairy2i_export.errors import TokenizerError
+from fairy2i_export.errors import TokenizerError, install_hint
 from fairy2i_export.onnx_graph.tokenizer.description import Description, read_tokenizer
 from fairy2i_export.onnx_graph.tokenizer.detokenizer import token_bytes
 
@@ -76,7 +76,7 @@ def _session(path: Path, model: onnx.ModelProto) -> Any:
     except ImportError as error:
         raise TokenizerError(
             "--tokenizer-onnx checks its graphs with the package onnxruntime-extensions, which is not installed: "
-            "pip install 'fairy2i-export[tokenizer-onnx]'"
+            f"{install_hint('tokenizer-onnx')}"
         ) from error
     import onnxruntime as ort
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from fairy2i_export.errors import TokenizerError
+from fairy2i_export.errors import TokenizerError, install_hint
 from fairy2i_export.onnx_graph.tokenizer.description import META, Description
 from fairy2i_export.onnx_graph.tokenizer.frame import Ragged, framed_model
 from fairy2i_export.onnx_graph.tokenizer.nodes import GraphBuilder, any_of
@@ -65,7 +65,7 @@ def sentencepiece_model(description: Description) -> bytes:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise TokenizerError(
-            "--tokenizer-onnx needs the package sentencepiece for this tokenizer: pip install 'fairy2i-export[tokenizer-onnx]'"
+            f"--tokenizer-onnx needs the package sentencepiece for this tokenizer: {install_hint('tokenizer-onnx')}"
         ) from error
     format_: Any = sentencepiece_model_pb2  # its classes are made at run time
     data = description.json["model"]
