@@ -21,6 +21,7 @@ _FIELD = {
     _TYPES.STRINGS: "strings", _TYPES.TENSORS: "tensors", _TYPES.GRAPHS: "graphs", _TYPES.SPARSE_TENSORS: "sparse_tensors",
     _TYPES.TYPE_PROTOS: "type_protos",
 }  # fmt: skip
+_MESSAGES = (_TYPES.TENSOR, _TYPES.GRAPH, _TYPES.SPARSE_TENSOR, _TYPES.TYPE_PROTO)  # those without a default
 
 
 def field_problem(spot: Spot) -> str:
@@ -49,11 +50,11 @@ def _model(spot: Spot) -> str:
 
 def _twice(what: str, keys: list[Any]) -> str:
     key, count = next(iter(Counter(keys).most_common(1)), ("", 0))
-    return f"{what} has {key!r} {count} times, and only one of them can hold; remove the others" if count > 1 else ""
+    return f"has {key!r} {count} times in {what}, and only one of them can hold; remove the others" if count > 1 else ""
 
 
 def _node(spot: Spot) -> str:
-    return _twice("its attributes: the file", [attribute.name for attribute in spot.message.attribute])
+    return _twice("its attributes", [attribute.name for attribute in spot.message.attribute])
 
 
 def _attribute(spot: Spot) -> str:
@@ -67,6 +68,8 @@ def _attribute(spot: Spot) -> str:
     if other:
         declared = _TYPES.AttributeType.Name(attribute.type)
         return f"is declared as {declared}, but has a value in the field {other[0]!r}; the file is damaged"
+    if not held and attribute.type in _MESSAGES:
+        return f"is declared as {_TYPES.AttributeType.Name(attribute.type)}, but has no value; the file is damaged"
     if attribute.type == _TYPES.STRINGS and not all(map(_is_text, attribute.strings)):
         return "has strings that are not UTF-8; write them as a tensor of bytes"
     if attribute.type == _TYPES.SPARSE_TENSORS or (attribute.type == _TYPES.SPARSE_TENSOR and not is_sparse_constant(spot)):
@@ -82,6 +85,7 @@ def is_sparse_constant(spot: Spot) -> bool:
         and node.op_type == "Constant"
         and node.domain in ("", "ai.onnx")
         and spot.message.name == "sparse_value"
+        and spot.message.type == _TYPES.SPARSE_TENSOR
         and len(node.output) == 1
     )
 

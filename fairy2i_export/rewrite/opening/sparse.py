@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from fairy2i_export.rewrite.opening.tensors import tensor_problem
+
 _INDEX_TYPES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT16, ir.DataType.INT8)
 LIMIT = 1 << 31  # bytes of a dense form: a few numbers in the file must not fill a machine's memory
 
@@ -26,12 +28,19 @@ class Sparse:
         self._proto = proto
         self._folder = folder
         self.name = proto.values.name
-        self.dtype = ir.DataType(proto.values.data_type)
         self.shape = tuple(proto.dims)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Number format of the values."""
+        return ir.DataType(self._proto.values.data_type)
 
     def problem(self) -> str:
         """What is wrong with it, and what to do; empty if it can be made dense."""
         proto = self._proto
+        for tensor in (proto.values, proto.indices):
+            if problem := tensor_problem(tensor, self._folder):
+                return f"its {'values' if tensor is proto.values else 'indices'}: {problem}"
         count = math.prod(proto.values.dims)
         if self.dtype == ir.DataType.STRING:
             return "holds strings; make it dense with onnx.helper.make_tensor"

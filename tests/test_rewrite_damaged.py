@@ -1,0 +1,525 @@
+"""Damaged and malformed models: one message or a model that loads, nothing left behind; and models onnxruntime refuses."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from onnx import TensorProto, helper, numpy_helper
+
+from fairy2i_export.commands.export import main
+from fairy2i_export.errors import Fairy2iError, ModelError
+from fairy2i_export.rewrite import pipeline
+from fairy2i_export.rewrite.trial import try_model
+from rewrite_helpers import rewrite_onnx, run
+
+FLOAT = TensorProto.FLOAT
+K = 8
+rng = np.random.default_rng(3)
+W = rng.standard_normal((K, K)).astype(np.float32)
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), name=f"{op} {outputs}", **attributes)
+
+
+def value(name: str, shape: list[Any] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, FLOAT, shape)
+
+
+def model_of(nodes: list[onnx.NodeProto], functions: list[onnx.FunctionProto] | None = None, **more: Any) -> onnx.ModelProto:
+    """X [rows, K] -> y, with w [K, K], b [K] and what ``more`` names."""
+    stored = {"w": W, "b": W[0], **more}
+    initializers = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "g", [value("x", ["rows", K])], [value("y", ["rows", K])], initializers)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions or [])
+
+
+def branches(body: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
+    graphs = [
+        helper.make_graph(nodes, "body", [], [value(name)])
+        for nodes, name in ((body, output), ([node("Neg", "x", "n")], "n"))
+    ]
+    condition = [node("Size", "x", "size"), node("Cast", "size", "any", to=TensorProto.BOOL)]
+    return [*condition, node("If", "any", "y", then_branch=graphs[0], else_branch=graphs[1])]
+
+
+def sparse() -> onnx.SparseTensorProto:
+    values, indices = W[0, :3], np.array([1, 4, 6])
+    tensors = [numpy_helper.from_array(array, name) for array, name in ((values, "s"), (indices, "i"))]
+    return onnx.SparseTensorProto(values=tensors[0], indices=tensors[1], dims=[K])
+
+
+def with_sparse_tensors() -> onnx.ModelProto:
+    constant = node("Constant", "", "c")
+    attribute = constant.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.CopyFrom(sparse())
+    model = model_of([constant, node("MatMul", "x w", "p"), node("Add", "p c", "q"), node("Add", "q s", "y")])
+    model.graph.sparse_initializer.append(sparse())
+    return model
+
+
+def with_function() -> onnx.ModelProto:
+    constant = node("Constant", "", "c", value=numpy_helper.from_array(W[1], "c"))
+    function = helper.make_function(
+        "local", "Shift", ["a"], ["r"], [constant, node("Add", "a c", "r")], [helper.make_opsetid("", 18)]
+    )
+    return model_of([node("MatMul", "x w", "p"), node("Shift", "p", "y", domain="local")], [function])
+
+
+QUANTIZED = {"q": np.arange(K * K, dtype=np.int8).reshape(K, K), "s": np.array(0.1, np.float32)}
+SOUND: dict[str, Callable[[], onnx.ModelProto]] = {
+    "product and bias": lambda: model_of([node("MatMul", "x w", "p"), node("Add", "p b", "y")]),
+    "gemm": lambda: model_of([node("Gemm", "x w b", "y", alpha=0.5, transB=1)]),
+    "transposed and cast": lambda: model_of(
+        [node("Transpose", "w", "t", perm=[1, 0]), node("Cast", "t", "c", to=FLOAT), node("MatMul", "x c", "y")]
+    ),
+    "branches": lambda: model_of(branches([node("MatMul", "x w", "p")], "p")),
+    "function": with_function,
+    "sparse": with_sparse_tensors,
+    "dequantized": lambda: model_of(
+        [node("DequantizeLinear", "q s", "d"), node("MatMul", "x d", "p"), node("MatMul", "w p", "y")], **QUANTIZED
+    ),
+}
+
+
+# mutations
+
+NUMBERS = (0, 1, -1, 2, 3, 7, 99, 2**31 - 1, 2**40, -(2**40), 16)
+WORDS = ("", "Identity", "Gemm", "Cast", "Reshape", "MatMul", "Loop", "ai.fairy2i", "Fairy2iMatMul", "com.acme")
+
+
+def messages(message: Any) -> list[Any]:
+    found = [message]
+    for each in found:
+        for field, content in each.ListFields():
+            if isinstance(content, Message):
+                found.append(content)
+            elif field.message_type is not None:
+                found.extend(content)
+    return found
+
+
+def other(field: Any, everything: list[Any], dice: random.Random) -> Any:
+    """A value of a field's type."""
+    if field.type == FieldDescriptor.TYPE_STRING:
+        known = {v for m in everything for f, v in m.ListFields() if f.type == field.type and isinstance(v, str)}
+        return dice.choice([*sorted(known), *WORDS])
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return dice.choice([b"", b"\xff\xfe", b"abc", bytes(64)])
+    if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
+        return dice.choice([0.0, float("nan"), float("inf"), -1.0, 1e30])
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return dice.choice([entry.number for entry in field.enum_type.values])
+    return dice.choice(NUMBERS)
+
+
+def change_list(field: Any, items: Any, everything: list[Any], dice: random.Random) -> None:
+    what = dice.choice(["remove", "repeat", "swap", "new"])
+    place, second = (dice.randrange(len(items)), dice.randrange(len(items))) if len(items) else (0, 0)
+    if what == "remove":
+        del items[place : place + 1]
+    elif field.message_type is None:
+        items[place:place] = [items[second] if what == "repeat" and len(items) else other(field, everything, dice)]
+    elif what == "new" or not len(items):
+        items.add()
+    elif what == "repeat":
+        items.add().CopyFrom(items[place])
+    else:
+        kept = type(items[place])()
+        kept.CopyFrom(items[place])
+        items[place].CopyFrom(items[second])
+        items[second].CopyFrom(kept)
+
+
+def change_field(model: onnx.ModelProto, dice: random.Random) -> bytes:
+    """The file with one field of one message removed, repeated, exchanged or filled with something else."""
+    before = model.SerializeToString()
+    while True:
+        everything = messages(model)
+        message = dice.choice(everything)
+        fields = [field for field, _ in message.ListFields()] if dice.random() < 0.8 else list(message.DESCRIPTOR.fields)
+        if not fields:
+            continue
+        field = dice.choice(fields)
+        content = getattr(message, field.name)
+        try:
+            if isinstance(content, Message) or dice.random() < 0.2:
+                message.ClearField(field.name)
+            elif isinstance(content, (str, bytes, int, float)):
+                setattr(message, field.name, other(field, everything, dice))
+            else:
+                change_list(field, content, everything, dice)
+        except (ValueError, TypeError):  # a number that does not fit
+            continue
+        if model.SerializeToString() != before:
+            return model.SerializeToString()
+
+
+def change_bytes(model: onnx.ModelProto, dice: random.Random) -> bytes:
+    """The file with one bit turned, one byte set, or its end cut off."""
+    data = bytearray(model.SerializeToString())
+    place = dice.randrange(len(data))
+    what = dice.randrange(5)
+    if what < 3:
+        data[place] ^= 1 << dice.randrange(8)
+    elif what == 3:
+        data[place] = dice.choice([0, 0xFF, 0x80])
+    else:
+        del data[place:]
+    return bytes(data)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """onnx_ir's own log: what it says is no part of the message."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.usefixtures("quiet")
+def test_mutations(name: str, tmp_path: Path) -> None:
+    """Every one ends with a model that onnxruntime loads, or with one of our errors; nothing else lies there afterwards."""
+    dice = random.Random(name)
+    path, out = tmp_path / "m.onnx", tmp_path / "out"
+    ends: Counter[str] = Counter()
+    for round_ in range(60):
+        change = change_bytes if round_ % 3 == 0 else change_field
+        path.write_bytes(change(SOUND[name](), dice))
+        try:
+            report = rewrite_onnx(path, out, trained=True, jobs=1)
+        except Fairy2iError:
+            ends["refused"] += 1
+            assert [x.name for x in tmp_path.iterdir()] == ["m.onnx"]
+            continue
+        ends["written"] += 1
+        if not any("was not loaded" in warning for warning in report.warnings):
+            assert try_model(out / "model.onnx").refusal == ""
+        for file in out.iterdir():
+            file.unlink()
+        out.rmdir()
+    assert min(ends["refused"], ends["written"]) > 5, ends
+
+
+def test_what_is_mutated_is_sound(tmp_path: Path) -> None:
+    for number, make in enumerate(SOUND.values()):
+        onnx.save(make(), tmp_path / f"{number}.onnx")
+        assert rewrite_onnx(tmp_path / f"{number}.onnx", tmp_path / str(number)).rewritten
+
+
+# malformed nodes
+
+
+def product(weight: str = "a", **attributes: Any) -> onnx.NodeProto:
+    return node("MatMul", f"x {weight}", "y", **attributes)
+
+
+LEFT: list[tuple[str, list[onnx.NodeProto], str]] = [
+    ("axis out of range", [node("Transpose", "w", "a", perm=[0, 7]), product()], "the constant a cannot be computed"),
+    ("one axis twice", [node("Transpose", "w", "a", perm=[1, 1]), product()], "the constant a cannot be computed"),
+    ("too few axes", [node("Transpose", "w", "a", perm=[0]), product()], "the constant a cannot be computed"),
+    ("axes as text", [node("Transpose", "w", "a", perm="10"), product()], "the constant a cannot be computed"),
+    ("cast to nothing", [node("Cast", "w", "a"), product()], "the constant a cannot be computed"),
+    ("cast to a type unknown", [node("Cast", "w", "a", to=99), product()], "the constant a cannot be computed"),
+    ("cast to text", [node("Cast", "w", "a", to="float"), product()], "the constant a cannot be computed"),
+    ("constant without a value", [node("Constant", "", "a"), product()], "the constant a cannot be computed"),
+    (
+        "constant that is a wrong one",
+        [node("Constant", "", "a", value_int="x"), product()],
+        "the constant a cannot be computed",
+    ),
+    ("too large for memory", [node("ConstantOfShape", "big", "a"), product()], "the constant a cannot be computed"),
+    ("no inputs", [node("MatMul", "", "y")], "malformed: 0 inputs"),
+    ("one input", [node("MatMul", "x", "y")], "malformed: 1 inputs"),
+    ("a third input", [node("MatMul", "x w b", "y")], "malformed: 3 inputs"),
+    ("no outputs", [node("MatMul", "x w", ""), node("Relu", "x", "y")], "malformed: 0 outputs"),
+    ("two outputs", [node("MatMul", "x w", "y u")], "malformed: 2 outputs"),
+    ("an unknown attribute", [product("w", alpha=2.0)], "malformed: attribute alpha of type FLOAT"),
+    ("a number as text", [node("Gemm", "x w", "y", transB="yes")], "malformed: attribute transB of type STRING"),
+    ("a float for an integer", [node("Gemm", "x w", "y", transB=1.0)], "malformed: attribute transB of type FLOAT"),
+    ("four inputs", [node("Gemm", "x w b b", "y")], "malformed: 4 inputs"),
+]
+
+
+@pytest.mark.parametrize(("nodes", "reason"), [pytest.param(*row[1:], id=row[0]) for row in LEFT])
+def test_malformed_nodes_are_left_with_the_reason(
+    nodes: list[onnx.NodeProto], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(model_of(nodes, big=np.full(2, 1 << 40)).SerializeToString())
+    for arguments in ([], ["--dry-run"]):
+        assert main([str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out"), *arguments]) == 2
+        said = capfd.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        assert reason in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def circle(model: onnx.ModelProto) -> None:
+    model.graph.node.extend([node("Neg", "u", "v"), node("Neg", "v", "u")])
+
+
+def two_makers(model: onnx.ModelProto) -> None:
+    model.graph.node.append(node("Neg", "x", "y"))
+
+
+def maker_of_a_weight(model: onnx.ModelProto) -> None:
+    model.graph.node.append(node("Neg", "x", "b"))
+
+
+def weight_twice(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.initializer[0])
+
+
+def dangling(model: onnx.ModelProto) -> None:
+    model.graph.node.append(node("Add", "x nowhere", "u"))
+
+
+def dangling_in_a_branch(model: onnx.ModelProto) -> None:
+    made = branches([node("Add", "x nowhere", "u")], "u")
+    made[-1].output[0] = "other"
+    model.graph.node.extend(made)
+
+
+def no_output(model: onnx.ModelProto) -> None:
+    model.graph.output[0].name = "nowhere"
+
+
+def no_nodes(model: onnx.ModelProto) -> None:
+    del model.graph.node[:]
+
+
+def nothing_at_all(model: onnx.ModelProto) -> None:
+    model.Clear()
+
+
+def no_utf8(model: onnx.ModelProto) -> None:
+    data = model.SerializeToString().replace(b"MatMul y", b"MatMul \xff")
+    model.ParseFromString(data)
+
+
+def short_tensor(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-1]
+
+
+def absurd_shape(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [1 << 40, 1 << 40]
+
+
+def negative_shape(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [-K, -K]
+
+
+def unknown_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = 99
+
+
+def unknown_input_type(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 77
+
+
+DAMAGE: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
+    (circle, "wait for each other in a circle"),
+    (two_makers, "'Neg y' ('Neg') makes 'y', which is made elsewhere too"),
+    (maker_of_a_weight, "makes 'b', which is made elsewhere too"),
+    (weight_twice, "two inputs or two initializers are called 'w'"),
+    (dangling, "node 'Add u' ('Add') reads 'nowhere', which nothing makes"),
+    (dangling_in_a_branch, "'then_branch' of node 'If y' ('If'): node 'Add u' ('Add') reads 'nowhere'"),
+    (no_output, "the graph: its output 'nowhere' is made by nothing in it"),
+    (no_nodes, "its output 'y' is made by nothing"),
+    (nothing_at_all, "imports no standard ONNX operators"),
+    (no_utf8, r"node 'MatMul \\xff' ('MatMul'): name is not UTF-8"),
+    (short_tensor, "tensor 'w': has 255 bytes of data, its shape [8, 8] needs 256"),
+    (absurd_shape, "tensor 'w': has 256 bytes of data"),
+    (negative_shape, "tensor 'w': has the shape [-8, -8]"),
+    (unknown_type, "tensor 'w': number format 99 is unknown"),
+    (unknown_input_type, "value 'x': is of number format 77"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), [pytest.param(*row, id=row[0].__name__) for row in DAMAGE])
+def test_damaged_models_are_refused_by_name(
+    damage: Callable[[onnx.ModelProto], None], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = model_of([product("w")])
+    damage(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    for arguments in ([], ["--dry-run"]):
+        assert main([str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out"), *arguments]) == 2
+        said = capfd.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        assert words in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_nodes_in_any_order(tmp_path: Path) -> None:
+    """Onnxruntime sorts them itself."""
+    model = model_of([node("Neg", "p", "y"), node("MatMul", "n w", "p"), node("Relu", "x", "n")])
+    onnx.save(model, tmp_path / "m.onnx")
+    assert len(rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out").rewritten) == 1
+    onnx.checker.check_model(tmp_path / "out" / "model.onnx")
+
+
+@pytest.mark.parametrize("op", ["Identity", "Transpose"])
+def test_a_weight_behind_thousands_of_nodes(op: str, tmp_path: Path) -> None:
+    chain = [node(op, f"c{i}" if i else "w", f"c{i + 1}") for i in range(2000)]
+    onnx.save(model_of([*chain, product("c2000")]), tmp_path / "m.onnx")
+    report = rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out")
+    assert report.passes["prune nodes"] == 2000
+    onnx.save(model_of([product("w")]), tmp_path / "n.onnx")
+    rewrite_onnx(tmp_path / "n.onnx", tmp_path / "plain")
+    x = {"x": W[:2]}
+    outputs = [run(tmp_path / name / "model.onnx", x, library=True)[0] for name in ("out", "plain")]
+    np.testing.assert_array_equal(*outputs)
+
+
+# what onnxruntime refuses
+
+
+def refused_for_shapes() -> onnx.ModelProto:
+    return model_of([node("MatMul", "x w", "p"), node("Add", "p odd", "y")], odd=np.zeros(5, np.float32))
+
+
+def refused_for_an_operator() -> onnx.ModelProto:
+    return model_of([node("MatMul", "x w", "p"), node("NoSuchThing", "p", "y")])
+
+
+def refused_for_an_attribute() -> onnx.ModelProto:
+    return model_of([node("MatMul", "x w", "p"), node("Relu", "p", "y", slope=0.5)])
+
+
+@pytest.mark.parametrize("make", [refused_for_shapes, refused_for_an_operator, refused_for_an_attribute])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_source_that_onnxruntime_refuses_is_not_rewritten(
+    make: Callable[[], onnx.ModelProto], dry_run: bool, tmp_path: Path
+) -> None:
+    onnx.save(make(), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx: ONNX Runtime refuses the model as it is: .*; nothing was written"):
+        rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", dry_run=dry_run)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_fault_of_ours_is_not_written(dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a pass does wrong: here it takes away a bias that is used."""
+
+    def too_much(orphans: Any) -> tuple[int, int]:
+        graph = next(iter(orphans)).graph
+        del graph.initializers["b"]
+        return 0, 1
+
+    monkeypatch.setattr(pipeline, "prune", too_much)
+    onnx.save(model_of([product("w"), node("Add", "x b", "u")]), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"ONNX Runtime loads this model but not what was made of it: .*please report it"):
+        rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", dry_run=dry_run)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def of_another_library(with_mistake: bool = False) -> onnx.ModelProto:
+    model = model_of([node("MatMul", "x w", "p"), node("Attention", "p", "y", domain="com.acme")])
+    model.opset_import.append(helper.make_opsetid("com.acme", 1))
+    if with_mistake:
+        model.graph.node.append(node("Relu", "x", "u", slope=0.5))
+    return model
+
+
+def test_operators_of_another_library_are_not_tried(tmp_path: Path) -> None:
+    onnx.save(of_another_library(), tmp_path / "m.onnx")
+    report = rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", trained=True)
+    assert len(report.rewritten) == 1
+    assert [warning.partition(",")[0] for warning in report.warnings] == ["the model has operators of 'com.acme'"]
+    onnx.checker.check_model(tmp_path / "out" / "model.onnx")
+
+
+def test_their_structure_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(orphans: Any) -> tuple[int, int]:
+        graph = next(iter(orphans)).graph
+        del graph.initializers["b"]
+        return 0, 1
+
+    monkeypatch.setattr(pipeline, "prune", too_much)
+    model = of_another_library()
+    model.graph.node.append(node("Add", "x b", "u"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"what was made of it is no ONNX model: .*reads 'b', which nothing makes"):
+        rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_without_an_implementation_here(tmp_path: Path) -> None:
+    """bfloat16 products: right, but not for this processor, before and after."""
+    model = model_of(
+        [
+            node("Cast", "x", "h", to=16),
+            node("Cast", "w", "v", to=16),
+            node("MatMul", "h v", "p"),
+            node("Cast", "p", "y", to=1),
+        ]
+    )
+    model.graph.node.extend([node("Cast", "h", "h2", to=16), node("Gemm", "h2 h2", "u", transB=1)])
+    onnx.save(model, tmp_path / "m.onnx")
+    report = rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", trained=True)
+    assert [warning.partition(",")[0] for warning in report.warnings] == [
+        "ONNX Runtime has no implementation for this processor"
+    ]
+
+
+# time
+
+
+def shared_weight(count: int) -> onnx.ModelProto:
+    return model_of([node("MatMul", "x w", f"p{i}") for i in range(count)] + [node("Neg", "p0", "y")])
+
+
+def no_names(count: int) -> onnx.ModelProto:
+    model = shared_weight(count)
+    for each in model.graph.node:
+        each.name = ""
+    return model
+
+
+def own_weights(count: int) -> onnx.ModelProto:
+    nodes = [node("Gemm", f"x w{i} b", f"p{i}") for i in range(count)] + [node("Neg", "p0", "y")]
+    return model_of(nodes, **{f"w{i}": W + i for i in range(count)})
+
+
+def chain(count: int) -> onnx.ModelProto:
+    nodes = []
+    for i in range(count):
+        nodes += [node("MatMul", f"c{i} w" if i else "x w", f"p{i}"), node("Add", f"p{i} b", f"c{i + 1}")]
+    return model_of([*nodes, node("Neg", f"c{count}", "y")])
+
+
+@pytest.mark.parametrize("make", [shared_weight, no_names, own_weights, chain])
+def test_the_work_grows_with_the_number_of_products_and_no_faster(
+    make: Callable[[int], onnx.ModelProto], tmp_path: Path
+) -> None:
+    """Counted in calls of functions, which are the same in every run."""
+    calls = []
+    for count in (50, 100, 200):
+        onnx.save(make(count), tmp_path / "m.onnx")
+        counted = 0
+
+        def count_calls(frame: Any, event: str, argument: Any) -> None:
+            nonlocal counted
+            counted += event in ("call", "c_call")
+
+        sys.setprofile(count_calls)
+        try:
+            rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", force=True, jobs=1)
+        finally:
+            sys.setprofile(None)
+        calls.append(counted)
+    assert calls[2] - calls[1] < 2.1 * (calls[1] - calls[0])
