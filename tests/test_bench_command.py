@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from conftest import heed_interrupts
 from fairy2i_export.commands.tools import main
 from fairy2i_runtime import core
 from fairy2i_runtime.errors import Fairy2iRuntimeError
@@ -123,3 +129,30 @@ def test_what_only_loading_finds_wrong_gives_one_message(capsys, tmp_path):
     captured = capsys.readouterr()
     assert "export the model again" in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="no lists of child processes in /proc"
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+def test_the_worker_ends_with_its_parent(number):
+    command = [sys.executable, "-m", "fairy2i_export", "bench", str(stories_folder()), "--repeat", "1000"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts
+    ) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        deadline = time.monotonic() + 60
+        while not children.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (worker,) = children.read_text().split()
+        time.sleep(0.5)  # in its imports, or at work
+        parent.send_signal(number)
+        said = parent.stdout.read()
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break  # its new parent does not care for it
+        time.sleep(0.02)
+    else:
+        assert not Path(f"/proc/{worker}").exists()
+    assert said == ("" if number == signal.SIGKILL else "interrupted: nothing was written\n")

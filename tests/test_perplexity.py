@@ -234,6 +234,67 @@ def test_against_torch_in_exact_mode(capsys):
     assert "sliding" not in out
 
 
+ONE = "Once upon a time there was a girl. She had a dog. " * 60  # of more tokens than the context
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "why"),
+    [
+        (ONE, [], "no document that fits into a window of 512 tokens: 1 found"),
+        ("Once upon a time there was a little girl who had a dog.\n" * 9, ["--tokens", "8"], "more than --tokens 8"),
+        ("\n" * 40 + " ", ["--separator", " "], None),
+        (ONE, ["--window", "20"], "no document that fits into a window of 20 tokens"),
+    ],
+)
+def test_of_both_protocols_those_that_have_a_document(text, more, why, tmp_path, capsys):
+    file = tmp_path / "text.txt"
+    file.write_text(text, encoding="utf-8")
+    arguments = ["ppl", str(stories_folder()), "--text", str(file), *more]
+    assert main([*arguments, "--json"]) == 0
+    found, notes = capsys.readouterr()
+    report = json.loads(found)
+    assert main([*arguments, "--json", "--protocol", "sliding"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["left_out"] == []
+    assert report["results"][0]["perplexity"] == alone["results"][0]["perplexity"]
+    if why is None:
+        assert report["left_out"] == []
+        return
+    assert [result["protocol"] for result in report["results"]] == ["sliding"]
+    ((left,),) = [report["left_out"]]
+    assert left["protocol"] == "reference"
+    assert why in left["reason"]
+    assert notes == f"note: protocol reference is left out: {left['reason']}\n"
+    assert main([*arguments, "--protocol", "reference"]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_text_with_nothing_for_either_protocol(tmp_path, capsys):
+    file = tmp_path / "text.txt"
+    for text in ("", "\n"):
+        file.write_text(text, encoding="utf-8")
+        code = main(["ppl", str(stories_folder()), "--text", str(file)])
+        printed = capsys.readouterr().err
+        if text == "":
+            assert code == 2
+            assert printed.count("error") == 1
+            assert "sliding" in printed
+            assert "reference" in printed
+
+
+def test_the_source_is_looked_at_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fairy2i_runtime.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    (tmp_path / "empty").mkdir()
+    commands = (["ppl", "{}", "--text", str(TEXT)], ["verify", "{}"], ["report", "{}", "-o", str(tmp_path / "r.html")])
+    for command in commands:
+        for source in ("/absent", str(tmp_path / "empty"), f"{stories_folder()}/model.onnx"):
+            assert main([part.format(stories_folder()) for part in command] + ["--against", source]) == 2
+            printed = capsys.readouterr()
+            assert printed.err.count("\n") == 1
+            assert source in printed.err
+            assert printed.out == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

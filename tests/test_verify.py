@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,62 @@ def test_changed_scales_and_a_wrong_wire_are_found(folder: Path, tmp_path: Path,
     assert main(["verify", str(copy), "--against", str(MODEL)]) == 1
     assert "the scales differ" in capsys.readouterr().out.replace("\n", " ")
     assert main(["verify", str(copy)]) == 0  # consistent in itself: only the source can tell
+
+
+def test_json_holds_what_the_tables_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--all"]) == 0
+    tables = capsys.readouterr().out
+    assert main(["verify", str(folder), "--against", str(MODEL), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"]
+    assert found["problems"] == []
+    assert found["default_kernel"] == "lut"
+    assert len(found["layers"]) == 36
+    for layer in found["layers"]:
+        assert layer["name"] in tables
+        for kernel, errors in layer["errors"].items():
+            for kind, error in errors.items():
+                assert error <= found["kernels"][kernel]["limits"][kind]
+                assert f"{error:.1e}" in tables
+    worst = found["kernels"]["lut"]
+    assert worst["holds"]
+    assert worst["layers_failing"] == 0
+    assert worst["worst_excess"] == max(
+        layer["errors"]["lut"][kind] / worst["limits"][kind] for layer in found["layers"] for kind in worst["limits"]
+    )
+    pairs = {(item["kernel"], item["reference"]): item for item in found["logits"]}
+    assert f"{pairs['lut', 'exact']['perplexity']:.3f}" in tables
+    assert found["against"] == {"source": MODEL.name, "differing": []}
+    pytest.importorskip("torch")
+    assert pairs["exact", "torch"]["relative_error"] < 1e-5
+
+
+def test_json_of_a_model_that_fails(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(model: onnx.ModelProto, data: bytearray) -> None:
+        offset, _ = location(model, "model.layers.2.mlp.up_proj.packed")
+        data[offset] ^= 1
+
+    copy = damaged(folder, tmp_path, change)
+    assert main(["verify", str(copy), "--against", str(MODEL), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["passed"]
+    assert [item["name"] for item in found["against"]["differing"]] == ["model.layers.2.mlp.up_proj"]
+    assert "model.layers.2.mlp.up_proj" in found["problems"][0]
+
+
+@pytest.mark.parametrize("backend", ["dense", "matmulnbits"])
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_other_backends_are_named_as_such(
+    backend: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no option is blamed that nobody gave."""
+    export(MODEL, tmp_path / "out", backend=backend)
+    more = ["--against", str(MODEL), "-o", str(tmp_path / "r.html")] if command == "report" else []
+    assert main([command, str(tmp_path / "out"), *more]) == 2
+    message = capsys.readouterr().err
+    assert "another backend" in message
+    assert "isa" not in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def _fit(out: Console, table: Table) -> bool:
     wide = out.options.update(max_width=10_000)
     least, most = [], []
     for column in table.columns:
-        column.no_wrap, column.overflow = False, "fold"
+        column.no_wrap, column.overflow, column.width = False, "fold", None
         cells = [*column.cells, *([column.header] if table.show_header else [])]
         measured = [Measurement.get(out, wide, _text(cell)) for cell in cells]
         least.append(max(size.minimum for size in measured))
@@ -58,7 +58,7 @@ def _paragraphs(table: Table, width: int) -> Iterator[Text]:
         if not table.show_header:  # the first cell is the name of the second
             yield from _wrapped(f"{_line(first)}: {', '.join(pairs)}" if pairs else _line(first), width, _INDENT)
         else:
-            yield from _wrapped(_line(first), width, 0) if first.plain.strip() else ()
+            yield from _wrapped(f"{headings[0]} {_line(first)}".strip(), width, 0) if first.plain.strip() else ()
             yield from _fill(pairs, width)
         if row.end_section:
             yield Text()
