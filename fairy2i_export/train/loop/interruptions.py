@@ -12,14 +12,14 @@ from typing import Any
 
 from fairy2i_export.errors import OutputError, TrainingError
 from fairy2i_export.output.sizes import human_bytes
-from fairy2i_export.train.loop.checkpoint_guard import what_is_kept
+from fairy2i_export.train.loop.checkpoint_guard import good_checkpoints, what_is_kept
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def stops_explained(output: Path, checkpoints: Path) -> Iterator[None]:
-    """Turn an OSError of anything in a run (texts, logs, libraries) into an error for the user.
+    """Turn an OSError of anything in a run (texts, logs, libraries) into an error for the user; note what an interruption leaves.
 
     Args:
         output: the folder of the run.
@@ -39,6 +39,10 @@ def stops_explained(output: Path, checkpoints: Path) -> Iterator[None]:
     threading.excepthook = quiet
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        begins = "continues from there" if good_checkpoints(checkpoints) else "begins anew"
+        stop.add_note(f"interrupted: {what_is_kept(checkpoints)}; the same command {begins}")
+        raise
     except OSError as error:
         reason = error.strerror or next(iter(str(error).splitlines()), "") or type(error).__name__
         what = f"{error.filename}: {reason}" if isinstance(error.filename, str) else reason
