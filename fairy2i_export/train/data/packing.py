@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fairy2i_export.errors import OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.text_files import open_tokenizer
 from fairy2i_export.source.tokenizer_files import TOKENIZER, check_tokenizer, special_tokens
 from fairy2i_export.train.recipe import Bos
 
@@ -84,13 +85,9 @@ def open_encoder(checkpoint: Checkpoint, vocab_size: int, bos: Bos, eos: str | N
         CheckpointError: no tokenizer.json, or one with ids that the embedding has no row for.
         OptionError: a token that is needed is unknown.
     """
-    from tokenizers import Tokenizer
-
     vocabulary = check_tokenizer(checkpoint, vocab_size)
     special = special_tokens(checkpoint, vocabulary)
-    tokenizer = Tokenizer.from_file(str(checkpoint.directory / TOKENIZER))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = open_tokenizer(checkpoint)
     begin = special.bos if bos != "none" else None
     if bos != "none" and begin is None:
         raise OptionError(f"--bos {bos}: {checkpoint.directory} names no beginning-of-text token; use --bos none")
