@@ -47,6 +47,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
     recipe.check()
     check_files(recipe.data)
     check_files(recipe.eval_data, "--eval-data")
+    if recipe.source.lower().endswith(".onnx"):
+        raise OptionError(f"source {recipe.source}: is an ONNX model; training starts from a Hugging Face checkpoint")
     checkpoint = open_source(recipe.source)
     check_place(recipe, checkpoint.directory)
     recipe, warnings = complete_settings(recipe, checkpoint)

@@ -224,7 +224,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _zstandard(path: Path) -> IO[bytes]:
     try:
-        from zstandard import open as unpack  # type: ignore[import-not-found,unused-ignore]
+        from zstandard import open as unpack
     except ImportError as error:
         raise OptionError(
             f"{path}: .zst needs a package that is not there: pip install zstandard, or unpack it first"

@@ -14,6 +14,8 @@ from fairy2i_export.train.loop import checkpoint_guard
 from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result.folder import CHECKPOINTS
 
+MOST_STEPS = 10**12  # of a run: a typing error
+
 
 def last_good(directory: Path, say: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint of a run; ``say`` hears about damaged ones."""
@@ -37,7 +39,10 @@ def step_count(recipe: Recipe, global_batch: int, length: int, blocks: Blocks | 
         return recipe.max_tokens // per_step
     if blocks is None:
         raise too_short(recipe.data, 0, length)
-    return max(1, math.floor((recipe.epochs or 1) * len(blocks) / global_batch))
+    steps = max(1, math.floor((recipe.epochs or 1) * len(blocks) / global_batch))
+    if steps > MOST_STEPS:
+        raise OptionError(f"--epochs: expected at most {MOST_STEPS:,} steps, got {steps:,}")
+    return steps
 
 
 def check_room(parameters: int, recipe: Recipe) -> None:

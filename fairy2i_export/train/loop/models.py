@@ -161,8 +161,13 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> An
             checkpoint.directory, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # whatever transformers and its parts have to say about a config.json
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{checkpoint.directory}: transformers cannot load this model: {reason}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+        if not reason or not isinstance(error, ValueError | OSError | RuntimeError):
+            reason = f"{type(error).__name__} {reason}".strip()
+        raise CheckpointError(
+            f"{checkpoint.directory}: transformers cannot load this model: {reason}; config.json should be that of the model"
+        ) from error
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise CheckpointError(
