@@ -226,7 +226,7 @@ def test_files_that_the_system_refuses(
     assert "File too large" in message
     assert "run the same command again" in message
     folder = recipe.output / "checkpoints"
-    kept = [path.name for path in folder.iterdir()]
+    kept = [path.name for path in folder.iterdir()] if recipe.output.exists() else []  # without a checkpoint nothing stays
     assert kept == (["checkpoint-3"] if save_every == 3 else [])
     assert ("checkpoint-3" if kept else "there is no checkpoint yet") in message
     assert main(arguments_of(recipe)) == 0

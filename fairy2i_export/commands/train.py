@@ -13,6 +13,7 @@ from rich.console import Console
 from fairy2i_export.commands.declared import with_options
 from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_export.request.option import is_list
+from fairy2i_export.train.inputs import open_inputs
 from fairy2i_export.train.recipe import Recipe
 
 _NEEDED = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "tensorboard")
@@ -40,10 +41,10 @@ def train_command(
         options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
     lists = {name: tuple(value or ()) for name, value in options.items() if is_list(Recipe, name)}
     recipe = Recipe(source, output, **{**options, **lists})
-    recipe.check()
-    from fairy2i_export.train import train
+    inputs = open_inputs(recipe)
+    from fairy2i_export.train.run import train_on  # torch, which takes a while
 
-    result = train(recipe)
+    result = train_on(inputs)
     if result.is_main and not recipe.quiet:
         _summary(result, recipe)
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from numbers import Integral
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -118,7 +118,7 @@ def build(kind: Any, end: End, values: Mapping[str, Any], source: str = "") -> A
         if name not in known:
             raise OptionError(f"unknown option {name!r}: expected {', '.join(declared(kind, end))}")
         if is_list(kind, name):
-            value = _as_tuple(value)
+            value = as_tuple(value)
         if value is None or value is False or (isinstance(value, tuple) and not value):
             continue
         if end not in known[name].ends:
@@ -141,11 +141,10 @@ def _checked(kind: Any, name: str, words: str, value: Any) -> Any:
         wanted, items = hint, (value,)
     expected: dict[Any, tuple[type | tuple[type, ...], str]] = {
         str: (str, "a text"),
-        str | None: (str, "a text"),
         Path: ((str, PathLike), "a path"),
-        Path | None: ((str, PathLike), "a path"),
         bool: (bool, "True or False"),
     }
+    wanted = _plain_type(wanted)
     types, what = expected[str] if get_origin(wanted) is Literal else expected.get(wanted, (object, ""))
     for item in items:
         if not isinstance(item, types):
@@ -155,13 +154,43 @@ def _checked(kind: Any, name: str, words: str, value: Any) -> Any:
     return value
 
 
+def check_types(values: Any, end: End) -> None:
+    """Check that every option of a dataclass that somebody made by hand is of its type.
+
+    Raises:
+        OptionError: naming the option as the command line spells it, what is expected and what was found.
+    """
+    kind: Any = type(values)
+    defaults = {item.name: item.default for item in fields(kind)}
+    for name, found in declared(kind, end).items():
+        value, flag = getattr(values, name), flag_of(name, found).partition("/")[0]
+        wanted = _plain_type(types_of(kind)[name])
+        if value is None and defaults[name] is None:
+            continue
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if wanted is int and not (number and isinstance(value, Integral)):
+            raise OptionError(f"{flag}: expected a whole number, got {value!r}")
+        if wanted is float and not number:
+            raise OptionError(f"{flag}: expected a number, got {value!r}")
+        if is_list(kind, name) and not isinstance(value, tuple):
+            raise OptionError(f"{flag}: expected a list, got {value!r}")
+        _checked(kind, name, flag, value)
+
+
+def _plain_type(hint: Any) -> Any:
+    """A type without the None that may stand instead."""
+    inner = [choice for choice in get_args(hint) if choice is not type(None)]
+    return inner[0] if type(None) in get_args(hint) and len(inner) == 1 else hint
+
+
 _A: dict[End, str] = {"checkpoint": "a checkpoint", "onnx": "an ONNX model", "training": "a source of training"}
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """What was given for a list: a single text or path is one element."""
     if value is None:
         return ()
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         return (value,)
     return tuple(value)
 

@@ -1,23 +1,19 @@
-"""A source that comes from Fairy2i training: train on with its settings, and with what it has learned besides its weights."""
+"""A source that comes from Fairy2i training: train on with its settings. No torch in here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from dataclasses import fields, replace
 from typing import Any
-
-from torch import nn
 
 from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.train.qat.modules import QATLinear
 from fairy2i_export.train.qat.options import QuantizationOptions, options_of
-from fairy2i_export.train.qat.prepare import LEARNED_KINDS, is_lm_head, load_learned
 from fairy2i_export.train.recipe import Recipe
 
 _SETTINGS = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales", "activation_bits")
+_NONE: dict[str, Any] = {"learned_scales": False}  # of the settings that may be false or 0, what is not None then
 _FAIRY2I_ONLY = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales")
 
 
@@ -62,6 +58,7 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
         chosen = "; ".join(f"{name} {', '.join(patterns)}" for name, patterns in globs.items() if patterns)
         warnings.append(_contradiction("exclude", ", ".join(excluded), chosen, ""))
     complete = replace(recipe, **{**trained, **given, **globs})
+    quantization_options(complete)
     strategy = STRATEGIES.get(complete.quantizer)
     searches = strategy is not None and strategy.searches
     if complete.method == "fairy2i" and searches and not complete.learned_scales:
@@ -112,29 +109,17 @@ def check_teacher(recipe: Recipe, teacher: Checkpoint) -> None:
     )
 
 
-def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Read the source's learned scales and row multipliers where this run learns them too, and return how many.
-
-    Scales fit a number of stages and a kind of row multiplier: with others they start from the weights, as do layers that
-    the source left float.
+def quantization_options(recipe: Recipe) -> QuantizationOptions | None:
+    """How a completed recipe quantizes; None for the method float.
 
     Raises:
-        CheckpointError: a tensor is missing, or has another shape.
+        OptionError: an unknown value, or values that do not go together.
     """
-    entry = entry_of(checkpoint)
-    if not entry or recipe.method != "fairy2i" or entry.get("method", "fairy2i") != "fairy2i":
-        return 0
-    before = options_of(entry)
-    same = (before.stages, before.row_multiplier) == (recipe.stages, recipe.row_multiplier)
-    have = {"row_multiplier": before.row_multiplier == "learned", "scales": before.learned_scales and same}
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, QATLinear)
-        and not any(fnmatchcase(name, pattern) for pattern in entry.get("exclude", ()))
-        and (not is_lm_head(name) or entry.get("lm_head", "fairy2i") == "fairy2i")
-    ]
-    return load_learned(model, checkpoint.directory, [kind for kind in LEARNED_KINDS if have[kind]], layers)
+    if recipe.method == "float":
+        return None
+    names = {field.name for field in fields(QuantizationOptions)} & {field.name for field in fields(Recipe)}
+    chosen: dict[str, Any] = {name: getattr(recipe, name) or _NONE.get(name) for name in names}
+    return QuantizationOptions(**chosen)
 
 
 def settings_text(recipe: Recipe) -> str:

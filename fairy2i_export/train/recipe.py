@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fairy2i_export.codes.choices import METHODS as QUANTIZING
 from fairy2i_export.codes.choices import one_of
 from fairy2i_export.errors import OptionError
-from fairy2i_export.request.option import declared, flag_of, option
+from fairy2i_export.output.progress import MOST_THREADS
+from fairy2i_export.request.option import as_tuple, check_types, declared, flag_of, is_list, option
 from fairy2i_export.request.quantization import Quantization
 
 Method = Literal["fairy2i", "binary", "ternary", "float"]
@@ -22,6 +25,13 @@ BOS_PLACES: tuple[Bos, ...] = get_args(Bos)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 MAX_BLOCK = 2048  # of the published recipe; the default is the model's context if that is shorter
+_MOST = {
+    "batch": 1 << 20,
+    "accumulate": 1 << 20,
+    "shuffle_buffer": 1 << 30,
+    "threads": MOST_THREADS,
+}  # there are typing errors
+_MOST_OF_ALL = 10**12
 _TRAINING = ("training",)
 _DATA, _METHOD, _LENGTH, _RATE = "Data", "Method", "Length and batch", "Optimizer and schedule"
 _TEACHER, _EVAL, _RUN = "Teacher", "Evaluation", "Run"
@@ -144,24 +154,65 @@ class Recipe(Quantization):
     force: bool = _opt(_RUN, False, "Replace an earlier run in DIR.", neutral=True)
     quiet: bool = _opt(_RUN, False, "Print errors only.", flags=("--quiet", "-q"), neutral=True)
 
+    def __post_init__(self) -> None:
+        """Take what Python code gives for the same: texts for paths and paths for texts, lists, one file, numpy's numbers."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, os.PathLike):
+                return os.fspath(value)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                return value
+            return int(value) if isinstance(value, Integral) else float(value)
+
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "output":
+                value = Path(value) if isinstance(value, str) else value
+            elif is_list(Recipe, item.name) and value is not None:
+                value = tuple(map(plain, as_tuple(value)))
+            else:
+                value = tuple(map(plain, value)) if isinstance(value, list | tuple) else plain(value)
+            object.__setattr__(self, item.name, value)
+
     def check(self) -> None:
         """Check all that can be checked without reading anything.
 
         Raises:
             OptionError: an unknown or impossible value, or options that contradict each other.
         """
+        for name, value, kind in (("source", self.source, str), ("output", self.output, Path)):
+            if not isinstance(value, kind) or not str(value) or "\0" in str(value):
+                raise OptionError(f"{name}: expected the name of a folder, got {value!r}")
+        check_types(self, "training")
         for name, found in declared(Recipe, "training").items():
-            value: Any = getattr(self, name)
+            value = getattr(self, name)
             if value is None:
                 continue
             if name not in _QUANTIZATION and found.choices:  # those are completed and checked with the source
                 one_of(_option(name), value, found.allowed("training"))
             if (found.positive or name == "stages") and not (value > 0 and math.isfinite(value)):
                 raise OptionError(f"{_option(name)}: expected a positive number, got {value!r}")
+            most = _MOST.get(name, _MOST_OF_ALL)
+            if found.positive and value > most:
+                raise OptionError(f"{_option(name)}: expected at most {most:,}, got {value!r}")
             if found.share and not 0 <= value <= 1:
                 raise OptionError(f"{_option(name)}: expected a number from 0 to 1, got {value!r}")
-        if self.warmup < 0 or self.weight_decay < 0:
-            raise OptionError("--warmup and --weight-decay: expected numbers that are not negative")
+        for name in ("warmup", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise OptionError(f"{_option(name)}: expected a number that is not negative, got {getattr(self, name)!r}")
+        betas: Any = self.betas
+        if not (
+            isinstance(betas, tuple)
+            and len(betas) == 2
+            and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in betas)
+        ):
+            raise OptionError(f"--betas: expected two numbers from 0 to below 1, got {betas!r}")
+        if not 0 <= self.seed < 1 << 32:
+            raise OptionError(f"--seed: expected a number from 0 to {(1 << 32) - 1}, got {self.seed}")
+        if self.separator == "":
+            raise OptionError(
+                "--separator: expected at least one character, got none; leave it out for one document per file"
+            )
         lengths = [name for name in ("steps", "max_tokens", "epochs") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise OptionError(f"{' and '.join(map(_option, lengths))} contradict each other: give one of them")

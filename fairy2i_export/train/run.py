@@ -14,22 +14,20 @@ from rich.console import Console
 
 from fairy2i_export import __version__
 from fairy2i_export.output.sizes import human_bytes
-from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.float_model import check_float_model
-from fairy2i_export.source.hub import open_source
-from fairy2i_export.train.continuing import complete_settings, entry_of, settings_text
-from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, stored_blocks
-from fairy2i_export.train.data.documents import check_files, without_separator
-from fairy2i_export.train.data.packing import Encoder, open_encoder
+from fairy2i_export.source.text_files import unknown_warnings
+from fairy2i_export.train.continuing import entry_of, settings_text
+from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, first_block, stored_blocks
 from fairy2i_export.train.data.teacher_text import teacher_blocks
+from fairy2i_export.train.inputs import Inputs, open_inputs
 from fairy2i_export.train.loop import checkpoint_guard, models
 from fairy2i_export.train.loop.interruptions import stops_explained
-from fairy2i_export.train.loop.limits import block_length, check_room, last_good, step_count
+from fairy2i_export.train.loop.limits import check_room, last_good, step_count
 from fairy2i_export.train.qat.prepare import PrepareReport, config_entry
 from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result.card import model_card
 from fairy2i_export.train.result.curves import draw_curves
-from fairy2i_export.train.result.folder import DATA, LOG, claimed, save_result
+from fairy2i_export.train.result.folder import CURVES, DATA, LOG, Claim, claimed
+from fairy2i_export.train.result.save import save_result
 from fairy2i_runtime.measure.progress import working
 
 
@@ -67,7 +65,8 @@ class TrainingResult:
 def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     """Train, or continue an interrupted run with the same recipe.
 
-    Under ``torchrun`` or ``accelerate launch`` every process calls this; only the first writes and prints.
+    Under ``torchrun`` or ``accelerate launch`` every process calls this; only the first writes and prints. If it fails or is
+    interrupted before the first checkpoint, the output folder is as it was before; a folder that was not there is not made.
 
     Args:
         recipe: what to do.
@@ -77,33 +76,25 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
         Fairy2iError: anything that a user can repair: wrong options, texts, checkpoints, folders; a full disk; a loss that is
             not finite. The last good checkpoint is whole then.
     """
-    recipe.check()
-    check_files(recipe.data)
-    check_files(recipe.eval_data, "--eval-data")
+    return train_on(open_inputs(recipe), console)
+
+
+def train_on(inputs: Inputs, console: Console | None = None) -> TrainingResult:
+    """:func:`train` with what is open already."""
+    recipe = inputs.recipe
     models.quiet_libraries()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    checkpoint = open_source(recipe.source)
-    check_float_model(checkpoint)
-    recipe, warnings = complete_settings(recipe, checkpoint)
-    warnings += checkpoint.notes
-    settings = models.text_settings(checkpoint)
-    encoder = open_encoder(checkpoint, settings.vocab_size, recipe.bos, recipe.eos)
-    length = block_length(recipe, settings.max_positions)
     arguments = models.training_arguments(recipe)
     main = arguments.process_index == 0
     console = Console(quiet=True) if recipe.quiet or not main else console or Console()
-    warnings += [
-        f"--separator {recipe.separator!r} does not occur in {name}, which is taken for one document"
-        for name in without_separator((*recipe.data, *recipe.eval_data), recipe.separator)
-    ]
-    for warning in warnings:
-        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    run = _Run(recipe, checkpoint, encoder, length, arguments, console)
+    run = _Run(inputs, arguments, console)
+    for warning in inputs.warnings:
+        run.warn(warning)
     with ExitStack() as stack:
         with arguments.main_process_first(local=False, desc="claiming the output folder"):
             if main:
-                stack.enter_context(claimed(recipe, run.global_batch, checkpoint.directory))
+                run.claim = stack.enter_context(claimed(recipe, run.global_batch, inputs.checkpoint.directory))
                 checkpoint_guard.discard(Path(arguments.output_dir))
         with stops_explained(recipe.output, Path(arguments.output_dir)):
             return run()
@@ -112,30 +103,42 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
 class _Run:
     """One call of :func:`train`, once all is open and the folder is ours."""
 
-    def __init__(
-        self, recipe: Recipe, checkpoint: Checkpoint, encoder: Encoder, length: int, arguments: Any, console: Console
-    ) -> None:
-        self.recipe, self.checkpoint, self.encoder, self.length = recipe, checkpoint, encoder, length
+    claim: Claim | None = None  # of the process that writes
+
+    def __init__(self, inputs: Inputs, arguments: Any, console: Console) -> None:
+        self.recipe, self.checkpoint, self.encoder, self.length = (
+            inputs.recipe,
+            inputs.checkpoint,
+            inputs.encoder,
+            inputs.length,
+        )
+        self.teacher_checkpoint = inputs.teacher
         self.arguments, self.console = arguments, console
-        self.global_batch = recipe.batch * recipe.accumulate * arguments.world_size
+        self.global_batch = self.recipe.batch * self.recipe.accumulate * arguments.world_size
         self.began = time.perf_counter()
 
     def __call__(self) -> TrainingResult:
         recipe, encoder, length, arguments = self.recipe, self.encoder, self.length, self.arguments
-        resume = last_good(Path(arguments.output_dir), self._say)
+        with arguments.main_process_first(local=False, desc="tokenizing"):
+            blocks, eval_blocks = self._train_blocks(), self._eval_blocks()
         model, report = models.load_student(self.checkpoint, recipe)
         if report is not None and entry_of(self.checkpoint):
             self._say(f"the source was trained this way already; now: {settings_text(recipe)}")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self._say(f"{parameters:,} parameters, {report or 'nothing is quantized (method float)'}")
         teacher = self._teacher()
-        with arguments.main_process_first(local=False, desc="tokenizing"):
-            blocks, eval_blocks = self._train_blocks(teacher), self._eval_blocks()
+        if not recipe.data:
+            with arguments.main_process_first(local=False, desc="writing text"):
+                blocks = self._written_blocks(teacher)
         steps = step_count(recipe, self.global_batch, length, blocks)
         recipe = self.recipe = models.complete(recipe, steps)
-        models.set_lengths(arguments, recipe, steps, eval_blocks is not None, resume is not None)
         if arguments.process_index == 0:
             check_room(parameters, recipe)
+        with arguments.main_process_first(local=False, desc="taking the output folder"):
+            if self.claim is not None:
+                self.claim.begin()
+        resume = last_good(Path(arguments.output_dir), self._say)
+        models.set_lengths(arguments, recipe, steps, eval_blocks is not None, resume is not None)
         per_step = self.global_batch * length
         available = "" if blocks is None else f"; the data has {blocks.size:,}"
         self._say(
@@ -150,6 +153,7 @@ class _Run:
             arguments,
             self.console,
             resume,
+            None if self.claim is None else self.claim.settle,
             train_dataset=dataset,
             encoder=encoder,
             eval_blocks=eval_blocks,
@@ -161,34 +165,47 @@ class _Run:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:
             display.stop()
+        if blocks is None:
+            for warning in dataset.skipped.warnings:
+                self.warn(warning)
         first = 0 if resume is None else checkpoint_guard.step_of(resume)
         speed = (trainer.state.global_step - first) * per_step / (time.perf_counter() - started)
         return self._finish(trainer, report, first, speed)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Tell the user what may not be as he wants it."""
+        self._say(f"warning: {text}")
 
     def _teacher(self) -> Any:
         recipe = self.recipe
-        if not recipe.needs_teacher:
+        if self.teacher_checkpoint is None:
             return None
-        teacher = models.load_teacher(recipe, self.checkpoint, self.encoder)
+        teacher = models.load_teacher(recipe, self.teacher_checkpoint)
         size = sum(parameter.numel() * parameter.element_size() for parameter in teacher.parameters())
         self._say(f"teacher: {recipe.teacher or recipe.source}, {human_bytes(size)} of memory more")
         return teacher.to(self.arguments.device)
 
-    def _train_blocks(self, teacher: Any) -> Blocks | None:
-        """All training blocks; None when they are made while training."""
+    def _train_blocks(self) -> Blocks | None:
+        """All training blocks; None when they are made while training, or written by the teacher."""
         recipe, encoder, length = self.recipe, self.encoder, self.length
-        directory = recipe.output / DATA
         if not recipe.data:
-            tokens, name = recipe.teacher_text or 0, recipe.teacher or recipe.source
-            with working(self.console, f"the teacher writes {tokens:,} tokens"):
-                return teacher_blocks(teacher, encoder, tokens, length, recipe.seed, directory, name)
-        if recipe.streams:
             return None
         with working(self.console, "tokenizing the training text"):
-            return stored_blocks(directory, "train", recipe.data, recipe, encoder, length)
+            if not recipe.streams:
+                return stored_blocks(recipe.output / DATA, "train", recipe.data, recipe, encoder, length, warn=self.warn)
+            block = first_block(recipe, encoder, length)
+        for warning in unknown_warnings(encoder.tokenizer, block.tolist(), f"the beginning of {recipe.data[0]}"):
+            self.warn(warning)
+        return None
+
+    def _written_blocks(self, teacher: Any) -> Blocks:
+        recipe, tokens = self.recipe, self.recipe.teacher_text or 0
+        with working(self.console, f"the teacher writes {tokens:,} tokens"):
+            name = recipe.teacher or recipe.source
+            return teacher_blocks(teacher, self.encoder, tokens, self.length, recipe.seed, recipe.output / DATA, name)
 
     def _eval_blocks(self) -> Blocks | None:
         recipe = self.recipe
@@ -196,7 +213,9 @@ class _Run:
             return None
         limit = None if recipe.eval_tokens is None else max(1, recipe.eval_tokens // self.length)
         with working(self.console, "tokenizing the evaluation text"):
-            return stored_blocks(recipe.output / DATA, "eval", recipe.eval_data, recipe, self.encoder, self.length, limit)
+            return stored_blocks(
+                recipe.output / DATA, "eval", recipe.eval_data, recipe, self.encoder, self.length, limit, warn=self.warn
+            )
 
     def _finish(self, trainer: Any, report: PrepareReport | None, resumed_from: int, speed: float) -> TrainingResult:
         """Round the weights to what is stored, measure them once more, and write the result."""
@@ -252,7 +271,7 @@ class _Run:
             "left_float": {} if report is None else report.left,
             "history": result.history,
         }
-        picture = recipe.output / ".curves.png"
+        picture = recipe.output / CURVES
         draw_curves(result.history, picture, recipe.output.resolve().name)
         save_result(
             recipe.output,

@@ -15,11 +15,13 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.train.data.documents import fingerprint, open_documents
+from fairy2i_export.source.text_files import unknown_warnings
+from fairy2i_export.train.data.documents import Skipped, fingerprint, open_documents
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.recipe import Recipe
 
 Item = dict[str, torch.Tensor]  # input_ids and labels, int64 [length]
+_LOOKED_AT = 64  # blocks, for whether the tokenizer knows the text
 Blocks = npt.NDArray[Any]  # token ids [blocks, length]
 
 
@@ -46,25 +48,44 @@ class ShuffledBlocks(Dataset[Item]):
 
 
 class StreamedBlocks(IterableDataset[Item]):
-    """Blocks made of documents while they are read; starts again, in another order, at the end of the documents."""
+    """Blocks made of documents while they are read; starts again, in another order, at the end of the documents.
+
+    Attributes:
+        skipped: rows without text in what was read of the first pass.
+    """
 
     def __init__(self, recipe: Recipe, encoder: Encoder, length: int) -> None:
         self.recipe, self.encoder, self.length = recipe, encoder, length
+        self.skipped = Skipped()
 
     def __iter__(self) -> Iterator[Item]:
         recipe = self.recipe
         documents = open_documents(recipe.data, recipe.field, recipe.separator)
         documents = documents.shuffle(seed=recipe.seed, buffer_size=recipe.shuffle_buffer)
-        number = 0
+        number, self.skipped = 0, Skipped()
         while True:
             documents.set_epoch(number)
             found = False
-            for block in self.encoder.blocks((row["text"] for row in documents), self.length):
+            texts = (self.skipped if number == 0 else Skipped()).documents(iter(documents))
+            for block in self.encoder.blocks(texts, self.length):
                 found = True
                 yield as_item(block, self.encoder)
             if not found:
                 raise too_short(recipe.data, 0, self.length)
             number += 1
+
+
+def first_block(recipe: Recipe, encoder: Encoder, length: int) -> npt.NDArray[Any]:
+    """The first block of streamed texts, in the order of the files: shows that they can be read.
+
+    Raises:
+        OptionError: unreadable texts, or fewer tokens than one block.
+    """
+    rows = iter(open_documents(recipe.data, recipe.field, recipe.separator))
+    block = next(encoder.blocks(Skipped().documents(rows), length), None)
+    if block is None:
+        raise too_short(recipe.data, 0, length)
+    return block
 
 
 def as_item(block: npt.NDArray[Any], encoder: Encoder) -> Item:
@@ -92,6 +113,7 @@ def stored_blocks(
     length: int,
     limit: int | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> Blocks:
     """Tokenize all documents into a file of blocks, or open the file of an earlier call with the same texts.
 
@@ -104,6 +126,7 @@ def stored_blocks(
         length: tokens per block.
         limit: stop after so many blocks.
         progress: called with the number of tokens of every block.
+        warn: called with what speaks against the texts, one sentence each.
 
     Returns:
         Token ids, mapped from the file: uint16 or uint32 [blocks, length].
@@ -121,25 +144,34 @@ def stored_blocks(
     if header.is_file() and data.is_file():
         known = json.loads(header.read_text(encoding="utf-8"))
         if known["key"] == key and data.stat().st_size == known["blocks"] * length * dtype.itemsize:
+            for warning in known.get("warnings", ()):
+                warn(warning)
             return _mapped(data, dtype, length)
     directory.mkdir(parents=True, exist_ok=True)
     partial = data.with_suffix(".partial")
-    count = 0
-    texts = (row["text"] for row in open_documents(names, recipe.field, recipe.separator))
-    with partial.open("wb") as file:
-        for block in encoder.blocks(texts, length):
-            file.write(block.astype(dtype).tobytes())
-            count += 1
-            progress(length)
-            if count == limit:
-                break
-    if count == 0:
-        partial.unlink()
-        texts = (row["text"] for row in open_documents(names, recipe.field, recipe.separator))
-        raise too_short(names, sum(map(len, encoder.documents(texts))), length)
-    os.replace(partial, data)
-    partial.write_text(json.dumps({"key": key, "blocks": count}), encoding="utf-8")
-    os.replace(partial, header)
+    count, skipped, first = 0, Skipped(), []
+    rows = iter(open_documents(names, recipe.field, recipe.separator))
+    try:
+        with partial.open("wb") as file:
+            for block in encoder.blocks(skipped.documents(rows), length):
+                file.write(block.astype(dtype).tobytes())
+                count += 1
+                if count <= _LOOKED_AT:
+                    first += block.tolist()
+                progress(length)
+                if count == limit:
+                    break
+        if count == 0:
+            rows = iter(open_documents(names, recipe.field, recipe.separator))
+            raise too_short(names, sum(map(len, encoder.documents(Skipped().documents(rows)))), length)
+        os.replace(partial, data)
+        warnings = [*skipped.warnings, *unknown_warnings(encoder.tokenizer, first, f"the beginning of {', '.join(names)}")]
+        partial.write_text(json.dumps({"key": key, "blocks": count, "warnings": warnings}), encoding="utf-8")
+        os.replace(partial, header)
+    finally:
+        partial.unlink(missing_ok=True)
+    for warning in warnings:
+        warn(warning)
     return _mapped(data, dtype, length)
 
 

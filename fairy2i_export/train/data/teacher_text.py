@@ -80,10 +80,13 @@ def teacher_blocks(
     torch.random.set_rng_state(state)
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / "teacher.partial.npy"
-    np.save(partial, np.concatenate(rows))
-    os.replace(partial, data)
-    partial.write_text(json.dumps(key), encoding="utf-8")
-    os.replace(partial, header)
+    try:
+        np.save(partial, np.concatenate(rows))
+        os.replace(partial, data)
+        partial.write_text(json.dumps(key), encoding="utf-8")
+        os.replace(partial, header)
+    finally:
+        partial.unlink(missing_ok=True)
     return np.asarray(np.load(data, mmap_mode="r"))
 
 

@@ -11,18 +11,10 @@ from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.train.data.blocks import Blocks, too_short
 from fairy2i_export.train.loop import checkpoint_guard
-from fairy2i_export.train.recipe import MAX_BLOCK, Recipe
+from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result.folder import CHECKPOINTS
 
-
-def block_length(recipe: Recipe, max_positions: int) -> int:
-    """Tokens of a training sequence."""
-    length = min(max_positions, MAX_BLOCK) if recipe.block_length is None else recipe.block_length
-    if not 2 <= length <= max_positions:
-        raise OptionError(
-            f"--block-length: expected 2 to {max_positions} (max_position_embeddings of the source), got {length}"
-        )
-    return length
+MOST_STEPS = 10**12  # of a run: a typing error
 
 
 def last_good(directory: Path, say: Callable[[str], None]) -> Path | None:
@@ -47,13 +39,16 @@ def step_count(recipe: Recipe, global_batch: int, length: int, blocks: Blocks | 
         return recipe.max_tokens // per_step
     if blocks is None:
         raise too_short(recipe.data, 0, length)
-    return max(1, math.floor((recipe.epochs or 1) * len(blocks) / global_batch))
+    steps = max(1, math.floor((recipe.epochs or 1) * len(blocks) / global_batch))
+    if steps > MOST_STEPS:
+        raise OptionError(f"--epochs: expected at most {MOST_STEPS:,} steps, got {steps:,}")
+    return steps
 
 
 def check_room(parameters: int, recipe: Recipe) -> None:
     """Raise OutputError if the disk cannot hold the checkpoints: better now than after hours."""
     one = parameters * 12  # float32 weights and two moments of AdamW
-    present = len(checkpoint_guard.good_checkpoints(recipe.output / CHECKPOINTS))
+    present = 0 if recipe.force else len(checkpoint_guard.good_checkpoints(recipe.output / CHECKPOINTS))
     needed = one * max(1, recipe.keep_checkpoints + 1 - present) + parameters * 4
     free = shutil.disk_usage(recipe.output).free
     if free < needed:

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
-from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.tensor_names import missing_message
-from fairy2i_export.source.tokenizer_files import check_tokenizer
-from fairy2i_export.train.continuing import check_teacher, load_what_was_learned
-from fairy2i_export.train.data.packing import Encoder
+from fairy2i_export.train.continuing import entry_of, quantization_options
 from fairy2i_export.train.loop import checkpoint_guard
-from fairy2i_export.train.qat.options import QuantizationOptions
-from fairy2i_export.train.qat.prepare import PrepareReport, prepare
+from fairy2i_export.train.qat.modules import QATLinear
+from fairy2i_export.train.qat.options import options_of
+from fairy2i_export.train.qat.prepare import LEARNED_KINDS, PrepareReport, is_lm_head, load_learned, prepare
 from fairy2i_export.train.recipe import Recipe
-from fairy2i_export.train.result.folder import CHECKPOINTS
+from fairy2i_export.train.result.folder import CHECKPOINTS, LOGS
 
 _DAY = 86_400
-_NONE: dict[str, Any] = {"learned_scales": False}  # of the settings that may be false or 0, what is not None then
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """What config.json says about token ids and positions."""
-
-    vocab_size: int
-    max_positions: int
 
 
 def quiet_libraries() -> None:
@@ -46,21 +38,6 @@ def quiet_libraries() -> None:
     logs.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def text_settings(checkpoint: Checkpoint) -> TextSettings:
-    """Vocabulary and context of a checkpoint.
-
-    Raises:
-        CheckpointError: config.json does not name them.
-    """
-    config = checkpoint.config.get("text_config") or checkpoint.config
-    values = [config.get("vocab_size"), config.get("max_position_embeddings", 2048)]
-    if not all(isinstance(value, int) and value > 0 for value in values):
-        raise CheckpointError(
-            f"{checkpoint.directory / 'config.json'}: vocab_size: expected a positive number, got {values[0]!r}"
-        )
-    return TextSettings(*values)
 
 
 def has_accelerator() -> bool:
@@ -138,14 +115,37 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, PrepareRe
         OptionError: unknown quantization options, or no layer to quantize.
     """
     model = load_model(checkpoint)
-    if recipe.method == "float":
+    options = quantization_options(recipe)
+    if options is None:
         return model, None
-    names = {field.name for field in fields(QuantizationOptions)} & {field.name for field in fields(Recipe)}
-    chosen: dict[str, Any] = {name: getattr(recipe, name) or _NONE.get(name) for name in names}
-    options = QuantizationOptions(**chosen)
     report = prepare(model, options, skip_lm_head=bool(recipe.skip_lm_head), include=recipe.include, exclude=recipe.exclude)
     load_what_was_learned(model, checkpoint, recipe)
     return model, report
+
+
+def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Read the source's learned scales and row multipliers where this run learns them too, and return how many.
+
+    Scales fit a number of stages and a kind of row multiplier: with others they start from the weights, as do layers that
+    the source left float.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape.
+    """
+    entry = entry_of(checkpoint)
+    if not entry or recipe.method != "fairy2i" or entry.get("method", "fairy2i") != "fairy2i":
+        return 0
+    before = options_of(entry)
+    same = (before.stages, before.row_multiplier) == (recipe.stages, recipe.row_multiplier)
+    have = {"row_multiplier": before.row_multiplier == "learned", "scales": before.learned_scales and same}
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, QATLinear)
+        and not any(fnmatchcase(name, pattern) for pattern in entry.get("exclude", ()))
+        and (not is_lm_head(name) or entry.get("lm_head", "fairy2i") == "fairy2i")
+    ]
+    return load_learned(model, checkpoint.directory, [kind for kind in LEARNED_KINDS if have[kind]], layers)
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -161,9 +161,14 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> An
         model, loaded = auto.from_pretrained(
             checkpoint.directory, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{checkpoint.directory}: transformers cannot load this model: {reason}") from error
+    except Exception as error:  # whatever transformers and its parts have to say about a config.json
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+        if not reason or not isinstance(error, ValueError | OSError | RuntimeError):
+            reason = f"{type(error).__name__} {reason}".strip()
+        raise CheckpointError(
+            f"{checkpoint.directory}: transformers cannot load this model: {reason}; config.json should be that of the model"
+        ) from error
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -173,41 +178,30 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> An
     return model
 
 
-def load_teacher(recipe: Recipe, source: Checkpoint, encoder: Encoder) -> Any:
-    """The float model that the student learns from: evaluated only.
-
-    Raises:
-        OptionError: its tokens are not the student's, or its weights are latent ones.
-    """
-    checkpoint = source if recipe.teacher is None else open_source(recipe.teacher)
-    check_teacher(recipe, checkpoint)
-    if recipe.teacher is not None:
-        theirs, vocab_size = text_settings(checkpoint).vocab_size, text_settings(source).vocab_size
-        if theirs != vocab_size:
-            raise OptionError(
-                f"--teacher {recipe.teacher}: has a vocabulary of {theirs:,}, the model {vocab_size:,}; expected the same one"
-            )
-        mine, other = encoder.tokenizer.get_vocab(), check_tokenizer(checkpoint, theirs)
-        different = sum(mine.get(token) != number for token, number in other.items())
-        if different or len(mine) != len(other):
-            raise OptionError(
-                f"--teacher {recipe.teacher}: its tokenizer is another one ({different:,} of {len(other):,} tokens differ); "
-                "expected a teacher with the same tokens"
-            )
+def load_teacher(recipe: Recipe, checkpoint: Checkpoint) -> Any:
+    """The float model that the student learns from: evaluated only."""
     return load_model(checkpoint, torch.bfloat16 if recipe.bf16 else torch.float32).eval().requires_grad_(False)
 
 
 def make_trainer(
-    model: Any, recipe: Recipe, arguments: Any, console: Console, resume: Path | None, **parts: Any
+    model: Any,
+    recipe: Recipe,
+    arguments: Any,
+    console: Console,
+    resume: Path | None,
+    saved: Callable[[], None] | None,
+    **parts: Any,
 ) -> tuple[Any, Any]:
-    """The Trainer with its callbacks, and the display among them."""
+    """The Trainer with its callbacks, and the display among them; ``saved`` is called after every checkpoint."""
     from transformers import PrinterCallback
 
-    from fairy2i_export.train.loop.progress import Display, EarlyStop, LogAtCheckpoints
+    from fairy2i_export.train.loop.progress import Display, EarlyStop, LogAtCheckpoints, Saved
     from fairy2i_export.train.loop.trainer import QATTrainer
 
     display = Display(console)
     callbacks: list[Any] = [LogAtCheckpoints(), display]
+    if saved is not None:
+        callbacks.append(Saved(saved))
     if recipe.patience is not None:
         callbacks.append(EarlyStop(recipe.patience))
     if arguments.process_index == 0:
@@ -215,7 +209,7 @@ def make_trainer(
         from transformers import integrations
 
         step = None if resume is None else checkpoint_guard.step_of(resume) + 1
-        writer = SummaryWriter(str(recipe.output / "logs"), purge_step=step)
+        writer = SummaryWriter(str(recipe.output / LOGS), purge_step=step)
         board: Any = integrations.TensorBoardCallback  # type: ignore[attr-defined]
         callbacks.append(board(writer))
     trainer = QATTrainer(model, recipe, arguments, callbacks=callbacks, **parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import transformers
@@ -80,6 +81,16 @@ class EarlyStop(_Callback):  # type: ignore[misc]
         best = best_evaluation(state.log_history)
         if best is not None and sum(step > best for step in steps) >= self.patience:
             control.should_training_stop = True
+
+
+class Saved(_Callback):  # type: ignore[misc]
+    """Tell after every checkpoint that there is one."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tell()
 
 
 class LogAtCheckpoints(_Callback):  # type: ignore[misc]

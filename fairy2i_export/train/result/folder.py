@@ -1,10 +1,11 @@
-"""The folder of a run: who may write to it, and the finished model in it.
+"""The folder of a run: who may write to it, and what is left of it when the run has failed.
 
 recipe.json        written first; says what the folder is
 data/              tokenized texts
 checkpoints/       of the run, for continuing it
 logs/              TensorBoard
-config.json, model.safetensors, tokenizer files, README.md, curves.png, training_log.json: the result, written last
+config.json, model.safetensors, tokenizer files, README.md, curves.png, training_log.json: the result, written last (save.py)
+.replaced/         what was there before and is replaced, until the first checkpoint
 """
 
 from __future__ import annotations
@@ -14,82 +15,169 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from fairy2i_export.errors import OptionError, OutputError
-from fairy2i_export.output.placing import place_file
-from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.tokenizer_files import COPIED, copy_files
+from fairy2i_export.source.tokenizer_files import COPIED, MORE_TEMPLATES
 from fairy2i_export.train.data.documents import fingerprint
 from fairy2i_export.train.loop.checkpoint_guard import good_checkpoints
 from fairy2i_export.train.recipe import Recipe
 
-RECIPE, LOG, CONFIG, CHECKPOINTS = "recipe.json", "training_log.json", "config.json", "checkpoints"
-_LOCK = ".lock"
+RECIPE, LOG, CONFIG, CHECKPOINTS, LOGS = "recipe.json", "training_log.json", "config.json", "checkpoints", "logs"
 DATA = "data"  # of a replaced run: it is checked against the texts anyway
-_PARTIAL = ".result"
-_PLACED = "placed.json"  # beside the checkpoints: names of the result files that runs have written
-_OURS = re.compile(  # all that a run writes
+PARTIAL = ".result"
+CURVES = ".curves.png"
+_LOCK, _ASIDE = ".lock", ".replaced"
+_OWN = (
+    CHECKPOINTS,
+    LOGS,
+    PARTIAL,
+    CURVES,
+    f".{RECIPE}",
+    RECIPE,
+)  # what a run without a result leaves, beside DATA and _LOCK
+_WRITTEN = re.compile(  # all that a run writes
     "|".join(
         (
-            *map(re.escape, (RECIPE, f".{RECIPE}", LOG, CHECKPOINTS, "logs", DATA, _LOCK, _PARTIAL)),
-            *map(re.escape, ("README.md", *COPIED)),
-            r"\.?curves\.png",
+            *map(re.escape, (*_OWN, LOG, DATA, _LOCK, _ASIDE, MORE_TEMPLATES)),
+            *map(re.escape, ("README.md", "tokenizer.json", *COPIED)),
+            r"curves\.png",
             r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
         )
     )
 )
-_SHARD = "5GB"
+
+
+class Claim:
+    """A folder that this process may train into. What was there stays until training has something to show for it.
+
+    Args:
+        recipe: of the run.
+        facts: further entries of recipe.json.
+        before: names of what was in the folder.
+    """
+
+    def __init__(self, recipe: Recipe, facts: dict[str, Any], before: set[str]) -> None:
+        self._recipe, self._facts, self._out, self._before = recipe, facts, recipe.output, before
+        self._continues = not recipe.force and bool(good_checkpoints(self._out / CHECKPOINTS))
+        self._begun = False
+        if RECIPE not in before:
+            self._write_recipe()
+
+    def begin(self) -> None:
+        """All is read and checked: put aside what is not continued, and say in recipe.json what the folder is now.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        out, aside = self._out, self._out / _ASIDE
+        self._begun = True
+        with _refusals(out):
+            if not self._continues and RECIPE in self._before:
+                aside.mkdir()
+                for path in list(out.iterdir()):
+                    if path.name not in (DATA, _LOCK, _ASIDE, RECIPE) and (self._recipe.force or path.name in _OWN):
+                        os.replace(path, aside / path.name)
+                shutil.copyfile(out / RECIPE, aside / f".{RECIPE}")
+                os.replace(aside / f".{RECIPE}", aside / RECIPE)
+        self._write_recipe()
+
+    def settle(self) -> None:
+        """There is a checkpoint, or a result: what it replaces is no longer needed."""
+        shutil.rmtree(self._out / _ASIDE, ignore_errors=True)
+
+    def give_up(self) -> bool:
+        """The run ends early: leave its checkpoints, or else everything as it was. Returns whether there is a checkpoint."""
+        if self._continues or (self._begun and good_checkpoints(self._out / CHECKPOINTS)):
+            self.settle()
+            return True
+        if RECIPE not in self._before:
+            _remove_own(self._out)
+        elif self._begun:
+            _restore(self._out)
+        if DATA not in self._before:
+            shutil.rmtree(self._out / DATA, ignore_errors=True)
+        return False
+
+    def _write_recipe(self) -> None:
+        partial = self._out / f".{RECIPE}"
+        with _refusals(self._out):
+            partial.write_text(json.dumps({**self._recipe.as_json(), **self._facts}, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, self._out / RECIPE)
 
 
 @contextmanager
-def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[None]:
+def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[Claim]:
     """Make the folder, or take over that of an unfinished run with the same recipe, and keep others out of it.
+
+    If the block raises before there is a checkpoint, everything is as it was: a folder that was made here is gone.
 
     Raises:
         OutputError: the folder holds something else, or a finished run, and may not be replaced; another process trains into
             it; or it cannot be made.
         OptionError: it holds checkpoints of a run with another recipe.
     """
-    _check_place(recipe, source)
+    check_place(recipe, source)
+    out = recipe.output
+    made = [path for path in (out, *out.parents) if not os.path.lexists(path)]
     try:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(recipe.output / _LOCK)
-        lock.acquire(timeout=0)
+        with _refusals(out):
+            out.mkdir(parents=True, exist_ok=True)
+            new_lock = not (out / _LOCK).exists()
+            lock = FileLock(out / _LOCK)
+            lock.acquire(timeout=0)
+        with lock:
+            try:
+                _recover(out)
+                facts = {"global_batch": global_batch, "texts": fingerprint((*recipe.data, *recipe.eval_data))}
+                _check_earlier(recipe, facts)
+                claim = Claim(recipe, facts, {path.name for path in out.iterdir()})
+                try:
+                    yield claim
+                except BaseException:
+                    if claim.give_up():
+                        made = []
+                    raise
+                claim.settle()
+                made = []
+            finally:
+                if new_lock:
+                    with suppress(OSError):  # Windows removes no open file
+                        (out / _LOCK).unlink()
     except Timeout as error:
-        raise OutputError(f"{recipe.output}: another process trains into this folder; wait, or choose another") from error
-    except OSError as error:
-        raise OutputError(f"{recipe.output}: cannot be written: {error.strerror or error}") from error
-    with lock:
-        _check_place(recipe, source)  # somebody may have put something there meanwhile
-        _claim(recipe, global_batch)
-        yield
+        raise OutputError(f"{out}: another process trains into this folder; wait, or choose another") from error
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
-def _check_place(recipe: Recipe, source: Path) -> None:
-    """Raise OutputError if the folder is the source's or holds what no run has left there."""
+def check_place(recipe: Recipe, source: Path) -> None:
+    """Raise OutputError if a run cannot write to its folder, or if that is the source's or holds what no run has left there."""
     out = recipe.output
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise OutputError(f"{out}: holds the source checkpoint; choose another folder")
-    if out.exists() and (not out.is_dir() or any(path.name != _LOCK for path in out.iterdir())):
-        _earlier(out)
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if place != out and not place.is_dir():
+        raise OutputError(f"{out}: cannot be made: {place} is no folder")
+    with _refusals(out):
+        if out.exists() and (not out.is_dir() or any(path.name != _LOCK for path in out.iterdir())):
+            _earlier(out)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: cannot be written: no permission to write to {place}")
 
 
-def _claim(recipe: Recipe, global_batch: int) -> None:
-    out = recipe.output
+@contextmanager
+def _refusals(out: Path) -> Iterator[None]:
+    """Turn what the system refuses into an error for the user."""
     try:
-        if (out / RECIPE).is_file():
-            _take_over(recipe, global_batch)
-        partial = out / f".{RECIPE}"
-        facts = {"global_batch": global_batch, "texts": fingerprint((*recipe.data, *recipe.eval_data))}
-        partial.write_text(json.dumps({**recipe.as_json(), **facts}, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, out / RECIPE)
+        yield
+    except Timeout:  # an OSError, too
+        raise
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
 
@@ -107,30 +195,28 @@ def _earlier(out: Path) -> dict[str, Any]:
     return earlier
 
 
-def _take_over(recipe: Recipe, global_batch: int) -> None:
-    out, earlier = recipe.output, _earlier(recipe.output)
+def _check_earlier(recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Raise if an earlier run in the folder can neither be continued nor replaced."""
+    out = recipe.output
+    if not (out / RECIPE).is_file():
+        return
     if recipe.force:
-        if foreign := sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)):
+        if foreign := sorted(path.name for path in out.iterdir() if not _WRITTEN.fullmatch(path.name)):
             raise OutputError(
                 f"{out}: holds what no training has written ({', '.join(foreign[:5])}), so --force does not replace it; move that "
                 "elsewhere, or choose another folder"
             )
-        for path in out.iterdir():
-            if path.name in (DATA, _LOCK):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
         return
-    if (out / LOG).is_file() and (out / CONFIG).is_file():
+    earlier = _earlier(out)
+    if _is_finished(out):
         raise OutputError(f"{out}: holds a finished run; choose another folder, or --force to train anew in this one")
     if not good_checkpoints(out / CHECKPOINTS):
         return  # nothing that would be lost or mixed up
     different = recipe.differences(earlier)
-    if earlier.get("global_batch") != global_batch:
-        different.append(f"sequences per step, all processes: {earlier.get('global_batch')} there, {global_batch} here")
-    if not different and earlier.get("texts") != fingerprint((*recipe.data, *recipe.eval_data)):
+    if earlier.get("global_batch") != facts["global_batch"]:
+        there, here = earlier.get("global_batch"), facts["global_batch"]
+        different.append(f"sequences per step, all processes: {there} there, {here} here")
+    if not different and earlier.get("texts") != facts["texts"]:
         different.append("a text has changed since (its size or its time of change)")
     if different:
         raise OptionError(
@@ -139,95 +225,39 @@ def _take_over(recipe: Recipe, global_batch: int) -> None:
         )
 
 
-def save_result(
-    out: Path,
-    checkpoint: Checkpoint,
-    state: dict[str, Tensor],
-    entry: dict[str, Any] | None,
-    untied: bool,
-    dtype: torch.dtype,
-    texts: dict[str, str],
-    pictures: dict[str, Path],
-) -> None:
-    """Write the finished model into the folder; config.json appears last.
-
-    Args:
-        out: the folder of the run.
-        checkpoint: the source, whose configuration and tokenizer go along.
-        state: all parameters; learned scales and multipliers stay float32.
-        entry: config.json's ``fairy2i``; None for a float model.
-        untied: the output layer no longer shares the embedding's matrix.
-        dtype: of the weights.
-        texts: further files: name -> contents.
-        pictures: further files: name -> where they lie now.
-
-    Raises:
-        OutputError: the folder cannot be written, a full disk for instance.
-    """
-    from huggingface_hub import save_torch_state_dict
-
-    partial = out / _PARTIAL
-    tied = bool(checkpoint.config.get("tie_word_embeddings")) and not untied
-    tensors = {
-        name: tensor.detach().cpu().to(dtype if name.endswith((".weight", ".bias")) else torch.float32).contiguous().clone()
-        for name, tensor in state.items()
-        if not (tied and name == "lm_head.weight")
-    }
-    config = {**checkpoint.config, "torch_dtype": str(dtype).removeprefix("torch.")}
-    config.pop("dtype", None)
-    config.pop("fairy2i", None)
-    if untied:
-        config["tie_word_embeddings"] = False
-    if entry is not None:
-        config["fairy2i"] = entry
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        copy_files(checkpoint, partial)
-        save_torch_state_dict(tensors, partial, max_shard_size=_SHARD)
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        for name, path in pictures.items():
-            os.replace(path, partial / name)
-        _place(out)
-    except OutputError:
-        raise
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not isinstance(error, OSError) and "SafetensorError" not in type(error).__name__:
-            raise
-        raise OutputError(
-            f"{out}: the result cannot be written: {getattr(error, 'strerror', None) or error}; the last checkpoint is whole: "
-            "make room, then run the same command again"
-        ) from error
-    shutil.rmtree(partial, ignore_errors=True)
+def _is_finished(out: Path) -> bool:
+    return (out / LOG).is_file() and (out / CONFIG).is_file()
 
 
-def _place(out: Path) -> None:
-    """Put the files of the finished result where they belong, config.json last; what others have put there stays.
+def _recover(out: Path) -> None:
+    """Put back what a run had put aside that was killed before it had anything to show."""
+    if (out / _ASIDE).is_dir():
+        if (out / _ASIDE / RECIPE).is_file() and (good_checkpoints(out / CHECKPOINTS) or _is_finished(out)):
+            shutil.rmtree(out / _ASIDE, ignore_errors=True)
+        else:
+            _restore(out)
 
-    Raises:
-        OutputError: one of the names is taken; the result stays beside it.
-    """
-    files = (path for path in (out / _PARTIAL).rglob("*") if not path.is_dir())  # chat templates may lie in a folder
-    names = sorted((str(path.relative_to(out / _PARTIAL)) for path in files), key=lambda name: (name == CONFIG, name))
-    record = out / CHECKPOINTS / _PLACED
-    try:
-        ours = set(json.loads(record.read_text(encoding="utf-8")))  # of an earlier run, or of one that was stopped in here
-    except (OSError, ValueError, TypeError):
-        ours = set()
-    taken = [name for name in names if name not in ours and os.path.lexists(out / name)]
-    if not taken:
-        record.parent.mkdir(exist_ok=True)
-        record.write_text(json.dumps(sorted(ours.union(names))), encoding="utf-8")
-        for name in names:
-            (out / _PARTIAL / name).chmod(0o644)  # safetensors makes private files
-            (out / name).parent.mkdir(exist_ok=True)
-            if not place_file(out / _PARTIAL / name, out / name, lambda path: str(path.relative_to(out)) in ours):
-                taken.append(name)
-    if taken:
-        raise OutputError(
-            f"{out}: {', '.join(taken)}: somebody has put something of that name there, and it is left as it is. The trained "
-            f"model is kept in {out / _PARTIAL}; move what is in the way elsewhere and run the same command again"
-        )
+
+def _restore(out: Path) -> None:
+    """Put back what is aside. Until all was put aside there is no recipe.json there, and what is in the folder is not the run's."""
+    aside = out / _ASIDE
+    with suppress(OSError):  # the error that led here is the one to tell
+        if (aside / RECIPE).is_file():
+            _remove_own(out)
+            os.replace(aside / RECIPE, out / RECIPE)
+        for path in list(aside.iterdir()):
+            if path.name == f".{RECIPE}":
+                path.unlink()
+            elif not os.path.lexists(out / path.name):
+                os.replace(path, out / path.name)
+        aside.rmdir()
+
+
+def _remove_own(out: Path) -> None:
+    for name in _OWN:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
