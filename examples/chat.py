@@ -1,6 +1,6 @@
 """Chat with a model folder written by fairy2i-export, in the terminal.
 
-    python examples/chat.py MODEL_DIR [--threads N] [--system TEXT] [--temperature T]
+    python examples/chat.py MODEL_DIR [--threads N] [--system TEXT] [--temperature T] ...
 
 An empty line or Ctrl-D ends; Ctrl-C stops an answer. Needs no more than fairy2i_runtime.
 """
@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
+from typing import Any
 
 import fairy2i_runtime
+
+with suppress(ImportError):
+    import readline  # noqa: F401  # input() edits lines with it
+
+if hasattr(sys.stdin, "reconfigure"):
+    sys.stdin.reconfigure(errors="replace")  # bytes that are no text do not end the conversation
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -19,20 +26,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("folder", metavar="MODEL_DIR", help="folder written by fairy2i-export")
     parser.add_argument("--threads", type=int, help="number of threads (default: one per physical core)")
     parser.add_argument("--system", help="system message")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token")
+    parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token (default: as the model says)")
+    parser.add_argument("--repetition-penalty", type=float, help="above 1 keeps a small model from going in circles")
     parser.add_argument("--seed", type=int, help="makes the answers repeatable")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="the most tokens of an answer (default: 256)")
     return parser.parse_args()
 
 
-def answer(conversation: fairy2i_runtime.Conversation, question: str, arguments: argparse.Namespace) -> None:
+def chosen_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling that the model's generation_config.json recommends, and what the user says otherwise."""
+    names = ("temperature", "repetition_penalty", "seed", "max_new_tokens")
+    chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return vars(fairy2i_runtime.GenerationOptions.from_folder(arguments.folder, **chosen))
+
+
+def answer(conversation: fairy2i_runtime.Conversation, question: str, options: dict[str, Any]) -> None:
     """Print the answer piece by piece. The conversation remembers it, also if Ctrl-C cuts it short."""
-    stream = conversation.stream(
-        question,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-        max_new_tokens=arguments.max_new_tokens,
-    )
+    stream = conversation.stream(question, **options)
     try:
         with closing(stream):
             for piece in stream:
@@ -45,6 +55,7 @@ def answer(conversation: fairy2i_runtime.Conversation, question: str, arguments:
 def main() -> None:
     arguments = parse_arguments()
     model = fairy2i_runtime.load(arguments.folder, threads=arguments.threads)
+    options = chosen_options(arguments)
     conversation = model.conversation(arguments.system)
     if not conversation.is_chat:
         print("This is a base model: it continues what you write, every line anew.")
@@ -55,7 +66,7 @@ def main() -> None:
             break
         if not question.strip():
             break
-        answer(conversation, question, arguments)
+        answer(conversation, question, options)
     print(f"\n{model.stats}")
 
 

@@ -18,10 +18,10 @@ from fairy2i_runtime.model import load
 from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
 from fairy2i_runtime.text.recommended import recommended_sampling
 
-# for models that recommend nothing: small ones go in circles without a penalty
-CHAT_DEFAULTS: dict[str, Any] = {"repetition_penalty": 1.1}
+# for models that recommend no sampling: with the most likely tokens small ones go in circles, in conversations at any penalty
+CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
 _SHOWN = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "repetition_penalty": "repetition penalty"}
-_RECOMMENDED = "what the model recommends"
+_RECOMMENDED = "what the model recommends, else {:g}"
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
@@ -39,20 +39,23 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 always takes the most likely token; higher is more varied.", show_default=_RECOMMENDED),
+        typer.Option(
+            help="0 always takes the most likely token; higher is more varied.", show_default=_RECOMMENDED.format(0.7)
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among the k most likely tokens; 0 = all.", show_default=_RECOMMENDED)
+        int | None, typer.Option(help="Choose among the k most likely tokens; 0 = all.", show_default=_RECOMMENDED.format(0))
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            help="Choose among the most likely tokens of this total probability; 1 = all.", show_default=_RECOMMENDED
+            help="Choose among the most likely tokens of this total probability; 1 = all.",
+            show_default=_RECOMMENDED.format(0.9),
         ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.", show_default=_RECOMMENDED),
+        typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.", show_default=_RECOMMENDED.format(1.1)),
     ] = None,
     seed: Seed = None,
     stop: Stop = None,
@@ -92,7 +95,8 @@ def chat(
         if system is not None:
             _say("a system message needs a chat template: it is ignored")
     recommended = recommended_sampling(folder)
-    options = GenerationOptions.of(**{**CHAT_DEFAULTS, **recommended, **chosen}, **rest)
+    defaults = {} if recommended.get("temperature") else CHAT_DEFAULTS
+    options = GenerationOptions.of(**{**defaults, **recommended, **chosen}, **rest)
     _say(sampling_text(options, recommended, chosen))
     file = history_file()
     chat_loop(talk, vars(options), LineEditor(None if file is None else History(file)))  # type: ignore[arg-type]
