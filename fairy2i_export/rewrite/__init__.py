@@ -1,6 +1,7 @@
 """The second front end: rewrite the linear layers of an existing ONNX model to Fairy2iMatMul nodes (docs/rewrite.md).
 
-The passes, in the order in which they run (:mod:`.pipeline`):
+First the file is checked and brought into a form that onnx_ir holds whole (opening/). Then come the passes, in this order
+(:mod:`.pipeline`):
 
     find       every product with a matrix (patterns/)
     select     --include and --exclude
@@ -9,6 +10,8 @@ The passes, in the order in which they run (:mod:`.pipeline`):
     replace    nodes, fused biases, lazily packed weights (patterns/, replacement.py, operands.py)
     prune      what only the replaced nodes used
     define     function body, operator sets
+
+What they made is tried in ONNX Runtime (trial.py) before the work, without its data, and before it is moved into place.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library, kernel_problem
-from fairy2i_export.errors import LibraryError, ModelError
+from fairy2i_export.errors import ModelError
 from fairy2i_export.output.companions import copy_genai_files
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
@@ -106,14 +106,9 @@ def rewrite_onnx(
         )
 
     if changed.rewritten:
-        try:
-            check_library()
-            if problem := kernel_problem():
-                problems.append(f"the rewritten model will not run in this environment: {problem}")
-        except LibraryError as error:
-            if not dry_run:  # which tells all the same what there is to be rewritten
-                raise
-            problems.append(f"without --dry-run this is an error: {error}")
+        check_library()
+        if problem := kernel_problem():
+            problems.append(f"the rewritten model will not run in this environment: {problem}")
     problems.append(_try_outline(model, changed, path))
     if dry_run:
         check_space(target, expected_bytes)
