@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fairy2i_export.compile.run import export
     from fairy2i_export.output.progress import Observer
     from fairy2i_export.rewrite.pipeline import rewrite_onnx
-    from fairy2i_export.rewrite.report import RewriteReport
+    from fairy2i_export.rewrite.result.report import RewriteReport
 
 __all__ = [
     "ExportReport",

@@ -16,8 +16,8 @@ from fairy2i_export import export
 from fairy2i_export.commands.export import main
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.errors import CheckpointError, OptionError
-from fairy2i_export.source.text_files import read_text, unknown_token, unknown_warnings
-from fairy2i_export.source.tokenizer import open_tokenizer
+from fairy2i_export.source.text.text_files import read_text, unknown_token, unknown_warnings
+from fairy2i_export.source.text.tokenizer import open_tokenizer
 
 ENDS = ["calibrate", "cache"]
 KNOWN = " ".join(f"w{3 + number % 190}" for number in range(300))

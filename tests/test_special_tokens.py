@@ -23,7 +23,7 @@ from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.onnx_graph.tokenizer import make_tokenizer_graphs
 from fairy2i_export.source.checkpoint import open_checkpoint
-from fairy2i_export.source.tokenizer import open_tokenizer
+from fairy2i_export.source.text.tokenizer import open_tokenizer
 from fairy2i_runtime import load
 from fairy2i_runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 

@@ -21,7 +21,7 @@ from fairy2i_export.onnx_graph.tokenizer import DETOKENIZER, TOKENIZER, write_to
 from fairy2i_export.onnx_graph.tokenizer.byte_level import reachable
 from fairy2i_export.onnx_graph.tokenizer.check import check_graphs
 from fairy2i_export.onnx_graph.tokenizer.description import describe_tokenizer
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
 from fairy2i_runtime import register
 
 STORIES = Path(__file__).parents[1] / "examples" / "models" / "stories260K-fairy2i-w2"

@@ -18,7 +18,7 @@ from fairy2i_export.commands.tools import main
 from fairy2i_export.output.contract.layers import check_layers, dense_product, output_error
 from fairy2i_export.output.contract.logits import compare
 from fairy2i_export.output.contract.nodes import read_nodes
-from fairy2i_export.source.sample_text import mostly_unknown, random_ids
+from fairy2i_export.source.text.sample_text import mostly_unknown, random_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "stories260K-fairy2i-w2"

@@ -20,7 +20,7 @@ from fairy2i_export.output.contract.layers import LIMITS
 from fairy2i_export.output.contract.logits import LogitsComparison, compare
 from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.hub import open_source
-from fairy2i_export.source.sample_text import DEFAULT_TEXT, mostly_unknown, sample_ids
+from fairy2i_export.source.text.sample_text import DEFAULT_TEXT, mostly_unknown, sample_ids
 from fairy2i_export.source.transformers_model import torch_is_installed
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.ops import core

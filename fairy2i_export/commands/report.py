@@ -12,7 +12,7 @@ import typer
 
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.output.placing import free_name, move_command, place_file
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
 from fairy2i_runtime.commands.measure import read_text
 
 _HEAD = 2048  # bytes that tell a page of ours: by its generator, or by its title, which is all that earlier versions wrote

@@ -18,9 +18,9 @@ from fairy2i_export.decoder.description import Block, Decoder
 from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.operator import DOMAIN
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
-from fairy2i_export.source.text_files import read_text, unknown_warnings
-from fairy2i_export.source.tokenizer import open_tokenizer
+from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.text.text_files import read_text, unknown_warnings
+from fairy2i_export.source.text.tokenizer import open_tokenizer
 
 F32 = npt.NDArray[np.float32]
 _TOKENS = 512  # of the text, at most

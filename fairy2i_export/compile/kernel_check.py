@@ -17,7 +17,7 @@ from fairy2i_export.output.contract.kernels import REFERENCE, Judgement, Verdict
 from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.output.metadata import kernels_entry
 from fairy2i_export.output.progress import Observer
-from fairy2i_export.source.sample_text import DEFAULT_TEXT, sample_ids
+from fairy2i_export.source.text.sample_text import DEFAULT_TEXT, sample_ids
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.text.special_tokens import TOKENIZER_FILE
 from fairy2i_runtime.text.tokenizer import Tokenizer

@@ -33,8 +33,8 @@ from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.safetensors_file import numpy_dtype
 from fairy2i_export.source.tensor_stream import BUFFERS
-from fairy2i_export.source.tokenizer import open_tokenizer
-from fairy2i_export.source.tokenizer_files import SpecialTokens, chat_warnings, special_tokens
+from fairy2i_export.source.text.tokenizer import open_tokenizer
+from fairy2i_export.source.text.tokenizer_files import SpecialTokens, chat_warnings, special_tokens
 
 _TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer, measured with SmolLM2-135M
 _BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured

@@ -32,7 +32,7 @@ from fairy2i_export.output.workspace import Workspace, check_space, output_folde
 from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream
-from fairy2i_export.source.tokenizer_files import copy_files, has_chat_template
+from fairy2i_export.source.text.tokenizer_files import copy_files, has_chat_template
 
 
 @takes(Request, "checkpoint")

@@ -12,8 +12,8 @@ from typing import Any
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
-from fairy2i_export.source.tokenizer import TOKENIZER
-from fairy2i_export.source.tokenizer_files import copy_templates, write_tokenizer
+from fairy2i_export.source.text.tokenizer import TOKENIZER
+from fairy2i_export.source.text.tokenizer_files import copy_templates, write_tokenizer
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",

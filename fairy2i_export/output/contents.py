@@ -8,8 +8,8 @@ from fairy2i_export.onnx_graph.tokenizer.write import DETOKENIZER, TOKENIZER
 from fairy2i_export.output.companions import COPIED as COPIED_BY_REWRITE
 from fairy2i_export.output.data_file import DATA, MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
-from fairy2i_export.source.tokenizer import TOKENIZER as SOURCE_TOKENIZER
-from fairy2i_export.source.tokenizer_files import COPIED, MORE_TEMPLATES
+from fairy2i_export.source.text.tokenizer import TOKENIZER as SOURCE_TOKENIZER
+from fairy2i_export.source.text.tokenizer_files import COPIED, MORE_TEMPLATES
 
 CARD = "README.md"
 REPORT = "rewrite.json"

@@ -9,7 +9,7 @@ from typing import Any
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.decoder_graph import PAST, PRESENT
 from fairy2i_export.source.checkpoint import read_json
-from fairy2i_export.source.tokenizer_files import SpecialTokens
+from fairy2i_export.source.text.tokenizer_files import SpecialTokens
 from fairy2i_runtime.folder import KERNEL_ENTRY
 
 # A bare name: found beside this file, or among the libraries already loaded. It is the one of Linux and Android on every system: a

@@ -17,6 +17,6 @@ What they made is tried in ONNX Runtime (trial.py) before the work, without its 
 from __future__ import annotations
 
 from fairy2i_export.rewrite.pipeline import rewrite_onnx
-from fairy2i_export.rewrite.report import RewriteReport
+from fairy2i_export.rewrite.result.report import RewriteReport
 
 __all__ = ["RewriteReport", "rewrite_onnx"]

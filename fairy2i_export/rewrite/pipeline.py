@@ -27,7 +27,6 @@ from fairy2i_export.rewrite.identity import files_identity
 from fairy2i_export.rewrite.names import Names
 from fairy2i_export.rewrite.opening.model_file import files_sha256, open_model
 from fairy2i_export.rewrite.operands import PackedWeights
-from fairy2i_export.rewrite.outcome import Changed, describe, rewritten_linears, warnings_of
 from fairy2i_export.rewrite.passes.define import define_operator
 from fairy2i_export.rewrite.passes.find import find_linears, operator_names, operator_nodes
 from fairy2i_export.rewrite.passes.prune import prune
@@ -37,9 +36,10 @@ from fairy2i_export.rewrite.passes.resolve import resolve_weights
 from fairy2i_export.rewrite.passes.select import select_linears
 from fairy2i_export.rewrite.patterns import PATTERNS
 from fairy2i_export.rewrite.replacement import Replacements
-from fairy2i_export.rewrite.report import LeftLinear, RewriteReport
-from fairy2i_export.rewrite.saving import save_model, save_outline
-from fairy2i_export.rewrite.trial import check_result
+from fairy2i_export.rewrite.result.outcome import Changed, describe, rewritten_linears, warnings_of
+from fairy2i_export.rewrite.result.report import LeftLinear, RewriteReport
+from fairy2i_export.rewrite.result.saving import save_model, save_outline
+from fairy2i_export.rewrite.result.trial import check_result
 from fairy2i_export.rewrite.values.constants import Constants
 
 

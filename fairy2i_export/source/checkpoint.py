@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.json_file import read_json
-from fairy2i_export.source.other_folders import file_message, what_else_it_is
+from fairy2i_export.source.refusals.other_folders import file_message, what_else_it_is
+from fairy2i_export.source.refusals.tensor_names import check_names, missing_message
 from fairy2i_export.source.safetensors_file import SafetensorsFile, TensorInfo
-from fairy2i_export.source.tensor_names import check_names, missing_message
 from fairy2i_export.source.weight_files import open_weights
 
 __all__ = ["Checkpoint", "open_checkpoint", "read_json"]

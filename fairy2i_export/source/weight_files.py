@@ -14,7 +14,7 @@ from typing import Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.json_file import read_json
-from fairy2i_export.source.other_folders import no_weights_message
+from fairy2i_export.source.refusals.other_folders import no_weights_message
 from fairy2i_export.source.safetensors_file import SafetensorsFile
 
 SINGLE = "model.safetensors"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.float_model import check_float_model
 from fairy2i_export.source.hub import open_source
-from fairy2i_export.source.tokenizer_files import check_tokenizer
+from fairy2i_export.source.refusals.float_model import check_float_model
+from fairy2i_export.source.text.tokenizer_files import check_tokenizer
 from fairy2i_export.train.continuing import check_teacher, complete_settings
 from fairy2i_export.train.data.documents import check_files, without_separator
 from fairy2i_export.train.data.packing import Encoder, open_encoder

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fairy2i_export import __version__
 from fairy2i_export.output.sizes import human_bytes
-from fairy2i_export.source.text_files import unknown_warnings
+from fairy2i_export.source.text.text_files import unknown_warnings
 from fairy2i_export.train.continuing import entry_of, settings_text
 from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, first_block, stored_blocks
 from fairy2i_export.train.data.teacher_text import teacher_blocks

@@ -21,7 +21,7 @@ import fairy2i_runtime
 from fairy2i_export.commands.tools import main
 from fairy2i_export.output.contract.layers import check_layers
 from fairy2i_export.output.contract.nodes import read_nodes
-from fairy2i_export.source.sample_text import DEFAULT_TEXT
+from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
 
 pytestmark = pytest.mark.large
 SOURCE = Path(os.environ.get("FAIRY2I_SMOLLM2", "does not exist"))

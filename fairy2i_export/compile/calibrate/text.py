@@ -15,8 +15,8 @@ import numpy.typing as npt
 from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_export.request.request import CALIBRATION_TOKENS
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.text_files import read_text, unknown_warnings
-from fairy2i_export.source.tokenizer import open_tokenizer
+from fairy2i_export.source.text.text_files import read_text, unknown_warnings
+from fairy2i_export.source.text.tokenizer import open_tokenizer
 
 METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fairy2i_export.errors import CheckpointError, TokenizerError
-from fairy2i_export.source.tokenizer import SourceTokenizer, open_tokenizer
+from fairy2i_export.source.text.tokenizer import SourceTokenizer, open_tokenizer
 
 Prefix = Literal["never", "first", "always", "prepend"]
 META = "▁"  # how SentencePiece writes a space

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.source.text_files import unknown_warnings
+from fairy2i_export.source.text.text_files import unknown_warnings
 from fairy2i_export.train.data.documents import Skipped, fingerprint, open_documents
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.recipe import Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.source.text_files import check_file, check_text_file, not_utf8
+from fairy2i_export.source.text.text_files import check_file, check_text_file, not_utf8
 from fairy2i_export.train.data.rows import MISSING, kind_of, no_column, read_rows
 
 _CHUNK = 1 << 20

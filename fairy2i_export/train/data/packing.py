@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from fairy2i_export.errors import OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.tokenizer import TOKENIZER, open_tokenizer
-from fairy2i_export.source.tokenizer_files import special_tokens
+from fairy2i_export.source.text.tokenizer import TOKENIZER, open_tokenizer
+from fairy2i_export.source.text.tokenizer_files import special_tokens
 from fairy2i_export.train.recipe import Bos
 
 IGNORED = -100  # label of a token that is not predicted, as transformers has it

@@ -16,7 +16,7 @@ from torch import nn
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.tensor_names import missing_message
+from fairy2i_export.source.refusals.tensor_names import missing_message
 from fairy2i_export.train.continuing import entry_of, quantization_options
 from fairy2i_export.train.loop import checkpoint_guard
 from fairy2i_export.train.qat.modules import QATLinear

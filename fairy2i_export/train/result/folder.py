@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fairy2i_export.errors import OptionError, OutputError
-from fairy2i_export.source.tokenizer_files import COPIED, MORE_TEMPLATES
+from fairy2i_export.source.text.tokenizer_files import COPIED, MORE_TEMPLATES
 from fairy2i_export.train.data.documents import fingerprint
 from fairy2i_export.train.loop.checkpoint_guard import good_checkpoints
 from fairy2i_export.train.recipe import Recipe

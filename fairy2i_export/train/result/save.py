@@ -14,7 +14,7 @@ from torch import Tensor
 from fairy2i_export.errors import OutputError
 from fairy2i_export.output.placing import place_file
 from fairy2i_export.source.checkpoint import Checkpoint
-from fairy2i_export.source.tokenizer_files import copy_files
+from fairy2i_export.source.text.tokenizer_files import copy_files
 from fairy2i_export.train.result.folder import CHECKPOINTS, CONFIG, PARTIAL
 
 _SHARD = "5GB"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint, read_json
-from fairy2i_export.source.tokenizer import (
+from fairy2i_export.source.text.tokenizer import (
     ADDED_TOKENS,
     SPECIAL_MAP,
     TOKENIZER,
@@ -47,7 +47,7 @@ def check_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> dict[str, int]:
     """Check that the checkpoint's tokenizer fits the model; returns its vocabulary.
 
     Raises:
-        CheckpointError: as :func:`~fairy2i_export.source.tokenizer.open_tokenizer`.
+        CheckpointError: as :func:`~fairy2i_export.source.text.tokenizer.open_tokenizer`.
     """
     return open_tokenizer(checkpoint.directory, vocab_size).vocabulary
 
@@ -106,7 +106,7 @@ def write_tokenizer(directory: Path, folder: Path) -> None:
     """Write the tokenizer.json of a directory into a folder, with all of its tokens.
 
     Raises:
-        CheckpointError: as :func:`~fairy2i_export.source.tokenizer.open_tokenizer`.
+        CheckpointError: as :func:`~fairy2i_export.source.text.tokenizer.open_tokenizer`.
     """
     text = open_tokenizer(directory).text
     if text is None:

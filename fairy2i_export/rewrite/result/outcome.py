@@ -12,7 +12,7 @@ from fairy2i_export.output.metadata import RECOVERED, Rewritten, describe_rewrit
 from fairy2i_export.request.request import Request
 from fairy2i_export.rewrite.linears import Linear, Recipe
 from fairy2i_export.rewrite.operands import PackedWeights
-from fairy2i_export.rewrite.report import RewrittenLinear
+from fairy2i_export.rewrite.result.report import RewrittenLinear
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.source.text_files import unknown_token
+from fairy2i_export.source.text.text_files import unknown_token
 
 DEFAULT_TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One day, she "

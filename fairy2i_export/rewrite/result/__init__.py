@@ -1,0 +1,1 @@
+"""What comes out of a rewrite: written, tried in onnxruntime, and described."""

@@ -1,0 +1,1 @@
+"""Texts and the tokens that a checkpoint's tokenizer makes of them."""
