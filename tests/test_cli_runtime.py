@@ -308,7 +308,7 @@ def test_ctrl_c_ends_generate_without_traceback():
 
 
 def test_bugs_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("fairy2i_runtime.commands.main.load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("fairy2i_runtime.model.load", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "x", "y"])
 

@@ -308,11 +308,11 @@ def test_graphs_of_others_are_not_replaced(tmp_path: Path, name: str, content: b
 
 def test_training_leaves_the_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fairy2i_export.train import train
-    from fairy2i_export.train.result import folder
+    from fairy2i_export.train.result import save as saving
     from training_helpers import make_recipe
 
     recipe = make_recipe(tmp_path, steps=2, eval_data=())
-    real = folder.save_result
+    real = saving.save_result
 
     def save(out: Path, *rest: Any) -> None:
         (out / "README.md").write_text(MINE)

@@ -262,16 +262,17 @@ def test_onnxruntime_heeds_a_request_made_before_its_run(model: Model) -> None:
 CTRL_C = """
     import sys
     sys.path[:0] = {paths!r}
-    from fairy2i_runtime import load
+    import fairy2i_runtime.model
     from fairy2i_runtime.commands import main as commands
     from test_runtime_interruption import SlowSession
+    load = fairy2i_runtime.model.load
     def slow_load(*arguments, **options):
         model = load(*arguments, **options)
         model.decoder.session = SlowSession(model.decoder.session, {slow})
         enter = model.decoder.session.entered.set
         model.decoder.session.entered.set = lambda: (print("slow now", file=sys.stderr, flush=True), enter())
         return model
-    commands.load = commands.chat.__globals__["load"] = slow_load
+    fairy2i_runtime.model.load = slow_load
     sys.exit(commands.main({arguments!r}))
 """
 

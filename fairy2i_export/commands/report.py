@@ -54,17 +54,24 @@ def report_command(
     from fairy2i_export.output.contract.nodes import read_nodes
     from fairy2i_export.output.sizes import human_bytes
     from fairy2i_export.source.hub import open_source
+    from fairy2i_export.source.text.sample_text import sample_ids
     from fairy2i_runtime.commands.display import progress_bar
     from fairy2i_runtime.folder import open_folder
+    from fairy2i_runtime.text.special_tokens import TOKENIZER_FILE
 
     checkpoint = open_source(against)
     nodes = read_nodes(open_folder(folder).model_file)  # before loading, which would find fault with a kernel chosen here
     model = fairy2i_runtime.load(folder, kernel="lut")
-    ids = np.array(model.tokenizer.encode(content)[: min(tokens, model.context_length)], np.int64)
-    if len(ids) < 2:
+    count = min(tokens, model.context_length)
+    ids = np.array(model.tokenizer.encode(content)[:count], np.int64)
+    if text is None:
+        ids, known = sample_ids(model.folder.path / TOKENIZER_FILE, ids.tolist(), count)
+    elif len(ids) < 2:
         raise OptionError(f"--text {text}: expected at least 2 tokens, found {len(ids)}")
     with progress_bar("report", 2 * len(nodes) + 3) as advance:
         data = collect(model, nodes, checkpoint, ids, lambda name: advance(1), use_torch=torch)
+    if text is None and not known:
+        data.notes.append("The tokenizer does not know the words of the built-in text: random tokens are used instead.")
     page = render(data)
     write_file(output, page)
     out = Console()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fairy2i_runtime.commands import given_text
-from fairy2i_runtime.commands.chat_loop import chat_loop
-from fairy2i_runtime.commands.history import History, history_file
-from fairy2i_runtime.commands.line_editor import LineEditor
 from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Seed, Stop, Threads
 from fairy2i_runtime.errors import OptionError
-from fairy2i_runtime.model import load
-from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
-from fairy2i_runtime.text.recommended import recommended_sampling
+
+if TYPE_CHECKING:
+    from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
 
 # for models that recommend no sampling: with the most likely tokens small ones go in circles, in conversations at any penalty
 CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
@@ -70,6 +67,13 @@ def chat(
     model) continues each line as plain text. In a terminal, lines are edited as in a shell; earlier ones are kept in
     ~/.local/state/fairy2i/chat_history, or the file that FAIRY2I_HISTORY names; FAIRY2I_HISTORY= turns that off.
     """
+    from fairy2i_runtime.commands.chat_loop import chat_loop
+    from fairy2i_runtime.commands.history import History, history_file
+    from fairy2i_runtime.commands.line_editor import LineEditor
+    from fairy2i_runtime.model import load
+    from fairy2i_runtime.text.options import GenerationOptions
+    from fairy2i_runtime.text.recommended import recommended_sampling
+
     chosen: dict[str, Any] = {
         name: value
         for name, value in (
@@ -116,7 +120,7 @@ def sampling_text(options: GenerationOptions, recommended: dict[str, Any], chose
             source = "default"
         if name == "temperature" and value == 0:
             groups.setdefault(source, []).append("the most likely token")
-        elif value != getattr(GenerationOptions, name) and (options.temperature or name == "repetition_penalty"):
+        elif value != getattr(type(options), name) and (options.temperature or name == "repetition_penalty"):
             groups.setdefault(source, []).append(f"{shown} {value:g}")
     return "; ".join(f"{', '.join(parts)} ({source})" for source, parts in groups.items())
 

@@ -1,4 +1,7 @@
-"""The commands ``fairy2i chat``, ``fairy2i generate`` and ``fairy2i info``; ``cli_measure`` has ``ppl`` and ``bench``."""
+"""The commands ``fairy2i chat``, ``fairy2i generate`` and ``fairy2i info``; ``cli_measure`` has ``ppl`` and ``bench``.
+
+What runs a model is imported when a command runs: --help needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from fairy2i_runtime.commands import given_text
 from fairy2i_runtime.commands import measure as cli_measure
 from fairy2i_runtime.commands.chat import chat
 from fairy2i_runtime.commands.console import new_tools, run_app
-from fairy2i_runtime.commands.interrupts import heeding_ctrl_c
 from fairy2i_runtime.commands.options import (
     Context,
     Folder,
@@ -28,9 +30,6 @@ from fairy2i_runtime.commands.options import (
     TopK,
     TopP,
 )
-from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
-from fairy2i_runtime.model import load
-from fairy2i_runtime.text.options import GenerationOptions
 
 
 def generate(
@@ -52,6 +51,10 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")] = False,
 ) -> None:
     """Continue a text and print what is new."""
+    from fairy2i_runtime.commands.interrupts import heeding_ctrl_c
+    from fairy2i_runtime.model import load
+    from fairy2i_runtime.text.options import GenerationOptions
+
     options = GenerationOptions(
         temperature,
         top_k,
@@ -80,6 +83,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the operator library, its kernels and the processor; with DIR also the model and the memory it needs."""
+    from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
+
     report: dict[str, Any] = {"installation": installation_info()}
     if folder is not None:
         report["model"] = model_info(folder, context_length)
