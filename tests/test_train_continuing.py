@@ -89,6 +89,24 @@ def test_explicit_options_win_and_are_warned_about(
     }
 
 
+@pytest.mark.parametrize(
+    ("entry", "options", "told"),
+    [
+        ({"stages": 2}, {"quantizer": "joint", "learned_scales": True}, {"quantizer greedy", "learned_scales False"}),
+        ({"quantizer": "joint", "scales": "learned"}, {"quantizer": "greedy"}, {"quantizer joint"}),
+        ({"latent": True}, {"profile": "fp32", "stages": 3}, {"profile bf16-reference", "stages 2"}),
+        ({"stages": 3}, {"stages": 3, "quantizer": "greedy"}, set()),
+    ],
+)
+def test_what_an_entry_leaves_out_is_the_default(
+    tmp_path: Path, entry: dict[str, object], options: dict[str, object], told: set[str]
+) -> None:
+    recipe = make_recipe(tmp_path, **options)
+    edit_json(Path(recipe.source) / "config.json", fairy2i=entry)
+    _, warnings = complete_settings(recipe, open_source(recipe.source))
+    assert {warning.split("trained with ")[1].split(";")[0] for warning in warnings} == told
+
+
 def test_another_method_takes_nothing_but_the_weights(first: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:
     again = train(go_on(first[0], tmp_path / "on", method="ternary"))
     assert again.entry is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ import torch
 from export_helpers import edit_json, tensors_of, write_safetensors
 from fairy2i_export.commands import train as train_command
 from fairy2i_export.commands.tools import main
+from fairy2i_export.errors import OptionError
 from fairy2i_export.train import train
 from fairy2i_export.train.loop import checkpoint_guard
 from fairy2i_export.train.loop.trainer import QATTrainer
@@ -61,10 +63,91 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
         (["--exclude", "*.z_proj"], "no linear layer has a name like that"),
         (["--teacher", "x"], "--teacher needs --distill or --teacher-text"),
         (["--optimizer", "adam"], "No such option"),
+        (["--betas", "1.5", "2"], "--betas: expected two numbers from 0 to below 1, got (1.5, 2.0)"),
+        (["--seed", "-1"], "--seed: expected a number from 0 to"),
+        (["--warmup", "nan"], "--warmup: expected a number that is not negative, got nan"),
+        (["--weight-decay", "inf"], "--weight-decay: expected a number that is not negative, got inf"),
+        (["--separator", ""], "--separator: expected at least one character"),
+        (["--batch", "999999999999999"], "--batch: expected at most 1,048,576, got 999999999999999"),
+        (["--steps", "99999999999999999999"], "--steps: expected at most 1,000,000,000,000"),
+        (["--threads", "100000"], "--threads: expected at most 1,024, got 100000"),
+        (["--quantizer", "best"], "quantizer: expected one of greedy, joint"),
+        (["--teacher", "nowhere", "--distill", "0.5"], "nowhere: no such file or directory"),
+        (["--data", "hf:a:b:c:d", "--streaming"], "--data hf:a:b:c:d: expected hf:OWNER/NAME"),
     ],
 )
 def test_options(refuse: Refuse, tmp_path: Path, more: list[str], expected: str) -> None:
     assert expected in refuse(make_recipe(tmp_path), *more)
+
+
+def test_mistakes_are_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    """What can be known from options, small files and folders costs no seconds of imports."""
+    recipe = make_recipe(tmp_path)
+    cases: list[tuple[Recipe, list[str]]] = [
+        (replace(recipe, data=("nowhere.txt",)), []),
+        (replace(recipe, eval_data=("nowhere.txt",)), []),
+        (replace(recipe, source=str(tmp_path / "nowhere")), []),
+        (replace(recipe, source=str(tmp_path / "model.onnx")), []),
+        (replace(recipe, output=Path(recipe.data[0]) / "out"), []),
+        (recipe, ["--save-dtype", "int3"]),
+        (recipe, ["--stages", "7"]),
+        (recipe, ["--eos", "99999"]),
+        (recipe, ["--block-length", "200"]),
+        (recipe, ["--method", "binary", "--learned-scales"]),
+    ]
+    script = (
+        "import sys, json\nfrom fairy2i_export.commands.tools import main\n"
+        "codes = [main(arguments) for arguments in json.loads(sys.argv[1])]\n"
+        "print(set(codes), [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    given = json.dumps([[*arguments_of(case), *more] for case, more in cases])
+    ran = subprocess.run([sys.executable, "-c", script, given], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "{2} []\n", ran.stderr
+    assert not recipe.output.exists()
+
+
+GOOD: dict[str, Any] = {"source": "a", "output": "b", "data": "x.txt"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"source": None}, "source: expected the name of a folder, got None"),
+        ({"output": None}, "output: expected the name of a folder, got None"),
+        ({"output": b"x"}, "output: expected the name of a folder, got b'x'"),
+        ({"data": None}, "--data: expected a list, got None"),
+        ({"data": [None]}, "--data: expected a text, got None"),
+        ({"data": 5}, "--data: expected a text, got 5"),
+        ({"eval_data": ["x", 3.5]}, "--eval-data: expected a text, got 3.5"),
+        ({"steps": 2.5}, "--steps: expected a whole number, got 2.5"),
+        ({"steps": True}, "--steps: expected a whole number, got True"),
+        ({"max_tokens": "8"}, "--max-tokens: expected a whole number, got '8'"),
+        ({"learning_rate": None}, "--lr: expected a number, got None"),
+        ({"learning_rate": "fast"}, "--lr: expected a number, got 'fast'"),
+        ({"betas": 0.9}, "--betas: expected two numbers"),
+        ({"betas": ("a", "b")}, "--betas: expected two numbers"),
+        ({"bf16": "yes"}, "--bf16: expected True or False, got 'yes'"),
+        ({"method": ["fairy2i"]}, "--method: expected a text"),
+        ({"stages": "2"}, "--stages: expected a whole number, got '2'"),
+        ({"include": [5]}, "--include: expected a text, got 5"),
+    ],
+)
+def test_recipes_of_python_code(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        train(Recipe(**{**GOOD, **change}))
+    assert words in str(caught.value)
+
+
+def test_recipes_take_what_python_code_gives() -> None:
+    plain = Recipe("a", Path("b"), data=("x", "y"), steps=4, betas=(0.5, 0.25), teacher="t", distill=1.0)
+    given: Any = {"data": [Path("x"), "y"], "steps": np.int64(4), "betas": [0.5, np.float32(0.25)], "distill": 1}
+    same = Recipe(Path("a"), "b", teacher=Path("t"), **given)  # type: ignore[arg-type]
+    assert same == plain
+    assert json.dumps(same.as_json()) == json.dumps({**plain.as_json(), "distill": 1})
+    same.check()
+    assert Recipe(**{**GOOD, "data": "one.txt"}).data == ("one.txt",)
+    with pytest.raises(OptionError, match="recipe: expected a Recipe, got 'x'"):
+        train("x")  # type: ignore[arg-type]
 
 
 def test_texts(refuse: Refuse, tmp_path: Path) -> None:

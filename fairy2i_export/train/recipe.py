@@ -56,9 +56,9 @@ class Recipe(Quantization):
     source: str
     output: Path
     data: tuple[str, ...] = _opt(
-        _DATA, (), "Text, .jsonl or .parquet file, or hf:OWNER/NAME[:CONFIG[:SPLIT]]; may be repeated.", "FILE"
+        _DATA, (), "Text, .jsonl, .csv or .parquet file, or hf:OWNER/NAME[:CONFIG[:SPLIT]]; may be repeated.", "FILE"
     )
-    field: str = _opt(_DATA, "text", "Column of jsonl, parquet and hub data with the text.", "NAME")
+    field: str = _opt(_DATA, "text", "Column of jsonl, csv, parquet and hub data with the text.", "NAME")
     separator: str | None = _opt(
         _DATA, None, "What stands between the documents of a text file.", "TEXT", "one document per file"
     )

@@ -69,7 +69,7 @@ def _json_rows(path: Path, field: str) -> Iterator[Row]:
         lines = enumerate(_lines(path, file), 1)
         number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
         try:
-            value = json.loads(first or "[]")
+            value = json.loads(first.rstrip() or "[]")
         except (ValueError, RecursionError) as error:
             opening = first.strip()
             if kind_of(path) == ".jsonl" and not opening.startswith("[") and opening != "{":
@@ -131,7 +131,7 @@ def _row(number: int, value: Any, field: str) -> Row:
 
 def _parsed(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip())  # or the end of the line would be where a missing bracket is missed
     except (ValueError, RecursionError) as error:
         raise _broken(path, number, error) from error
 
