@@ -79,9 +79,9 @@ class Claim:
         with _refusals(out):
             if not self._continues and RECIPE in self._before:
                 aside.mkdir()
-                for path in list(out.iterdir()):
-                    if path.name not in (DATA, _LOCK, _ASIDE, RECIPE) and (self._recipe.force or path.name in _OWN):
-                        os.replace(path, aside / path.name)
+                for name in sorted(self._before - {DATA, _LOCK, _ASIDE, RECIPE}):
+                    if self._recipe.force or name in _OWN:
+                        os.replace(out / name, aside / name)
                 shutil.copyfile(out / RECIPE, aside / f".{RECIPE}")
                 os.replace(aside / f".{RECIPE}", aside / RECIPE)
         self._write_recipe()
@@ -132,6 +132,7 @@ def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[Claim]:
             lock.acquire(timeout=0)
         with lock:
             try:
+                check_place(recipe, source)  # somebody may have put something there meanwhile
                 _recover(out)
                 facts = {"global_batch": global_batch, "texts": fingerprint((*recipe.data, *recipe.eval_data))}
                 _check_earlier(recipe, facts)
