@@ -21,9 +21,15 @@ BF16 = npt.NDArray[np.uint16]  # bit patterns
 
 
 def llama_config(
-    layers: int = 32, hidden: int = 4096, inner: int = 11008, heads: int = 32, vocab: int = 32000
+    layers: int = 32,
+    hidden: int = 4096,
+    inner: int = 11008,
+    heads: int = 32,
+    vocab: int = 32000,
+    kv_heads: int | None = None,
+    tied: bool = False,
 ) -> dict[str, object]:
-    """config.json; the defaults are LLaMA-2-7B."""
+    """config.json; the defaults are LLaMA-2-7B. A tied head has no tensor of its own."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -31,12 +37,12 @@ def llama_config(
         "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads,
+        "num_key_value_heads": heads if kv_heads is None else kv_heads,
         "vocab_size": vocab,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "torch_dtype": "bfloat16",
@@ -46,10 +52,12 @@ def llama_config(
 def linear_shapes(config: dict[str, object]) -> dict[str, Shape]:
     """Tensor name -> [out, in] of every linear layer."""
     hidden, inner = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
+    keys = hidden // int(str(config["num_attention_heads"])) * int(str(config["num_key_value_heads"]))
     shapes: dict[str, Shape] = {}
     for layer in range(int(str(config["num_hidden_layers"]))):
         prefix = f"model.layers.{layer}"
-        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        outs = {"q": hidden, "k": keys, "v": keys, "o": hidden}
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (out, hidden) for name, out in outs.items()}
         shapes |= {f"{prefix}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
         shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, inner)
     shapes["lm_head.weight"] = (int(str(config["vocab_size"])), hidden)
@@ -91,7 +99,8 @@ def _all_shapes(config: dict[str, object]) -> dict[str, Shape]:
         prefix = f"model.layers.{layer}."
         shapes |= {name: shape for name, shape in linears.items() if name.startswith(prefix)}
         shapes |= {f"{prefix}{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    return {**shapes, "model.norm.weight": (hidden,), "lm_head.weight": linears["lm_head.weight"]}
+    head = {} if config["tie_word_embeddings"] else {"lm_head.weight": linears["lm_head.weight"]}
+    return {**shapes, "model.norm.weight": (hidden,), **head}
 
 
 def _shards(shapes: dict[str, Shape]) -> Iterator[dict[str, Shape]]:

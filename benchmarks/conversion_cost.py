@@ -1,0 +1,109 @@
+"""What a conversion without training takes: time, processor time and memory for models of the shapes people have.
+
+    python benchmarks/conversion_cost.py WORK [NAME ...] [--stages N] [--tokens N] [--json FILE]
+
+Weights and text are random, so nothing but cost and sizes is to be learnt (quality: docs/quality.md). Each model is written to
+WORK, converted by the command line in a process of its own, and removed. Shapes are those of the models' published
+config.json; biases are left out. Memory to run is what ``fairy2i info`` estimates at the context given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from synthetic_checkpoint import llama_config, write_checkpoint
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M": {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "kv_heads": 3, "vocab": 49152, "tied": True},
+    "Qwen2.5-0.5B": {"layers": 24, "hidden": 896, "inner": 4864, "heads": 14, "kv_heads": 2, "vocab": 151936, "tied": True},
+    "Llama-3.2-1B": {"layers": 16, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "vocab": 128256, "tied": True},
+    "SmolLM2-1.7B": {"layers": 24, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 32, "vocab": 49152, "tied": True},
+}
+CONTEXT = 4096
+
+
+def main(
+    work: Annotated[Path, typer.Argument(help="Directory on a disk with room for the largest model.")],
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SHAPES)}; all by default.")] = None,
+    stages: Annotated[int, typer.Option(help="Bits per weight.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = 24_576,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Measure and print."""
+    unknown = [name for name in names or [] if name not in SHAPES]
+    if unknown:
+        raise typer.BadParameter(f"expected some of {', '.join(SHAPES)}, got {', '.join(unknown)}")
+    rows = [measure(name, work, stages, tokens) for name in names or SHAPES]
+    if json_file is not None:
+        json_file.write_text(json.dumps(rows, indent=1))
+    Console().print(table_of(rows))
+
+
+def measure(name: str, work: Path, stages: int, tokens: int) -> dict[str, Any]:
+    """Write, convert, weigh and remove one model."""
+    source, target, text = (work / f"cost-{part}" for part in ("source", "target", "text"))
+    config = llama_config(**SHAPES[name])
+    try:
+        write_checkpoint(source, config)
+        words = np.random.default_rng(0).integers(3, int(str(config["vocab_size"])), tokens + 1024)
+        text.write_text(" ".join(f"w{word}" for word in words))
+        arguments = [source, "-o", target, "--calibrate", text, "--calibrate-tokens", tokens, "--stages", stages]
+        code = "import sys; from fairy2i_export.commands.export import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, *map(str, arguments), "--context-length", str(CONTEXT), "--quiet"]
+        start = time.perf_counter()
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{name}: the conversion ended with {process.returncode}")
+        info = [sys.executable, "-m", "fairy2i_runtime", "info", str(target), "--json"]
+        memory = json.loads(subprocess.run(info, stdout=subprocess.PIPE, check=True).stdout)["model"]["memory"]
+        return {
+            "name": name,
+            "stages": stages,
+            "tokens": tokens,
+            "source_bytes": size_of(source, "*.safetensors"),
+            "folder_bytes": size_of(target, "*"),
+            "seconds": seconds,
+            "processor_seconds": usage.ru_utime + usage.ru_stime,
+            "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            "run_bytes": memory["total"],
+        }
+    finally:
+        shutil.rmtree(source, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        text.unlink(missing_ok=True)
+
+
+def size_of(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """As docs/your-model.md has it."""
+    table = Table(title=f"{rows[0]['stages']} stages, {rows[0]['tokens']:,} tokens", title_justify="left")
+    table.add_column("shape of")
+    for heading in ("source", "folder", "time", "processor", "memory to convert", f"to run, {CONTEXT} tokens"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        sizes = [f"{row[key] / 1e9:.2f} GB" for key in ("source_bytes", "folder_bytes", "peak_bytes", "run_bytes")]
+        times = [f"{row[key] / 60:.1f} min" for key in ("seconds", "processor_seconds")]
+        table.add_row(row["name"], *sizes[:2], *times, *sizes[2:])
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)
