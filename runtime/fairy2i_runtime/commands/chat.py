@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
 
 # for models that recommend no sampling: with the most likely tokens small ones go in circles, in conversations at any penalty
-CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
+CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.4, "top_p": 0.9, "repetition_penalty": 1.1}
 _SHOWN = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "repetition_penalty": "repetition penalty"}
 _RECOMMENDED = "what the model recommends, else {:g}"
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
@@ -37,7 +37,7 @@ def chat(
     temperature: Annotated[
         float | None,
         typer.Option(
-            help="0 always takes the most likely token; higher is more varied.", show_default=_RECOMMENDED.format(0.7)
+            help="0 always takes the most likely token; higher is more varied.", show_default=_RECOMMENDED.format(0.4)
         ),
     ] = None,
     top_k: Annotated[
