@@ -378,7 +378,7 @@ def test_training_and_calibration_read_the_same_tokens(tmp_path: Path) -> None:
 def test_a_trained_folder_has_them_and_all_templates(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")
-    from fairy2i_export.train.result.folder import save_result
+    from fairy2i_export.train.result.save import save_result
 
     source = make_checkpoint(tmp_path / "model")
     write_files(source, [], **FOLDERS["roles alone"])

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from fairy2i_export.errors import OptionError, OutputError
-from fairy2i_export.output.placing import free_name, move_command, place_file
 from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
 from fairy2i_runtime.commands.measure import read_text
 
@@ -86,6 +85,8 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         OutputError: if it cannot be written, or something else than an earlier page is there.
     """
+    from fairy2i_export.output.placing import free_name, move_command, place_file
+
     _check_replaceable(path)
     temporary = None
     try:
