@@ -134,8 +134,8 @@ def test_learned_tensors_come_from_the_same_files(tmp_path: Path) -> None:
     """Trained once, with a stale set of shards beside it: training goes on with the scales that lie beside the weights."""
     from safetensors.numpy import load_file, save_file
 
-    from fairy2i_export.train.loop.models import load_student
     from fairy2i_export.train.continuing import complete_settings
+    from fairy2i_export.train.loop.models import load_student
     from fairy2i_export.train.run import train
 
     first = make_recipe(tmp_path, steps=1, eval_data=(), learned_scales=True)
