@@ -36,7 +36,7 @@ _MODULES = {
     "Observer": "output.progress",
     "PackedLinear": "codes.layout",
     "QuantizedLinear": "codes.quantized",
-    "RewriteReport": "rewrite.report",
+    "RewriteReport": "rewrite.result.report",
     "export": "compile.run",
     "pack": "codes.layout",
     "quantize": "codes.quantizer",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import read_json
+from fairy2i_export.source.text.tokenizer_class import class_warning
 
 if TYPE_CHECKING:
     import tokenizers
@@ -101,6 +102,8 @@ def open_tokenizer(directory: Path, rows: int | None = None) -> SourceTokenizer:
     _check_frame(path, backend, rows)
     warnings += [f"{directory}: {problem}" for problem in completed.problems]
     warnings += _other_warnings(directory, files.config, completed, rows)
+    if (problem := class_warning(files.config, data)) is not None:
+        warnings.append(f"{directory / TOKENIZER_CONFIG}: {problem}")
     text = None
     if completed.changed or beyond or moved:
         text = json.dumps({**data, "added_tokens": _added_tokens(backend)}, ensure_ascii=False, indent=2) + "\n"

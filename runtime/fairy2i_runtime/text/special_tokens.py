@@ -25,6 +25,7 @@ ADDED_FILE = "added_tokens.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DECODER, _EXTRA, _FORMER_EXTRA = "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"
+_OWN_ROLES = "model_specific_special_tokens"
 Token = str | tokenizers.AddedToken
 
 
@@ -147,6 +148,9 @@ def _read(backend: tokenizers.Tokenizer, files: TokenFiles) -> _Named:
     own = {key: value for key, value in settings.items() if _is_own_role(key) and isinstance(value, str)}
     if isinstance(settings.get(_EXTRA), Mapping):
         own.update(settings.pop(_EXTRA))
+    explicit = settings.pop(_OWN_ROLES, None)
+    if not own and isinstance(explicit, Mapping):  # transformers overwrites it where there are others
+        own.update(explicit)
     named = _Named()
     if files.legacy_counts:
         _merge_map(settings, own, files.special_map)
@@ -158,7 +162,7 @@ def _read(backend: tokenizers.Tokenizer, files: TokenFiles) -> _Named:
         own.update(extra)
     for role in (*ROLES, *(key for key in settings if _is_own_role(key) and key not in own), *own):
         value = own.get(role, settings.get(role))
-        if value is None or (role not in ROLES and role not in own and not isinstance(value, str | Mapping)):
+        if value is None or (role not in ROLES and role not in own and not _is_token(role, value, files)):
             continue
         token = _special(value, role)
         named.roles[role] = by_text.get(_text(token), token) if role in ROLES else token
@@ -265,6 +269,13 @@ def _texts(value: Any) -> list[Any]:
 
 def _is_own_role(key: str) -> bool:
     return key.endswith("_token") and key not in ROLES
+
+
+def _is_token(role: str, value: Any, files: TokenFiles) -> bool:
+    """Whether an entry outside the usual roles is a token: in tokenizer_config.json an object has to say so."""
+    if isinstance(value, Mapping):
+        return "__type" in value or (files.legacy_counts and role in files.special_map)
+    return isinstance(value, str)
 
 
 def _described(backend: tokenizers.Tokenizer) -> dict[int, str]:
