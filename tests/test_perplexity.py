@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +243,7 @@ ONE = "Once upon a time there was a girl. She had a dog. " * 60  # of more token
     [
         (ONE, [], "no document that fits into a window of 512 tokens: 1 found"),
         ("Once upon a time there was a little girl who had a dog.\n" * 9, ["--tokens", "8"], "more than --tokens 8"),
-        ("\n" * 40 + " ", ["--separator", " "], None),
+        ("\n" * 40 + "." * 9 + " ", ["--separator", " "], None),
         (ONE, ["--window", "20"], "no document that fits into a window of 20 tokens"),
     ],
 )
@@ -269,19 +270,6 @@ def test_of_both_protocols_those_that_have_a_document(text, more, why, tmp_path,
     assert why in capsys.readouterr().err
 
 
-def test_a_text_with_nothing_for_either_protocol(tmp_path, capsys):
-    file = tmp_path / "text.txt"
-    for text in ("", "\n"):
-        file.write_text(text, encoding="utf-8")
-        code = main(["ppl", str(stories_folder()), "--text", str(file)])
-        printed = capsys.readouterr().err
-        if text == "":
-            assert code == 2
-            assert printed.count("error") == 1
-            assert "sliding" in printed
-            assert "reference" in printed
-
-
 def test_the_source_is_looked_at_before_any_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fairy2i_runtime.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "empty").mkdir()
@@ -300,7 +288,7 @@ def test_the_source_is_looked_at_before_any_work(tmp_path, capsys, monkeypatch):
     [
         (["{}"], "Missing option '--text'"),
         (["/absent", "--text", "{text}"], "/absent does not exist"),
-        (["{}", "--text", "/absent.txt"], "--text /absent.txt: expected a UTF-8 text file"),
+        (["{}", "--text", "/absent.txt"], "--text /absent.txt: no such file; expected a UTF-8 text file"),
         (["{}", "--text", "{}/model.onnx"], "expected a UTF-8 text file"),
         (["{}", "--text", "{text}", "--protocol", "x"], "--protocol: expected sliding, reference or both"),
         (["{}", "--text", "{text}", "--window", "513"], "--window: expected 2 to 512"),
@@ -316,3 +304,34 @@ def test_mistakes_give_one_message(capsys, arguments, message):
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\t\n", "only blanks"),
+        ("Once".encode("utf-16"), "begins like UTF-16"),
+        ("Once".encode("utf-16-le"), "holds zero bytes"),
+        (b"Once upon a time " * 1000 + b"\0", "holds zero bytes"),
+        (b"caf\xe9", "found byte 0xe9, which is not UTF-8"),
+        (None, "is a folder"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", ["ppl", "verify"])
+def test_texts_that_are_none(command, contents, message, tmp_path, capsys):
+    path = tmp_path / "text"
+    if contents is None:
+        path.mkdir()
+    else:
+        path.write_bytes(contents)
+    assert main([command, str(stories_folder()), "--text", str(path)]) == 2
+    assert f"--text {path}: " in (said := capsys.readouterr().err)
+    assert message in said
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["ppl", str(stories_folder()), "--text", str(tmp_path / "pipe")]) == 2
+    assert "is a pipe" in capsys.readouterr().err

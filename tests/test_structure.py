@@ -82,7 +82,7 @@ RANKS: dict[str, dict[str, int]] = {
     },
     "fairy2i_runtime": {
         **dict.fromkeys(("version", "errors"), 0),
-        "jsonfile": 1,
+        **dict.fromkeys(("jsonfile", "textfile"), 1),
         "folder": 2,
         "ops": 3,
         "engine": 4,

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fairy2i_export.errors import OutputError
-from fairy2i_export.output.contents import EXPORT_MARKERS
+from fairy2i_export.output.contents import EXPORT_MARKERS, foreign_names
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.journal import Journal
 from fairy2i_export.output.placing import free_name, move_command, place_folder
@@ -69,6 +69,11 @@ class Workspace:
     def start_over(self, identity: Mapping[str, str]) -> None:
         """Remove all of an earlier run, for output that is made in one go; errors as :meth:`resume`."""
         self.resume(identity)
+        if foreign := foreign_names(self.folder):
+            raise OutputError(
+                f"{self.folder}: holds what no export has written ({', '.join(foreign[:5])}); move that elsewhere, then run the "
+                "same command again"
+            )
         self.journal.discard()
         self.journal.resume(identity)
         shutil.rmtree(self.calibrated, ignore_errors=True)

@@ -13,6 +13,7 @@ import typer
 
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
 from fairy2i_runtime.errors import OptionError
+from fairy2i_runtime.textfile import TextFileError, read_text_file
 
 if TYPE_CHECKING:  # they take a while to import, and --help needs none of them
     from fairy2i_runtime.measure.perplexity import Perplexity, Scorer, Windows
@@ -81,12 +82,12 @@ def read_text(path: Path) -> str:
     """A UTF-8 text file, newlines as they are.
 
     Raises:
-        OptionError: if it cannot be read.
+        OptionError: if it cannot be read, is no text, or holds nothing but blanks.
     """
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--text {path}: expected a UTF-8 text file: {error}") from error
+        return read_text_file(path)
+    except TextFileError as error:
+        raise OptionError(f"--text {path}: {error}; expected a UTF-8 text file") from error
 
 
 class Cuts(list["Windows"]):
