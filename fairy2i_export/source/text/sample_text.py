@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from fairy2i_export.source.text.text_files import unknown_token
+
+if TYPE_CHECKING:  # the text alone needs no numpy, and --help of a command none at all
+    import numpy as np
+    import numpy.typing as npt
 
 DEFAULT_TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One day, she "
@@ -33,6 +34,8 @@ def sample_ids(tokenizer_file: Path, ids: Sequence[int], count: int) -> tuple[np
     Returns:
         The ids, and whether they are those of the text.
     """
+    import numpy as np
+
     if len(ids) > 1 and not mostly_unknown(tokenizer_file, ids[:count]):
         return np.array(ids[:count], np.int64), True
     return random_ids(tokenizer_file, ids, count), False
@@ -54,6 +57,8 @@ def random_ids(tokenizer_file: Path, ids: Sequence[int], count: int) -> npt.NDAr
         ids: of the text; special tokens that it begins with are kept.
         count: how many there shall be.
     """
+    import numpy as np
+
     tokenizer = _open(tokenizer_file)
     special = {*_special(tokenizer), unknown_token(tokenizer)}
     ordinary = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()) - special)
