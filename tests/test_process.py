@@ -66,6 +66,7 @@ def test_standard_output_is_full(name: str, tmp_path: Path) -> None:
     assert code == 2
     assert "error: standard output: cannot be written: No space left on device" in lines[-1]
     assert (tmp_path / "out" / "model.onnx").exists() == (name == "export")  # what was done is not undone
+    assert ("The model itself is complete: " in lines[-1]) == (name == "export")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

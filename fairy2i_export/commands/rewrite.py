@@ -14,6 +14,7 @@ from rich.table import Table
 from fairy2i_export.commands.display import Display
 from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.rewrite import RewriteReport, rewrite_onnx
+from fairy2i_runtime.commands.process.streams import note_done
 from fairy2i_runtime.commands.tables import print_table
 
 _NAMES_SHOWN = 3
@@ -23,6 +24,8 @@ def rewrite_command(source: str, output: Path | None, *, dry_run: bool, quiet: b
     """Rewrite an ONNX model and print what was done."""
     with Display(quiet) as display:
         report = rewrite_onnx(source, output, dry_run=dry_run, observer=display, **options)
+    if report.path is not None:
+        note_done(f"The model itself is complete: {report.path}")
     for warning in report.warnings:
         display.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if not quiet:

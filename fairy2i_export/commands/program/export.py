@@ -12,6 +12,7 @@ from fairy2i_export.commands.declared import with_options
 from fairy2i_export.errors import Fairy2iError
 from fairy2i_export.request.request import Request
 from fairy2i_runtime.commands.console import Version, new_app, run_app
+from fairy2i_runtime.commands.process.streams import note_done
 
 
 @with_options(Request, "checkpoint")
@@ -58,6 +59,7 @@ def export_command(
 
         with Display(quiet) as display:
             report = export(source, output, observer=display, **options)
+        note_done(f"The model itself is complete: {report.path}")
         display.finished(report)
 
 

@@ -43,6 +43,7 @@ class Output(_Guarded):
     """Standard output: a failure ends the command, at the latest with its end (:func:`check_output`)."""
 
     failure: Exception | None = None
+    done = ""  # what is finished all the same, a sentence
 
     def _failed(self, error: OSError) -> None:
         super()._failed(error)
@@ -50,7 +51,7 @@ class Output(_Guarded):
         if not isinstance(error, BrokenPipeError):
             self.failure = StreamError(
                 f"standard output: cannot be written: {error.strerror or error}; not all was printed. Make room, or print "
-                "elsewhere"
+                f"elsewhere{Output.done and f'. {Output.done}'}"
             )
         raise self.failure from None
 
@@ -77,6 +78,11 @@ class ClosedInput(io.TextIOBase):
 
     def _refuse(self) -> NoReturn:
         raise StreamError("standard input is closed, expected a text to read there; < /dev/null gives an empty one")
+
+
+def note_done(text: str) -> None:
+    """Remember for the message about a standard output that fails that the work itself is finished."""
+    Output.done = text
 
 
 def check_output() -> None:
