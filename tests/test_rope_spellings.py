@@ -157,6 +157,16 @@ def test_every_spelling_means_what_transformers_takes_it_for(tmp_path: Path, kin
         ("llama", FLAT["new"], None),
         ("llama", FLAT["both, the old one empty"], None),
         ("llama", {"rope_parameters": LINEAR, "rope_scaling": dict(LINEAR)}, None),
+        (
+            "llama",
+            {"rope_theta": 700.0, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+            "rope_theta 50.0 counts, and rope_theta beside it (700.0) does not",
+        ),
+        (
+            "llama",
+            {"rope_theta": 700.0, "rope_scaling": {"rope_type": "linear", "type": "default", "factor": 2.0}},
+            "rope_type linear counts, and type (default) does not",
+        ),
     ],
 )
 def test_a_warning_says_which_one_counts(kind: str, entry: dict[str, Any], words: str | None) -> None:

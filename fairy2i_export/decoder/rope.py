@@ -147,6 +147,21 @@ def by_layer_type(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def spelling_warnings(config: dict[str, Any]) -> list[str]:
     """That one of two spellings counts, if both are there."""
     parameters, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
+    return _both_entries(config, parameters, scaling) + _inside(config, scaling or parameters)
+
+
+def _inside(config: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    """Contradictions of the entry that counts with itself and with what stands beside it."""
+    found = []
+    for key, loses in (("rope_theta", config.get("rope_theta")), ("rope_type", entry.get("type"))):
+        wins = entry.get(key)
+        if wins is not None and loses is not None and wins != loses:
+            other = "rope_theta beside it" if key == "rope_theta" else "type"
+            found.append(f"config.json: rope: {key} {wins} counts, and {other} ({loses}) does not, as in transformers")
+    return found
+
+
+def _both_entries(config: dict[str, Any], parameters: dict[str, Any], scaling: dict[str, Any]) -> list[str]:
     if not parameters or not scaling or parameters == scaling:
         return []
     if any(isinstance(value, dict) for value in parameters.values()):
