@@ -111,7 +111,7 @@ def test_a_calibrated_model_is_not_calibrated_again(source: Path, tmp_path: Path
         ({"codes_from": "{tmp}/dense"}, "expected Fairy2iMatMul nodes"),
         ({"codes_from": "{tmp}/int8head", "lm_head": "fairy2i"}, "no codes for lm_head, which is int8 there"),
         ({"codes_from": "{tmp}/other"}, "is 72 x 72 there and"),
-        ({"codes_from": "{tmp}/garbage"}, "cannot be read as an ONNX model"),
+        ({"codes_from": "{tmp}/garbage"}, "expected an ONNX model, but it cannot be read"),
     ],
     ids=str,
 )
