@@ -19,6 +19,7 @@ from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.errors import CheckpointError, FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
+from fairy2i_export.output.contract.origin import misfit
 from fairy2i_export.output.data_file import DATA, MODEL
 from fairy2i_export.output.metadata import ModelMetadata
 from fairy2i_export.request.option import declared, words_of
@@ -55,6 +56,7 @@ class EarlierExport:
         except FormatError as error:
             raise OptionError(f"codes from {folder}: {error}") from error
         self.folder = folder
+        self._model = model
         self.metadata = ModelMetadata(dict(model.metadata_props))
         self.nodes: dict[str, Node] = {node.name: node for node in nodes}
         missing = [key for key in (*_FIXED, "source_sha256", "architecture") if not self.metadata.get(key)]
@@ -100,6 +102,23 @@ class EarlierExport:
         """Options with what only the earlier export decides."""
         fixed: Any = {key: self.metadata.get(key) for key in ("row_multiplier", *_TRAINED)}
         return replace(options, **fixed, calibrated_by=f"codes:{self.identity}")
+
+    def check_model(self, checkpoint: Checkpoint) -> None:
+        """Raise OptionError if architecture, vocabulary or a shape tells that the codes are of another model."""
+        if found := misfit(self._model, checkpoint):
+            raise OptionError(
+                f"codes from {self.folder}: {found.what} is {found.model} there and {found.source} in the source: it is an export "
+                "of another model"
+            )
+
+    def check_context(self, request: Request, longest: int) -> None:
+        """Raise OptionError if the context that was taken over is longer than the source allows."""
+        taken = request.context_length
+        if taken is not None and taken > longest:
+            raise OptionError(
+                f"codes from {self.folder}: the context is {taken} tokens there and at most {longest} in the source: it is an "
+                "export of another model, or of another config.json"
+            )
 
     def check_layers(self, names: dict[str, tuple[int, int]], lm_head: str) -> tuple[str, ...]:
         """Layers that are to be quantized and have no codes: they stay float as they were.
