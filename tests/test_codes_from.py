@@ -110,8 +110,8 @@ def test_a_calibrated_model_is_not_calibrated_again(source: Path, tmp_path: Path
         ({"codes_from": "{tmp}"}, "found no model.onnx in it"),
         ({"codes_from": "{tmp}/dense"}, "expected Fairy2iMatMul nodes"),
         ({"codes_from": "{tmp}/int8head", "lm_head": "fairy2i"}, "no codes for lm_head, which is int8 there"),
-        ({"codes_from": "{tmp}/other"}, "is 72 x 72 there and"),
-        ({"codes_from": "{tmp}/garbage"}, "cannot be read as an ONNX model"),
+        ({"codes_from": "{tmp}/other"}, r"is shape \[72, 72\] there and \[144, 144\] in the source"),
+        ({"codes_from": "{tmp}/garbage"}, "expected an ONNX model, but it cannot be read"),
     ],
     ids=str,
 )
@@ -144,9 +144,34 @@ def test_codes_of_other_weights_are_refused(source: Path, earlier: Path, tmp_pat
     changed = tmp_path / "changed"
     shutil.copytree(source, changed)
     edit_json(changed / "config.json", rope_theta=20000.0)
-    with pytest.raises(CheckpointError, match=r"is not what .*earlier was made from"):
+    with pytest.raises(
+        CheckpointError, match=r"is not what .*earlier was made from \(its config\.json or its weights differ\)"
+    ):
         export(changed, tmp_path / "out", codes_from=earlier)
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"max_position_embeddings": 48}, r"the context is 64 tokens there and at most 48 in the source"),
+        ({"max_position_embeddings": 48, "hidden_size": 144}, r"shape \[72, 72\] there and \[144, 144\] in the source"),
+        ({"vocab_size": 212}, r"embed_tokens.weight is shape \[210, 72\] there and \[212, 72\] in the source"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 2 there and 3 in the source"),
+        (
+            {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+            "architecture is Llama.* there and Mistral.* in the source",
+        ),
+    ],
+    ids=str,
+)
+def test_another_models_codes(earlier: Path, tmp_path: Path, other: dict[str, Any], message: str) -> None:
+    """Nobody asked for a context length, so that none is complained about."""
+    source = make_checkpoint(tmp_path / "other", **other)
+    for attempt in (export, dry_run):
+        with pytest.raises(OptionError, match=rf"codes from .*{message}: it is an export of another model"):
+            attempt(source, tmp_path / "out", codes_from=earlier)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_from_the_command_line(source: Path, earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from export_helpers import make_checkpoint
 from fairy2i_export import export, quantize
 from fairy2i_export.codes.layout import packed_size
+from fairy2i_export.commands.export import main as export_main
 from fairy2i_export.commands.inspect import histogram
 from fairy2i_export.commands.tools import main
 from fairy2i_export.source.checkpoint import open_checkpoint
@@ -146,7 +148,77 @@ def test_damaged_files_give_one_message(capsys, tmp_path):
     folder = copy_of_stories(tmp_path / "model")
     (folder / "model.onnx.data").unlink()
     assert main(["inspect", str(folder)]) == 2
-    check_one_message(capsys, "with its data file beside it")
+    check_one_message(capsys, "expected its data file model.onnx.data beside it, found none; copy the model again")
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), tmp_path / "empty.onnx")
     assert main(["inspect", str(tmp_path / "empty.onnx")]) == 2
     check_one_message(capsys, "expected Fairy2iMatMul nodes")
+
+
+DAMAGE = {
+    "empty": (lambda folder: (folder / "model.onnx").write_bytes(b""), "model.onnx: expected Fairy2iMatMul nodes"),
+    "cut off": (
+        lambda folder: os.truncate(folder / "model.onnx", 3000),
+        "model.onnx: expected an ONNX model, but it cannot",
+    ),
+    "a page": (
+        lambda folder: (folder / "model.onnx").write_text("<html>"),
+        "model.onnx: expected an ONNX model, but it cannot",
+    ),
+    "no data": (lambda folder: (folder / "model.onnx.data").unlink(), "data file model.onnx.data beside it, found none"),
+    "less data": (lambda folder: os.truncate(folder / "model.onnx.data", 70_000), "bytes in its data file model.onnx.data"),
+    "empty data": (lambda folder: os.truncate(folder / "model.onnx.data", 0), "bytes in its data file model.onnx.data"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_command_says_what_is_damaged(capsys, tmp_path, kind):
+    folder = copy_of_stories(tmp_path / "model")
+    change, message = DAMAGE[kind]
+    change(folder)
+    page = str(tmp_path / "report.html")
+    for command in (
+        ["inspect", str(folder)],
+        ["inspect", str(folder / "model.onnx")],
+        ["verify", str(folder)],
+        ["verify", str(folder), "--against", str(CHECKPOINT)],
+        ["report", str(folder), "--against", str(CHECKPOINT), "-o", page],
+    ):
+        assert main(command) == 2, command
+        check_one_message(capsys, message)
+    assert export_main([str(CHECKPOINT), "-o", str(tmp_path / "out"), "--codes-from", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"codes from {folder}: {folder}" in error
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_rewritten_model_is_looked_at_and_not_run(capsys, tmp_path):
+    out = tmp_path / "again"
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="only")],
+        "one layer",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 64])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    source = tmp_path / "a.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]), source)
+    assert export_main([str(source), "-o", str(out)]) == 0
+    capsys.readouterr()
+    by_folder, by_file = inspect_json(out), inspect_json(out / "model.onnx")
+    assert by_folder["layers"] == by_file["layers"]
+    assert [layer["shape"] for layer in by_folder["layers"]] == [[64, 64]]
+    assert "rewrite.json" in by_folder["files"]
+    for command in (
+        ["verify", str(out)],
+        ["verify", str(out / "model.onnx")],
+        ["info", str(out)],
+        ["generate", str(out), "x"],
+    ):
+        assert main(command) == 2
+        check_one_message(capsys, f"run it with onnxruntime, look at it with fairy2i inspect {out / 'model.onnx'}")
+    assert main(["report", str(stories_folder()), "--against", str(source), "-o", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert "is an ONNX model; expected a checkpoint" in error
+    assert "export()" not in error

@@ -14,10 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export
+from fairy2i_export.check.source_weights import check_origin
 from fairy2i_export.commands.tools import main
 from fairy2i_export.output.contract.layers import check_layers, dense_product, output_error
 from fairy2i_export.output.contract.logits import compare
 from fairy2i_export.output.contract.nodes import read_nodes
+from fairy2i_export.source.checkpoint import open_checkpoint
 from fairy2i_export.source.text.sample_text import mostly_unknown, random_ids
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,3 +268,77 @@ def test_unknown_tokens_of_every_kind_of_tokenizer(tmp_path: Path, model: Any, u
     assert found[0] == start
     assert set(found[1:]) == set(range(4)) - {unknown}
     assert unknown not in random_ids(path, strange, 50)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "another vocabulary": (
+        {"vocab_size": 212},
+        "tensor model.embed_tokens.weight: expected shape [210, 72] as in the model, found [212, 72]",
+    ),
+    "wider": (
+        {"hidden_size": 144},
+        "tensor model.layers.0.self_attn.q_proj.weight: expected shape [72, 72] as in the model, found [144, 144]",
+    ),
+    "wider inside": (
+        {"intermediate_size": 152},
+        "tensor model.layers.0.mlp.gate_proj.weight: expected shape [150, 72] as in the model, found [152, 72]",
+    ),
+    "deeper": ({"num_hidden_layers": 3}, "num_hidden_layers: expected 2 as in the model, found 3"),
+    "another architecture": (
+        {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+        "architecture: expected LlamaForCausalLM as in the model, found MistralForCausalLM",
+    ),
+}
+BACKENDS: dict[str, dict[str, Any]] = {
+    "fairy2i": {},
+    "matmulnbits": {"backend": "matmulnbits", "lm_head": "int4", "embedding": "int8"},
+    "dense": {"backend": "dense"},
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model by backend, and its source."""
+    root = tmp_path_factory.mktemp("small")
+    found = {"source": make_checkpoint(root / "source")}
+    for name, options in BACKENDS.items():
+        export(found["source"], root / name, trained=True, **options)
+        found[name] = root / name
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_source_of_another_model_is_refused_before_the_work(
+    small: dict[str, Path], tmp_path: Path, kind: str, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    changes, message = OTHERS[kind]
+    other, text = make_checkpoint(tmp_path / "other", **changes), tmp_path / "text.txt"
+    text.write_text("w3 w4 w5 w6 w7 w8")
+    folder = str(small[backend])
+    commands = [["ppl", folder, "--text", str(text), option, str(other)] for option in ("--float", "--against")]
+    if backend == "fairy2i":
+        commands += [
+            ["verify", folder, "--against", str(other)],
+            ["report", folder, "--against", str(other), "-o", str(tmp_path / "page.html")],
+        ]
+    for command in commands:
+        assert main(command) == 2, command
+        captured = capsys.readouterr()
+        assert "the model was exported from" in captured.err
+        assert "as in the model, found" in captured.err
+        assert captured.out == ""
+        if backend == "fairy2i":
+            assert message in captured.err
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_its_own_source_is_not_refused(small: dict[str, Path], backend: str, tmp_path: Path) -> None:
+    """Also where the head is tied, which the checkpoint has no tensor for."""
+    checkpoint = open_checkpoint(small["source"])
+    check_origin(small[backend] / "model.onnx", checkpoint)
+    tied = make_checkpoint(tmp_path / "tied", tie_word_embeddings=True)
+    export(tied, tmp_path / "out", trained=True, **BACKENDS[backend])
+    check_origin(tmp_path / "out" / "model.onnx", open_checkpoint(tied))

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.errors import FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
-from fairy2i_export.output.contract.nodes import read_nodes
-from fairy2i_runtime.folder import open_folder
+from fairy2i_export.output.contract.nodes import open_finished, read_nodes
+from fairy2i_export.output.data_file import MODEL
+from fairy2i_runtime.folder import is_rewritten, open_folder
 from fairy2i_runtime.measure.memory import DeviceMemory, ModelShape, model_memory, model_shape
 
 I64 = npt.NDArray[np.int64]
@@ -149,7 +150,7 @@ def open_nodes(path: Path) -> tuple[Path, int | None, list[Node]]:
     """The model file of a folder or of a path to a .onnx file, its context length if known, and its operator nodes.
 
     Raises:
-        FormatError: if it is no model with our nodes.
+        FormatError: if it is no model with our nodes, or a damaged one.
         ModelFolderError: if a folder is no model folder.
     """
     context: int | None = None
@@ -158,16 +159,12 @@ def open_nodes(path: Path) -> tuple[Path, int | None, list[Node]]:
         if (path.parent / "genai_config.json").is_file():
             folder = open_folder(path.parent)
             context = folder.context_length if folder.model_file.name == path.name else None
+    elif is_rewritten(path):
+        model_file = path / MODEL
     else:
         folder = open_folder(path)
         model_file, context = folder.model_file, folder.context_length
-    try:
-        return model_file, context, read_nodes(model_file)
-    except FormatError:
-        raise
-    except Exception as error:  # protobuf, onnx_ir and the file system each have their own
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise FormatError(f"{model_file}: expected an ONNX model with its data file beside it: {reason}") from error
+    return model_file, context, read_nodes(model_file)
 
 
 def layer_facts(nodes: list[Node], done: Callable[[], None] = lambda: None) -> Iterator[LayerFacts]:
@@ -209,10 +206,10 @@ def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
         model_file: the .onnx file.
         context_length: to tell the memory for.
     """
-    model = ir.load(model_file)
+    model = open_finished(model_file)
     graph = model.graph
     folder = model_file.parent
-    is_folder = (folder / "genai_config.json").is_file()
+    is_folder = (folder / "genai_config.json").is_file() or is_rewritten(folder)
     files = {
         file.name: file.stat().st_size
         for file in sorted(folder.iterdir())

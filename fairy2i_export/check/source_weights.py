@@ -6,6 +6,7 @@ torch and transformers belong to the ``train`` extra and are imported only insid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -20,6 +21,8 @@ from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import QUANTIZERS, STRATEGIES
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.onnx_graph.operator import Node
+from fairy2i_export.output.contract.nodes import open_finished
+from fairy2i_export.output.contract.origin import misfit, weight_name
 from fairy2i_export.output.metadata import ModelMetadata, key_names
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import quantizer_arguments
@@ -43,6 +46,20 @@ RECOVERED_NOTE = (
     "codes were recovered from a model that was dequantized already: nobody recorded how the source was quantized, "
     f"{_OWN_LAYERS}"
 )
+
+
+def check_origin(model_file: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that a model, of any backend, cannot have been exported from. No weight is read for it.
+
+    Raises:
+        CheckpointError: another architecture, vocabulary, number of layers, or shape of a layer.
+        FormatError: the model is damaged.
+    """
+    if found := misfit(open_finished(model_file), checkpoint):
+        raise CheckpointError(
+            f"{checkpoint.directory}: {found.what}: expected {found.model} as in the model, found {found.source}; give the "
+            "checkpoint that the model was exported from"
+        )
 
 
 class SourceWeights:
@@ -91,12 +108,12 @@ class SourceWeights:
         Raises:
             CheckpointError: if there is none.
         """
-        name = f"{module}.weight"
-        if name in self.checkpoint:
-            return name
-        if module.endswith("lm_head") and "model.embed_tokens.weight" in self.checkpoint:
-            return "model.embed_tokens.weight"
-        raise CheckpointError(f"{self.checkpoint.directory}: expected a tensor {name} for the node of that name, found none")
+        name = weight_name(self.checkpoint, module)
+        if name is None:
+            raise CheckpointError(
+                f"{self.checkpoint.directory}: expected a tensor {module}.weight for the node of that name, found none"
+            )
+        return name
 
     def quantized(self, node: Node) -> QuantizedLinear:
         if self.note:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fairy2i_runtime
-from fairy2i_export.check.source_weights import SourceWeights, is_rounded, torch_logits
+from fairy2i_export.check.source_weights import SourceWeights, check_origin, is_rounded, torch_logits
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.kernels import REFERENCE, Judgement, judge_kernels
@@ -121,7 +121,10 @@ def verify(
         Fairy2iError, Fairy2iRuntimeError: if something keeps it from being checked.
     """
     checkpoint = None if against is None else open_source(against)
-    nodes = read_nodes(open_folder(folder).model_file)  # before loading, which would find fault with a kernel chosen here
+    model_file = open_folder(folder).model_file
+    nodes = read_nodes(model_file)  # before loading, which would find fault with a kernel chosen here
+    if checkpoint is not None:
+        check_origin(model_file, checkpoint)
     model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa)
     source = None if checkpoint is None else _Source(SourceWeights(checkpoint, model.metadata), nodes)
     ids, notes = _text_ids(model, content, min(tokens, model.context_length))

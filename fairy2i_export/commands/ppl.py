@@ -63,10 +63,12 @@ def ppl_command(
     from rich.console import Console
 
     from fairy2i_export.check.perplexity import float_scorer, paired_difference, torch_scorer
+    from fairy2i_export.check.source_weights import check_origin
     from fairy2i_export.source.hub import open_source
     from fairy2i_export.source.transformers_model import torch_is_installed
     from fairy2i_runtime import load
     from fairy2i_runtime.commands.display import show_perplexity
+    from fairy2i_runtime.folder import open_folder
     from fairy2i_runtime.measure.perplexity import model_scorer
 
     content = read_text(text)
@@ -74,7 +76,7 @@ def ppl_command(
         if given is not None:
             if not torch_is_installed():
                 raise OptionError(f"{option} needs torch and transformers: {install_hint('train')}, or leave it out")
-            open_source(given)
+            check_origin(open_folder(folder).model_file, open_source(given))
     model = load(folder, threads=threads, kernel=kernel, isa=isa)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
     # before the work: they may find fault with SOURCE

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import onnx_ir as ir
 
 from fairy2i_export.codes.calibrated import ScaledCalibrated
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.errors import CheckpointError, FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
-from fairy2i_export.output.contract.nodes import read_nodes
+from fairy2i_export.output.contract.nodes import open_finished, read_nodes
+from fairy2i_export.output.contract.origin import misfit
 from fairy2i_export.output.data_file import DATA, MODEL
 from fairy2i_export.output.metadata import ModelMetadata
 from fairy2i_export.request.option import declared, words_of
@@ -44,8 +44,7 @@ class EarlierExport:
         folder: with the operator's nodes in it.
 
     Raises:
-        OptionError: if it is no such folder, or its metadata does not say how its layers were made.
-        FormatError: if a node is damaged.
+        OptionError: if it is no such folder, or damaged, or its metadata does not say how its layers were made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,12 +52,13 @@ class EarlierExport:
         if not model_file.is_file():
             raise OptionError(f"codes from {folder}: expected a folder that fairy2i-export wrote, found no {MODEL} in it")
         try:
-            props = dict(ir.load(model_file).metadata_props)
-        except Exception as error:  # protobuf's and onnx_ir's have no common base
-            raise OptionError(f"codes from {folder}: {MODEL} cannot be read as an ONNX model: {error}") from error
+            model, nodes = open_finished(model_file), read_nodes(model_file)
+        except FormatError as error:
+            raise OptionError(f"codes from {folder}: {error}") from error
         self.folder = folder
-        self.metadata = ModelMetadata(props)
-        self.nodes: dict[str, Node] = {node.name: node for node in read_nodes(model_file)}
+        self._model = model
+        self.metadata = ModelMetadata(dict(model.metadata_props))
+        self.nodes: dict[str, Node] = {node.name: node for node in nodes}
         missing = [key for key in (*_FIXED, "source_sha256", "architecture") if not self.metadata.get(key)]
         if missing or self.metadata.is_recovered:
             raise OptionError(
@@ -103,6 +103,23 @@ class EarlierExport:
         fixed: Any = {key: self.metadata.get(key) for key in ("row_multiplier", *_TRAINED)}
         return replace(options, **fixed, calibrated_by=f"codes:{self.identity}")
 
+    def check_model(self, checkpoint: Checkpoint) -> None:
+        """Raise OptionError if architecture, vocabulary or a shape tells that the codes are of another model."""
+        if found := misfit(self._model, checkpoint):
+            raise OptionError(
+                f"codes from {self.folder}: {found.what} is {found.model} there and {found.source} in the source: it is an export "
+                "of another model"
+            )
+
+    def check_context(self, request: Request, longest: int) -> None:
+        """Raise OptionError if the context that was taken over is longer than the source allows."""
+        taken = request.context_length
+        if taken is not None and taken > longest:
+            raise OptionError(
+                f"codes from {self.folder}: the context is {taken} tokens there and at most {longest} in the source: it is an "
+                "export of another model, or of another config.json"
+            )
+
     def check_layers(self, names: dict[str, tuple[int, int]], lm_head: str) -> tuple[str, ...]:
         """Layers that are to be quantized and have no codes: they stay float as they were.
 
@@ -132,8 +149,8 @@ class EarlierExport:
         """Raise CheckpointError unless the codes were made from these very files."""
         if self.metadata.source_sha256 != sha256:
             raise CheckpointError(
-                f"{checkpoint.directory}: is not what {self.folder} was made from (its config.json and weights have another "
-                "hash): codes of one model do not fit another; export without --codes-from"
+                f"{checkpoint.directory}: is not what {self.folder} was made from (its config.json or its "
+                "weights differ): codes of one model do not fit another; export without --codes-from"
             )
 
     def linear(self, name: str) -> EarlierLinear:

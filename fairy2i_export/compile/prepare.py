@@ -108,14 +108,23 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
             installed.
     """
     threads = thread_count(request.jobs)
+    if Path(source).suffix.lower() == ".onnx":  # the command has seen to it
+        raise OptionError(
+            f"{source}: is an ONNX model, and export() compiles checkpoints; use fairy2i_export.rewrite_onnx() for it, "
+            "or the command fairy2i-export, which takes both"
+        )
     checkpoint = open_source(source)
     earlier = None
     if request.codes_from is not None:
         if request.calibrate:
             raise OptionError("calibrate: --codes-from brings codes that were found already; leave one of the two out")
         earlier = EarlierExport(Path(request.codes_from))
+        earlier.check_model(checkpoint)
+        inherits_context = request.asked["context_length"] is None
         request = earlier.complete(request)
     decoder = describe(stretch_context(checkpoint.config, request.rope_scaling))
+    if earlier is not None and inherits_context:
+        earlier.check_context(request, decoder.max_positions)
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     tokenizer = open_tokenizer(checkpoint.directory, decoder.vocab_size)  # before a text is read with it
     text = None

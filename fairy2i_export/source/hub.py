@@ -21,10 +21,7 @@ def open_source(source: str | Path) -> Checkpoint:
     """
     path = Path(source)
     if path.suffix.lower() == ".onnx":
-        raise OptionError(
-            f"{source}: is an ONNX model, and export() compiles checkpoints; use fairy2i_export.rewrite_onnx() for it, "
-            "or the command fairy2i-export, which takes both"
-        )
+        raise OptionError(f"{source}: is an ONNX model; expected a checkpoint, a directory with config.json and safetensors")
     if path.exists() or not _HUB_ID.fullmatch(str(source)):
         return open_checkpoint(path)
     return open_checkpoint(_download(str(source)), name=str(source))

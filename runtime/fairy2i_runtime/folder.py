@@ -13,6 +13,7 @@ from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, check_optio
 from fairy2i_runtime.jsonfile import read_json, read_optional_json
 
 CONFIG_FILE = "genai_config.json"
+REWRITE_FILE = "rewrite.json"
 GENERATION_FILE = "generation_config.json"
 KERNEL_VARIABLE = "FAIRY2I_KERNEL"
 KERNEL_ENTRY = "fairy2i.kernel"  # of a session's configuration
@@ -56,6 +57,12 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
         ModelFolderError: if the folder or a file in it is missing or damaged.
     """
     path = Path(folder)
+    rewritten = path.parent if path.is_file() and path.suffix == ".onnx" else path
+    if is_rewritten(rewritten):
+        raise ModelFolderError(
+            f"{path} is a rewritten ONNX model ({REWRITE_FILE}) and has no {CONFIG_FILE}: run it with onnxruntime, look at it "
+            f"with fairy2i inspect {rewritten / 'model.onnx'}"
+        )
     if path.is_file():
         raise ModelFolderError(f"{path} is a file: expected the folder with {CONFIG_FILE}; try {path.parent}")
     if not path.is_dir():
@@ -98,6 +105,11 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             f"{config_path}: model.decoder.session_options.{KERNEL_ENTRY}: expected a name, got {kernel!r}"
         )
     return ModelFolder(path, model_file, context, eos, needs_library, rows, kernel)
+
+
+def is_rewritten(folder: Path) -> bool:
+    """Whether fairy2i-export made a folder of an ONNX model: it has no configuration for a text generator."""
+    return (folder / REWRITE_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
 
 
 def chosen_context_length(wanted: int | None, folder: ModelFolder) -> int:

@@ -12,13 +12,12 @@ import numpy.typing as npt
 
 from fairy2i_export.check.facts import LayerFacts, ModelFacts, layer_facts, model_facts
 from fairy2i_export.check.page.agreement import Agreement, agreement
-from fairy2i_export.check.source_weights import SourceWeights, torch_logits
+from fairy2i_export.check.source_weights import SourceWeights, check_origin, torch_logits
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.native import F32
 from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
 from fairy2i_export.codes.quantized import QuantizedLinear, change_of, split_widely_linear
 from fairy2i_export.codes.training_entry import says_trained
-from fairy2i_export.errors import CheckpointError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.layers import LayerResult, check_layers
 from fairy2i_export.output.contract.logits import LogitsComparison, compare
@@ -121,6 +120,7 @@ def collect(
     Raises:
         CheckpointError: if the source does not fit the model.
     """
+    check_origin(model.folder.model_file, checkpoint)
     source = SourceWeights(checkpoint, model.metadata)
     notes = []
     if source.is_other:
@@ -219,15 +219,7 @@ def _layers_to_draw(names: list[str]) -> list[str]:
 
 
 def _weight(source: SourceWeights, node: Node) -> npt.NDArray[Any]:
-    name = source.tensor_of(node.name)
-    weight = source.checkpoint.read(name)
-    expected = (2 * node.operands.n, 2 * node.operands.m)
-    if weight.shape != expected:
-        raise CheckpointError(
-            f"{source.checkpoint.directory}: tensor {name}: expected shape {list(expected)} as in the model, found "
-            f"{list(weight.shape)}; give the checkpoint that the model was exported from"
-        )
-    return weight
+    return source.checkpoint.read(source.tensor_of(node.name))
 
 
 def _first_stages(q: QuantizedLinear, stages: int) -> QuantizedLinear:
