@@ -108,7 +108,7 @@ def test_an_empty_name_is_not_the_current_folder(
     assert "got an empty text" in said
 
 
-@pytest.mark.parametrize("value", [None, 3, b"src", "", "zz\0", "z\udce9", "z\ud800"])
+@pytest.mark.parametrize("value", [None, 3, b"src", "", "zz\0", "z\udce9", f"z{chr(0xD800)}"])
 @pytest.mark.parametrize("call", [export, dry_run, rewrite_onnx, lambda value: export("src", out=value or 0)])
 def test_python_callers_hear_which_argument_is_no_path(call: Callable[[Any], object], value: Any) -> None:
     with pytest.raises(OptionError, match=r"^(source|out)\b.*(expected|is no UTF-8)"):
@@ -159,3 +159,17 @@ def test_a_prompt_is_a_text_or_tokens(value: Any) -> None:
         model.generate(value)
     with pytest.raises(runtime.OptionError, match=r"^prompts\[1\]: expected a text or a list of token ids, got"):
         model.generate_batch(["a", value])
+
+
+def test_only_a_model_folder_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("")
+    with pytest.raises(runtime.ModelFolderError, match=r"is a file: expected the folder with genai_config\.json$"):
+        load(tmp_path / "t.txt")
+    with pytest.raises(runtime.ModelFolderError, match="try "):
+        load(stories_folder() / "model.onnx")
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_temperatures_are_finite(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(stories_folder()), "hi", "--temperature", value]) == 2
+    assert "temperature: expected a finite number of at least 0" in message(capsys)
