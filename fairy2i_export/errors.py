@@ -6,6 +6,10 @@ and exits with code 2; anything that is not a :class:`Fairy2iError` is a bug and
 
 from __future__ import annotations
 
+from typing import Any
+
+from fairy2i_runtime import errors as runtime
+
 
 def install_command(extra: str = "") -> str:
     """What to type to install this project, with an extra; no package index has it."""
@@ -43,6 +47,15 @@ class ArchitectureError(Fairy2iError):
 
 class OptionError(Fairy2iError):
     """An option has an unknown or impossible value."""
+
+
+def check_path(name: str, value: Any) -> str:
+    """The path ``value`` as text.
+
+    Raises:
+        OptionError: it is none, empty, or what no file is called or UTF-8 cannot express.
+    """
+    return runtime.check_path(name, value, OptionError)
 
 
 class LibraryError(Fairy2iError):

@@ -23,7 +23,7 @@ from fairy2i_runtime.commands import given_text
 from fairy2i_runtime.commands.chat import template_variables
 from fairy2i_runtime.commands.history import ENTRIES, LONGEST, History, history_file
 from fairy2i_runtime.engine.threads import processors
-from fairy2i_runtime.errors import ChatTemplateError, OptionError
+from fairy2i_runtime.errors import ChatTemplateError, Fairy2iWarning, OptionError
 from fairy2i_runtime.text.chat_template import ChatTemplate
 from runtime_models import CHAT_TEMPLATE, chat_folder, copy_of_stories, stories_folder
 
@@ -385,6 +385,9 @@ def test_where_the_history_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert history_file() == tmp_path / "mine"
     monkeypatch.setenv("FAIRY2I_HISTORY", "")
     assert history_file() is None
+    monkeypatch.setenv("FAIRY2I_HISTORY", str(tmp_path))
+    with pytest.warns(Fairy2iWarning, match="FAIRY2I_HISTORY: expected the name of a file, found the folder"):
+        assert history_file() is None
     monkeypatch.delenv("FAIRY2I_HISTORY")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert history_file() == tmp_path / "fairy2i" / "chat_history"

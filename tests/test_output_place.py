@@ -336,3 +336,28 @@ def test_training_leaves_the_files_of_others(tmp_path: Path, monkeypatch: pytest
     assert (recipe.output / "model.safetensors").is_file()
     (recipe.output / "notes.txt").unlink()
     train(replace(recipe, force=True))
+
+
+def test_force_is_advised_only_where_it_helps(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.txt").write_text(MINE)
+    file_in_folder(tmp_path / "notes")
+    export(source, tmp_path / "mixed")
+    (tmp_path / "mixed" / "notes.txt").write_text(MINE)
+    monkeypatch.chdir(tmp_path / "notes")
+    for out, reason in (
+        (tmp_path / "t.txt", "is no folder"),
+        (source, "holds the source checkpoint"),
+        (tmp_path, "holds the source checkpoint"),
+        (Path(), "is the folder you are in"),
+        (tmp_path / "mixed", "exists already and holds what no export has written"),
+    ):
+        messages = []
+        for force in (False, True):
+            with pytest.raises(OutputError, match=reason) as error:
+                export(source, out, force=force)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]
+        assert "or --force" not in messages[0]
+    export(source, tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already; choose another folder, or --force"):
+        export(source, tmp_path / "out")

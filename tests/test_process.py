@@ -207,3 +207,32 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0
     assert "operator library" in done.stdout
+
+
+def test_an_interrupted_text_was_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from fairy2i_export.commands.tools import main
+
+    for stop, code in ((KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)):
+
+        def write(text: str, stop: BaseException = stop) -> None:
+            raise stop
+
+        monkeypatch.setattr("fairy2i_runtime.commands.main._print_piece", write)
+        assert main(["generate", str(stories_folder()), "Once upon a time", "--max-new-tokens", "4"]) == code
+        assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_options_of_completion_tell_what_cannot_be_printed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{FAIRY2I} --show-completion bash > /dev/full"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment(), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

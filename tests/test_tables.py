@@ -143,3 +143,15 @@ def test_bench_shows_all_at_every_width(
         shown.append(capsys.readouterr().out)
     assert words(shown[0]) == words(shown[1])
     assert {"30,336.0", "4,966.5", "26,824.1", "33,847.8", "4.3", "0.7", "79.5", "36.2"} <= words(shown[1])
+
+
+@pytest.mark.parametrize("columns", ["0", "000", "-1", "wide", "\N{SUPERSCRIPT TWO}", "9" * 30, ""])
+def test_columns_that_are_no_width_count_as_unknown(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", str(stories_folder())]) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["inspect", str(stories_folder())]) == 0
+    assert capsys.readouterr().out == expected

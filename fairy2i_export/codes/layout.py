@@ -105,8 +105,10 @@ def pack(q: QuantizedLinear) -> PackedLinear:
     """Pack codes to format v1 (the bytes are written by custom_ops/src/quantizer/pack.c).
 
     Raises:
-        FormatError: if codes or scales have the wrong shape or a code is above 3.
+        FormatError: if it is something else, codes or scales have the wrong shape or a code is above 3.
     """
+    if not isinstance(q, QuantizedLinear):
+        raise FormatError(f"q: expected a QuantizedLinear, got {type(q).__name__}: quantize() makes one")
     _check_codes(q)
     packed = np.empty(packed_size(q.n, q.m, q.stages), np.uint8)
     pack_rows(np.ascontiguousarray(q.codes), (0, q.n), packed, q.n)
@@ -142,8 +144,10 @@ def unpack(p: PackedLinear) -> QuantizedLinear:
     """Inverse of :func:`pack`; the profile is not part of the bytes and comes back as the default.
 
     Raises:
-        FormatError: if sizes, version or scope contradict format v1.
+        FormatError: if it is something else, or sizes, version or scope contradict format v1.
     """
+    if not isinstance(p, PackedLinear):
+        raise FormatError(f"p: expected a PackedLinear, got {type(p).__name__}: pack() makes one")
     check_packed(p)
     tiles, blocks = tiles_of(p.n), blocks_of(p.m)
     cells = p.packed.reshape(blocks, tiles, p.stages, _CELLS_PER_BLOCK, 2, 2, HALF_ROWS)

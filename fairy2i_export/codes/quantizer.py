@@ -30,7 +30,7 @@ from fairy2i_export.codes.native import F32, F64, U8, LatentMatrix, Rows, each, 
 from fairy2i_export.codes.profiles import Rounding, rounding_of
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.codes.strategies import GREEDY, QUANTIZERS, STRATEGIES
-from fairy2i_export.codes.weight_checks import check_finite, check_multiplier, check_shape, looks_dequantized
+from fairy2i_export.codes.weight_checks import as_array, check_finite, check_multiplier, check_shape, looks_dequantized
 from fairy2i_export.errors import OptionError, WeightError
 
 # goes up when the same weights and options give other codes or scales: what was made before cannot be continued
@@ -149,7 +149,7 @@ def find_scales(
         raise OptionError(f"stages must be an integer from 1 to {MAX_STAGES}, got {stages!r}")
     if quantizer not in QUANTIZERS:
         raise OptionError(f"unknown quantizer {quantizer!r}: expected one of {', '.join(QUANTIZERS)}")
-    array = np.asarray(weight)
+    array = as_array(weight, name)
     check_shape(array, name)
     matrix = LatentMatrix(array, stages, profile)
     rows = _rows(matrix, row_multiplier, rnd, name, pool)

@@ -13,6 +13,17 @@ from fairy2i_export.errors import WeightError
 _SAMPLE = 1 << 16  # complex entries that tell latent from dequantized weights
 
 
+def as_array(weight: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+    """The numbers of a weight; a WeightError if it holds anything else."""
+    try:
+        array = np.asarray(weight)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind in "OSUMm":
+        raise WeightError(f"{name}: expected a matrix of numbers [out, in], got {type(weight).__name__} {weight!r:.60}")
+    return array
+
+
 def check_shape(array: npt.NDArray[Any], name: str) -> None:
     """Refuse what is not a matrix of even, non-zero dimensions."""
     if array.ndim != 2:

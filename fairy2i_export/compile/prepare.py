@@ -19,7 +19,7 @@ from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, stretch_context
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, check_path
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
 from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
 from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
@@ -107,6 +107,9 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         Fairy2iError: a subclass for everything that is wrong with the checkpoint, the options, the output folder or what is
             installed.
     """
+    check_path("source", source)
+    if out is not None:
+        check_path("out", out)
     threads = thread_count(request.jobs)
     if Path(source).suffix.lower() == ".onnx":  # the command has seen to it
         raise OptionError(
@@ -166,6 +169,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     if FORMATS[options.backend].library:
         warnings += _check_kernel(runs_the_model=calibration_ids is not None)
     target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
+    check_path("out", target)  # made of the source's name
     check_free(target, request.force, checkpoint.directory)
     check_writable(target)
     weights = WeightSource(checkpoint, options)

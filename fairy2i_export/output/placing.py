@@ -66,13 +66,13 @@ def check_replaceable(folder: Path, markers: tuple[str, ...], out: Path) -> None
     """Raise OutputError unless a folder, of which messages speak as ``out``, is an earlier export without files of others."""
     if not is_export(folder, markers):
         raise OutputError(
-            f"{out}: is no earlier export (no {' or '.join(markers)} in it), so --force does not replace it; "
+            f"{out}: exists already and is no earlier export (no {' or '.join(markers)} in it), so --force does not replace it; "
             "choose another folder or remove it yourself"
         )
     if names := foreign_names(folder):
         raise OutputError(
-            f"{out}: holds what no export has written ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}), so --force "
-            "does not replace it; move that elsewhere, or choose another folder"
+            f"{out}: exists already and holds what no export has written ({', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}), so --force does not replace it; move that elsewhere, or choose another folder"
         )
 
 

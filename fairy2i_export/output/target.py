@@ -19,17 +19,16 @@ def check_free(out: Path, force: bool, source: Path, markers: tuple[str, ...] = 
         out, source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
         if not os.path.lexists(out):
             return
-        empty = out.is_dir() and not any(out.iterdir())
-        if not empty and not force:
-            raise OutputError(f"{out}: exists already; choose another folder, or --force to replace an earlier export")
         if source == out or out in source.parents:
             what = "model" if source.is_file() else "checkpoint"
             raise OutputError(f"{out}: holds the source {what} and is not replaced; choose another folder")
         if not out.is_dir():
             raise OutputError(f"{out}: exists and is no folder; choose another name")
-        if not empty:
-            check_replaceable(out, markers, out)
         _check_renameable(out)
+        if any(out.iterdir()):
+            check_replaceable(out, markers, out)
+            if not force:  # last: it is advised only where it helps
+                raise OutputError(f"{out}: exists already; choose another folder, or --force to replace an earlier export")
     except OSError as error:
         raise OutputError(f"{out}: cannot be read: {error.strerror or error}") from error
 

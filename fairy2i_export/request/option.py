@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fairy2i_export.codes.choices import one_of
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, check_path
+from fairy2i_runtime.errors import encoding_problem
 
 End = Literal["checkpoint", "onnx", "training"]  # front ends: compile a checkpoint, rewrite an ONNX model, train
 EVERY: tuple[End, ...] = get_args(End)
@@ -149,6 +150,10 @@ def _checked(kind: Any, name: str, words: str, value: Any) -> Any:
     for item in items:
         if not isinstance(item, types):
             raise OptionError(f"{words}: expected {what}, got {item!r}")
+        if wanted is Path:
+            check_path(words, item)
+        elif isinstance(item, str) and (problem := encoding_problem(item)):
+            raise OptionError(f"{words} {problem}; give another one")
     if not isinstance(value, bool) and isinstance(value, Integral):
         return int(value)  # numpy's, too
     return value

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library, kernel_problem
-from fairy2i_export.errors import ModelError
+from fairy2i_export.errors import ModelError, check_path
 from fairy2i_export.output.companions import copy_genai_files
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
@@ -70,7 +70,9 @@ def rewrite_onnx(
     """
     started = time.monotonic()
     observer = observer or Observer()
-    path = Path(source)
+    path = Path(check_path("source", source))
+    if out is not None:
+        check_path("out", out)
     request: Request = build(Request, "onnx", options, str(source))
     setting = _setting(request)
     decisive = {name: request.asked[name] for name, known in declared(Request, "onnx").items() if not known.neutral}

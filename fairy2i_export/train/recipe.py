@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from fairy2i_export.codes.choices import METHODS as QUANTIZING
 from fairy2i_export.codes.choices import one_of
-from fairy2i_export.errors import OptionError
+from fairy2i_export.errors import OptionError, check_path
 from fairy2i_export.output.progress import MOST_THREADS
 from fairy2i_export.request.option import as_tuple, check_types, declared, flag_of, is_list, option
 from fairy2i_export.request.quantization import Quantization
@@ -183,6 +183,7 @@ class Recipe(Quantization):
         for name, value, kind in (("source", self.source, str), ("output", self.output, Path)):
             if not isinstance(value, kind) or not str(value) or "\0" in str(value):
                 raise OptionError(f"{name}: expected the name of a folder, got {value!r}")
+            check_path(name, value)
         check_types(self, "training")
         for name, found in declared(Recipe, "training").items():
             value = getattr(self, name)

@@ -6,6 +6,8 @@ and exits with code 2; anything that is not a :class:`Fairy2iRuntimeError` is a 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +67,45 @@ def check_text(name: str, value: Any) -> str:
             f"{name}: expected text in UTF-8, found {found} at position {error.start}: convert it to UTF-8"
         ) from None
     return value
+
+
+def check_path(name: str, value: Any, error: type[Exception] = OptionError) -> str:
+    """The path ``value`` as text; an ``error`` unless it is a ``str`` or path that a file can have and UTF-8 can express."""
+    try:
+        path = os.fspath(value)
+    except TypeError:
+        path = None
+    if not isinstance(path, str):
+        raise error(f"{name}: expected the path of a file or folder, got {_described(value)}")
+    if not path:
+        raise error(f"{name}: expected the path of a file or folder, got an empty text (a shell variable that is not set?)")
+    if "\0" in path:
+        raise error(f"{name}: expected the path of a file or folder, got {path!r}: no name holds the character NUL")
+    if problem := encoding_problem(path):
+        raise error(f"{name} {problem}; rename the file, or give another name")
+    return path
+
+
+def encoding_problem(text: str) -> str:
+    """What UTF-8 cannot express in a text that came as bytes from the system; empty if there is nothing of that kind.
+
+    Python decodes those bytes to lone surrogates, which no file format that is written here can hold, nor a library take.
+    """
+    if text.isascii():
+        return ""
+    encoding = sys.getfilesystemencoding()
+    try:
+        text.encode("utf-8")
+        return ""
+    except UnicodeEncodeError:
+        try:
+            raw = text.encode(encoding, "surrogateescape")
+        except UnicodeEncodeError:  # half characters that no system gave
+            return f"{text!r}: is no UTF-8"
+    shown = raw.decode("utf-8", "backslashreplace")
+    if shown.encode("utf-8") == raw:  # a locale that does not know the characters
+        return f"'{shown}': expected text in the locale's encoding, {encoding} (try LC_ALL=C.UTF-8)"
+    return f"'{shown}': is no UTF-8"
 
 
 def _described(value: Any) -> str:

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, check_option
+from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, check_option, check_path
 from fairy2i_runtime.jsonfile import read_json, read_optional_json
 
 CONFIG_FILE = "genai_config.json"
@@ -55,8 +55,9 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
 
     Raises:
         ModelFolderError: if the folder or a file in it is missing or damaged.
+        OptionError: if it is no path.
     """
-    path = Path(folder)
+    path = Path(check_path("folder", folder))
     rewritten = path.parent if path.is_file() and path.suffix == ".onnx" else path
     if is_rewritten(rewritten):
         raise ModelFolderError(
@@ -64,7 +65,8 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             f"with fairy2i inspect {rewritten / 'model.onnx'}"
         )
     if path.is_file():
-        raise ModelFolderError(f"{path} is a file: expected the folder with {CONFIG_FILE}; try {path.parent}")
+        hint = f"; try {path.parent}" if (path.parent / CONFIG_FILE).is_file() else ""
+        raise ModelFolderError(f"{path} is a file: expected the folder with {CONFIG_FILE}{hint}")
     if not path.is_dir():
         raise ModelFolderError(f"model folder {path} does not exist; fairy2i-export SOURCE -o {path} makes one")
     config_path = path / CONFIG_FILE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -55,8 +54,6 @@ def load(
         LibraryError: if the operator library is missing or does not load.
         OptionError: if an option is unknown or out of range.
     """
-    if not isinstance(folder, str | Path) and not isinstance(getattr(folder, "__fspath__", lambda: None)(), str):
-        raise OptionError(f"folder: expected the path of a folder, got {folder!r}")
     opened = open_folder(folder)
     context = chosen_context_length(context_length, opened)
     tokenizer = Tokenizer.load(opened.path, opened.vocab_size)
@@ -225,7 +222,7 @@ class Model:
     def _prompt_ids(self, name: str, prompt: str | TokenIds) -> list[int]:
         if isinstance(prompt, str | bytes | bytearray):
             return self.tokenizer.encode(check_text(name, prompt))
-        return _as_ids(name, prompt)
+        return _as_ids(name, prompt, "a text or a list of token ids")
 
     def record(self, result: Result) -> None:
         """Add a generation to :attr:`stats`. May be called from several threads at once."""
@@ -241,7 +238,7 @@ def _several(name: str, value: Iterable[Any], expected: str) -> list[Any]:
     return list(value)
 
 
-def _as_ids(name: str, tokens: TokenIds) -> list[int]:
+def _as_ids(name: str, tokens: TokenIds, expected: str = "a list of integers") -> list[int]:
     """Token ids as Python integers; also from an integer array of one dimension."""
     try:
         array = np.asarray(tokens)
@@ -251,7 +248,7 @@ def _as_ids(name: str, tokens: TokenIds) -> list[int]:
         return []
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         shown = repr(tokens)
-        raise OptionError(f"{name}: expected a list of integers, got {type(tokens).__name__} {shown[:60]}")
+        raise OptionError(f"{name}: expected {expected}, got {type(tokens).__name__} {shown[:60]}")
     return [int(token) for token in array]
 
 

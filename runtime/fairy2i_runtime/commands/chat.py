@@ -69,6 +69,7 @@ def chat(
     """
     from fairy2i_runtime.commands.chat_loop import chat_loop
     from fairy2i_runtime.commands.history import History, history_file
+    from fairy2i_runtime.commands.interrupts import printing_text
     from fairy2i_runtime.commands.line_editor import LineEditor
     from fairy2i_runtime.model import load
     from fairy2i_runtime.text.options import GenerationOptions
@@ -103,8 +104,9 @@ def chat(
     options = GenerationOptions.of(**{**defaults, **recommended, **chosen}, **rest)
     _say(sampling_text(options, recommended, chosen))
     file = history_file()
-    chat_loop(talk, vars(options), LineEditor(None if file is None else History(file)))  # type: ignore[arg-type]
-    _say(str(model.stats))
+    with printing_text():
+        chat_loop(talk, vars(options), LineEditor(None if file is None else History(file)))  # type: ignore[arg-type]
+        _say(str(model.stats))
 
 
 def sampling_text(options: GenerationOptions, recommended: dict[str, Any], chosen: dict[str, Any]) -> str:

@@ -11,11 +11,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from fairy2i_runtime.commands.given_text import check_given
 from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say, stop_behind
 from fairy2i_runtime.commands.process.streams import check_output
 from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
@@ -40,6 +42,30 @@ def _program(version: Version = False) -> None:
     """Take the options of a program with several commands."""
 
 
+class _Command(TyperCommand):
+    """A command whose arguments are looked at before it does anything."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:  # of a shell that completes a line
+            values, others, _ = self.make_parser(ctx).parse_args(args=given)
+            paths = {name for name, value in ctx.params.items() if _is_path(value)}
+            check_given(self.params, values, paths, others)
+        return rest
+
+
+def _is_path(value: Any) -> bool:
+    return any(isinstance(item, Path) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
+class _App(typer.Typer):
+    """An application of such commands."""
+
+    def command(self, name: str | None = None, **details: Any) -> Any:  # type: ignore[override]
+        return super().command(name, **{"cls": _Command, **details})
+
+
 def new_app(help_text: str, group: type[TyperGroup] = TyperGroup, *, completion: bool = True) -> typer.Typer:
     """A typer application with ``-h`` and plain tracebacks for bugs.
 
@@ -48,7 +74,7 @@ def new_app(help_text: str, group: type[TyperGroup] = TyperGroup, *, completion:
         group: of its commands.
         completion: whether it is the program itself, with options for the completion of a shell, and not a command of one.
     """
-    return typer.Typer(
+    return _App(
         cls=group,
         help=help_text,
         add_completion=completion,
@@ -81,6 +107,9 @@ def run_app(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+    columns = os.environ.get("COLUMNS", "")
+    if not (columns.isascii() and columns.isdigit() and 0 < int(columns) < 100_000):
+        os.environ.pop("COLUMNS", None)  # unknown, as for other programs: rich would make tables of no width
     given = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         _show_warnings_in_one_line(program)
@@ -128,6 +157,10 @@ def _call(app: typer.Typer, program: str, given: list[str]) -> Any:
             return command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+    except SystemExit as end:  # of the options that typer adds; what they printed is still to be checked
+        if isinstance(end, Terminated):
+            raise
+        return end.code
     except Exception as error:
         stop = stop_behind(error)
         if stop is None:

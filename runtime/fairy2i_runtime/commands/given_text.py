@@ -8,10 +8,44 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from fairy2i_runtime.errors import OptionError, check_text
+from fairy2i_runtime.errors import OptionError, check_path, check_text, encoding_problem
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXTS = {"prompt", "stop", "system", "template_variable"}  # parameters that commands read with argument()
+_PLACES = re.compile(r"\b(SOURCE|DIR|FILE)\b")  # what stands in --help for the name of a file or folder
+
+
+def check_given(parameters: Iterable[Any], values: Mapping[str, Any], paths: set[str], rest: Iterable[str]) -> None:
+    """Refuse what a command cannot use, before it does anything: names that are empty or no UTF-8.
+
+    Args:
+        parameters: of the command, as typer knows them.
+        values: what was given for them, as it was given; those of texts are left to :func:`argument`.
+        paths: names of parameters whose values are paths.
+        rest: arguments for another program.
+
+    Raises:
+        OptionError: naming the parameter.
+    """
+    for parameter in parameters:
+        given = values.get(parameter.name)
+        name = parameter.metavar or parameter.name
+        if parameter.param_type_name == "option":
+            name = max(parameter.opts, key=len)
+        place = parameter.name in paths or _PLACES.search(parameter.metavar or "")
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if not isinstance(value, str) or parameter.name in _TEXTS:
+                continue
+            if place:
+                check_path(name.strip("[]"), value)
+            elif problem := encoding_problem(value):
+                raise OptionError(f"{name} {problem}; give another one")
+    for value in rest:
+        if problem := encoding_problem(value):
+            raise OptionError(f"argument {problem}; give another one")
 
 
 def argument(name: str, text: str) -> str:

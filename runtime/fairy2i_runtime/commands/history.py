@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
+
+from fairy2i_runtime.errors import Fairy2iWarning
 
 VARIABLE = "FAIRY2I_HISTORY"
 ENTRIES = 500
@@ -16,6 +19,10 @@ def history_file() -> Path | None:
     """The file: the one that FAIRY2I_HISTORY names, none if that is empty, else one in the user's state folder."""
     chosen = os.environ.get(VARIABLE)
     if chosen is not None:
+        if chosen and Path(chosen).is_dir():
+            message = f"{VARIABLE}: expected the name of a file, found the folder {chosen}: nothing of this chat is kept"
+            warnings.warn(message, Fairy2iWarning, stacklevel=2)
+            return None
         return Path(chosen) if chosen else None
     try:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

@@ -8,6 +8,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fairy2i_runtime.commands.process.startup import Terminated
+
+
+@contextmanager
+def printing_text() -> Iterator[None]:
+    """An interruption does not say that nothing was written: text was, to standard output."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        stop.add_note("interrupted")
+        raise
+
 
 @contextmanager
 def heeding_ctrl_c(cancel: Callable[[], object]) -> Iterator[None]:

@@ -51,7 +51,7 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")] = False,
 ) -> None:
     """Continue a text and print what is new."""
-    from fairy2i_runtime.commands.interrupts import heeding_ctrl_c
+    from fairy2i_runtime.commands.interrupts import heeding_ctrl_c, printing_text
     from fairy2i_runtime.model import load
     from fairy2i_runtime.text.options import GenerationOptions
 
@@ -68,11 +68,12 @@ def generate(
     text = given_text.standard_input() if prompt == "-" else given_text.argument("PROMPT", prompt)
     model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
     pieces = model.stream(text, **vars(options))
-    with heeding_ctrl_c(pieces.cancel):
-        result = pieces.run(_print_piece if stream else None)
-    print("" if stream else result.text)
-    if stats:
-        print(f"{result.timings}; ended by: {result.finish_reason}", file=sys.stderr)
+    with printing_text():
+        with heeding_ctrl_c(pieces.cancel):
+            result = pieces.run(_print_piece if stream else None)
+        print("" if stream else result.text)
+        if stats:
+            print(f"{result.timings}; ended by: {result.finish_reason}", file=sys.stderr)
 
 
 def info(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import onnxruntime as ort
 
 from fairy2i_runtime.engine.threads import check_threads, default_threads
-from fairy2i_runtime.errors import ModelFolderError, OptionError
-from fairy2i_runtime.folder import KERNEL_ENTRY
+from fairy2i_runtime.errors import ModelFolderError, OptionError, encoding_problem
+from fairy2i_runtime.folder import KERNEL_ENTRY, KERNEL_VARIABLE
 from fairy2i_runtime.ops.library import ort_version, register
 
 ISA_ENTRY = "fairy2i.isa"
+ISA_VARIABLE = "FAIRY2I_ISA"
 EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"  # for models that are not read from a file
 CONFIG_ENTRY_ORT = (1, 24)  # from here on a kernel can read the session's configuration entries
 
@@ -49,6 +51,10 @@ def open_session(
     for option, value in (("kernel", kernel), ("isa", isa)):
         if value is not None and not isinstance(value, str):
             raise OptionError(f"{option}: expected a name (str), got {value!r}")
+    named = {"kernel": kernel, "isa": isa, **{name: os.environ.get(name) for name in (KERNEL_VARIABLE, ISA_VARIABLE)}}
+    for option, value in named.items():
+        if problem := encoding_problem(value or ""):
+            raise OptionError(f"{option} {problem}; give another one")
     if not isinstance(use_library, bool):
         raise OptionError(f"use_library: expected True or False, got {use_library!r}")
     name = str(model) if isinstance(model, Path) else f"a model made of {folder}"

@@ -13,7 +13,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairy2i_runtime.errors import LibraryError
+from fairy2i_runtime.errors import LibraryError, OptionError
 
 if TYPE_CHECKING:  # the exporter and training use the library without onnxruntime
     import onnxruntime as ort
@@ -60,11 +60,16 @@ def register(session_options: ort.SessionOptions) -> None:
 
     Raises:
         LibraryError: if the library is missing or does not load, or onnxruntime is older than 1.18.
+        OptionError: if it is something else.
     """
-    if session_options in _registered:  # onnxruntime itself refuses a second registration
-        return
     import onnxruntime as ort
 
+    if not isinstance(session_options, ort.SessionOptions):
+        raise OptionError(
+            f"session_options: expected an onnxruntime.SessionOptions, got {type(session_options).__name__} {session_options!r:.60}"
+        )
+    if session_options in _registered:  # onnxruntime itself refuses a second registration
+        return
     if ort_version() < MINIMUM_ORT:
         raise LibraryError(
             f"onnxruntime {MINIMUM_ORT[0]}.{MINIMUM_ORT[1]} or newer is needed, found {ort.__version__}; "

@@ -89,7 +89,7 @@ class GenerationOptions(SamplingOptions):
             **options: what shall be otherwise.
 
         Raises:
-            ModelFolderError: if the file is damaged.
+            ModelFolderError: if there is no such folder, or the file is damaged.
             OptionError: if a name is unknown or a value out of range.
         """
         stated: GenerationChoices = {**recommended_sampling(folder), **options}  # type: ignore[typeddict-item]

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fairy2i_runtime.errors import Fairy2iWarning, OptionError
+from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, OptionError, check_path
 from fairy2i_runtime.folder import GENERATION_FILE
 from fairy2i_runtime.jsonfile import read_optional_json
 from fairy2i_runtime.text.sampling import SamplingOptions
@@ -26,9 +26,12 @@ def recommended_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
     value for an option is left out, with a warning.
 
     Raises:
-        ModelFolderError: if the file is damaged.
+        ModelFolderError: if there is no such folder, or the file is damaged.
+        OptionError: if it is no path.
     """
-    path = Path(folder) / GENERATION_FILE
+    path = Path(check_path("folder", folder)) / GENERATION_FILE
+    if not path.parent.is_dir():
+        raise ModelFolderError(f"model folder {path.parent}: expected a folder, found {_found(path.parent)}")
     config = read_optional_json(path)
     stated = {name: config[name] for name in _NAMES if config.get(name) is not None and _is_usable(name, config[name], path)}
     sampled = config.get("do_sample")
@@ -41,6 +44,10 @@ def recommended_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
         return {**_UNSTATED, **stated}
     penalty = {name: value for name, value in stated.items() if name not in _CHOICE}
     return penalty if sampled is None else {"temperature": 0.0, **penalty}
+
+
+def _found(path: Path) -> str:
+    return "a file" if path.exists() else "nothing there"
 
 
 def _is_usable(name: str, value: Any, path: Path) -> bool:

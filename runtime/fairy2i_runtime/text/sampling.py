@@ -43,7 +43,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_option(
-            "temperature", self.temperature, Real, lambda t: 0 <= t < math.inf, "a number of at least 0 (0 = greedy)"
+            "temperature", self.temperature, Real, lambda t: 0 <= t < math.inf, "a finite number of at least 0 (0 = greedy)"
         )
         check_option("top_k", self.top_k, Integral, lambda k: k >= 0, "an integer of at least 0 (0 = off)")
         check_option("top_p", self.top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1 (1 = off)")
