@@ -94,7 +94,7 @@ def test_mypy_sees_wrong_keywords(tmp_path: Path) -> None:
         ({"stop": ["fine", "caf\udce9"]}, "^stop: expected text in UTF-8, found the byte 0xe9 at position 3"),
         ({"max_new_tokens": "5"}, "^max_new_tokens: expected an integer of at least 1, or None, got '5'"),
         ({"max_new_tokens": True}, "^max_new_tokens: expected"),
-        ({"temperature": "0.7"}, "^temperature: expected a number of at least 0 .* got '0.7'"),
+        ({"temperature": "0.7"}, "^temperature: expected a finite number of at least 0 .* got '0.7'"),
         ({"top_k": 2.0}, "^top_k: expected an integer"),
         ({"seed": "1"}, "^seed: expected"),
         ({"ignore_eos": 1}, "^ignore_eos: expected True or False, got 1"),

@@ -76,11 +76,11 @@ def check_path(name: str, value: Any, error: type[Exception] = OptionError) -> s
     except TypeError:
         path = None
     if not isinstance(path, str):
-        raise error(f"{name}: expected the path of a file or folder, got {_described(value)}")
+        raise error(f"{name}: expected the path of a folder or file, got {_described(value)}")
     if not path:
-        raise error(f"{name}: expected the path of a file or folder, got an empty text (a shell variable that is not set?)")
+        raise error(f"{name}: expected the path of a folder or file, got an empty text (a shell variable that is not set?)")
     if "\0" in path:
-        raise error(f"{name}: expected the path of a file or folder, got {path!r}: no name holds the character NUL")
+        raise error(f"{name}: expected the path of a folder or file, got {path!r}: no name holds the character NUL")
     if problem := encoding_problem(path):
         raise error(f"{name} {problem}; rename the file, or give another name")
     return path

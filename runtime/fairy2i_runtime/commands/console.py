@@ -62,7 +62,7 @@ def _is_path(value: Any) -> bool:
 class _App(typer.Typer):
     """An application of such commands."""
 
-    def command(self, name: str | None = None, **details: Any) -> Any:  # type: ignore[override]
+    def command(self, name: str | None = None, **details: Any) -> Any:
         return super().command(name, **{"cls": _Command, **details})
 
 
