@@ -1,6 +1,6 @@
 """What a conversion without training takes: time, processor time and memory for models of the shapes people have.
 
-    python benchmarks/conversion_cost.py WORK [NAME ...] [--stages N] [--tokens N] [--json FILE]
+    python benchmarks/conversion_cost.py WORK [NAME ...] [--stages N] [--tokens N] [--plan] [--json FILE]
 
 Weights and text are random, so nothing but cost and sizes is to be learnt (quality: docs/quality.md). Each model is written to
 WORK, converted by the command line in a process of its own, and removed. Shapes are those of the models' published
@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fairy2i_export.compile.dry_run import dry_run
 from synthetic_checkpoint import llama_config, write_checkpoint
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -39,26 +40,29 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SHAPES)}; all by default.")] = None,
     stages: Annotated[int, typer.Option(help="Bits per weight.")] = 4,
     tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = 24_576,
+    plan: Annotated[bool, typer.Option(help="Sizes and memory as --dry-run estimates them; nothing is converted.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and print."""
     unknown = [name for name in names or [] if name not in SHAPES]
     if unknown:
         raise typer.BadParameter(f"expected some of {', '.join(SHAPES)}, got {', '.join(unknown)}")
-    rows = [measure(name, work, stages, tokens) for name in names or SHAPES]
+    rows = [measure(name, work, stages, tokens, plan) for name in names or SHAPES]
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1))
     Console().print(table_of(rows))
 
 
-def measure(name: str, work: Path, stages: int, tokens: int) -> dict[str, Any]:
-    """Write, convert, weigh and remove one model."""
+def measure(name: str, work: Path, stages: int, tokens: int, plan: bool) -> dict[str, Any]:
+    """Write, convert (or plan to), weigh and remove one model."""
     source, target, text = (work / f"cost-{part}" for part in ("source", "target", "text"))
     config = llama_config(**SHAPES[name])
     try:
         write_checkpoint(source, config)
         words = np.random.default_rng(0).integers(3, int(str(config["vocab_size"])), tokens + 1024)
         text.write_text(" ".join(f"w{word}" for word in words))
+        if plan:
+            return planned(name, source, text, stages, tokens)
         arguments = [source, "-o", target, "--calibrate", text, "--calibrate-tokens", tokens, "--stages", stages]
         code = "import sys; from fairy2i_export.commands.export import main; sys.exit(main())"
         command = [sys.executable, "-c", code, *map(str, arguments), "--context-length", str(CONTEXT), "--quiet"]
@@ -88,6 +92,22 @@ def measure(name: str, work: Path, stages: int, tokens: int) -> dict[str, Any]:
         text.unlink(missing_ok=True)
 
 
+def planned(name: str, source: Path, text: Path, stages: int, tokens: int) -> dict[str, Any]:
+    """What a dry run says."""
+    found = dry_run(source, None, calibrate=[text], calibrate_tokens=tokens, stages=stages, context_length=CONTEXT)
+    return {
+        "name": name,
+        "stages": stages,
+        "tokens": tokens,
+        "source_bytes": size_of(source, "*.safetensors"),
+        "folder_bytes": found.estimate.output_bytes,
+        "seconds": None,
+        "processor_seconds": None,
+        "peak_bytes": found.estimate.peak_ram_bytes,
+        "run_bytes": found.device.as_dict()["total"],
+    }
+
+
 def size_of(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern))
 
@@ -100,7 +120,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         sizes = [f"{row[key] / 1e9:.2f} GB" for key in ("source_bytes", "folder_bytes", "peak_bytes", "run_bytes")]
-        times = [f"{row[key] / 60:.1f} min" for key in ("seconds", "processor_seconds")]
+        times = ["" if row[key] is None else f"{row[key] / 60:.1f} min" for key in ("seconds", "processor_seconds")]
         table.add_row(row["name"], *sizes[:2], *times, *sizes[2:])
     return table
 
