@@ -36,12 +36,7 @@ def torch_scorer(model: Model, against: str, note: Callable[[str], None]) -> Sco
         against: the source.
         note: told what the user has to know about the comparison.
     """
-    checkpoint = open_source(against)
-    for text in checkpoint.notes:
-        note(text)
-    source = SourceWeights(checkpoint, model.metadata)
-    if source.is_other:
-        note(f"the model was exported from other files than those of {against}")
+    source = _source(model, against, note)
     if source.note:
         note(source.note)
     return _scorer(torch_model(source, read_nodes(model.folder.model_file)))
@@ -55,13 +50,21 @@ def float_scorer(model: Model, source: str, note: Callable[[str], None]) -> Scor
         source: what it was exported from.
         note: told what the user has to know about the comparison.
     """
-    checkpoint = open_source(source)
-    weights = SourceWeights(checkpoint, model.metadata)
-    if weights.is_other:
-        note(f"the model was exported from other files than those of {source}")
-    if says_trained(checkpoint.config):
+    weights = _source(model, source, note)
+    if says_trained(weights.checkpoint.config):
         note(f"{source} was trained for Fairy2i: its float weights were never meant to be run as they are")
     return _scorer(torch_model(weights, []))
+
+
+def _source(model: Model, name: str, note: Callable[[str], None]) -> SourceWeights:
+    """The source of a model, and what the user has to know about it as a whole."""
+    checkpoint = open_source(name)
+    for text in checkpoint.notes:
+        note(text)
+    source = SourceWeights(checkpoint, model.metadata)
+    if source.is_other:
+        note(f"the model was exported from other files than those of {name}")
+    return source
 
 
 def _scorer(twin: Any) -> Scorer:
