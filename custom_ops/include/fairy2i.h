@@ -189,6 +189,45 @@ f2i_status f2i_nearest(const f2i_points *points, const float *re, const float *i
 f2i_status f2i_nearest_sums(const f2i_points *points, const float *re, const float *im, const float *weights,
                             size_t count, double *sums, size_t sums_count, f2i_message *message);
 
+/* --- Codes in a metric: the search of a calibration (docs/export.md) --- */
+
+/* A real matrix [n2][k] with n2 = 2 n, k = 2 m, whose codes are searched pair by pair of columns (j, j + m). Everything
+ * is transposed and in an order of pairs that the caller chooses: columns 2 p and 2 p + 1 of the work are pair p, and
+ * the values of a column lie together, first those of the n upper rows, then of the n lower ones. No multiplier is
+ * zero. */
+typedef struct f2i_search {
+  int64_t m;           /* pairs of columns */
+  int64_t n;           /* complex rows */
+  int64_t stages;      /* 1 to 4 */
+  const float *scales; /* [stages][2 (U, W)][2 (re, im)] */
+  size_t scales_count;
+  const float *rows; /* [2 n]: multipliers of outputs */
+  size_t rows_count;
+  const float *columns; /* [2 m]: multipliers of inputs */
+  size_t columns_count;
+  const float *metric; /* [2 m][2 m]: see the functions */
+  size_t metric_count;
+  uint8_t *codes; /* [stages][2 (U, W)][m][n], written */
+  size_t codes_count;
+  float *dense; /* [2 m][2 n], written: what the codes stand for, with multipliers */
+  size_t dense_count;
+} f2i_search;
+
+/* Error feedback through pairs [from, to) and complex rows [begin, end); different rows may be worked on at the same
+ * time. metric is upper triangular, R with R^T R = H^-1, and values [2 m][2 n] what the columns should be. With D the
+ * error [2] of a pair in a row and B its block of R, the codes are those with the least |D B^-1|^2 over both real rows,
+ * and what the later pairs of the part should be changes by -D B^-1 R[pair, later]. The values of the part become
+ * D B^-1, by which the caller changes those after it. */
+f2i_status f2i_search_feed_back(const f2i_search *search, int64_t from, int64_t to, int64_t begin, int64_t end,
+                                float *values, size_t values_count, f2i_message *message);
+
+/* One sweep of coordinate descent through such a part of a matrix that has codes and dense values. metric is H, and
+ * pull [2 m][2 n] H times what is missing to the matrix aimed at. Codes of a pair become those that bring the outputs
+ * nearest, everything else as it is; pull of the later pairs of the part is kept up to date. That of the part itself
+ * becomes the change of the dense values, by which the caller changes the others: minus H[others, part] times it. */
+f2i_status f2i_search_descend(const f2i_search *search, int64_t from, int64_t to, int64_t begin, int64_t end,
+                              float *pull, size_t pull_count, f2i_message *message);
+
 /* The dequantized matrix as training computes with it: complex rows [begin, end), that is real rows i and n/2 + i, of
  * out [n][k], F2I_FLOAT32 or F2I_BFLOAT16, straight from the latent weights and all scales. Sums are rounded as the
  * profile says; then they are multiplied by row_divisor and col_divisor, if there are any, and rounded to the type of

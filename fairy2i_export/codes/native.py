@@ -45,7 +45,7 @@ class LatentMatrix:
         self.n: int = array.shape[0] // 2
         self.m: int = array.shape[1] // 2
         self.stages = stages
-        ffi, self._lib = _binding()
+        ffi, self._lib = library()
         self._ffi = ffi
         data = ffi.from_buffer(self.array.reshape(-1).view(np.uint8))
         self._struct = ffi.new("f2i_latent *")
@@ -135,7 +135,7 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
     Raises:
         FormatError: a code above 3, or sizes that do not fit.
     """
-    ffi, lib = _binding()
+    ffi, lib = library()
     message = ffi.new("f2i_message *")
     source, target = ffi.from_buffer("uint8_t[]", codes), ffi.from_buffer("uint8_t[]", packed)
     stages, m = codes.shape[0], codes.shape[3]
@@ -159,7 +159,7 @@ class Points:
     """
 
     def __init__(self, scales: F32) -> None:
-        self._ffi, self._lib = _binding()
+        self._ffi, self._lib = library()
         self.scales = np.ascontiguousarray(scales, np.float32)
         self.stages = len(self.scales)
         self._struct = self._ffi.new("f2i_points *")
@@ -219,7 +219,7 @@ class Points:
 
 def fingerprint(data: npt.NDArray[Any]) -> int:
     """A 64-bit number that changes with the bytes of a contiguous array."""
-    ffi, lib = _binding()
+    ffi, lib = library()
     message, found = ffi.new("f2i_message *"), ffi.new("uint64_t *")
     source = ffi.from_buffer("char[]", data.reshape(-1).view(np.uint8))
     if lib.f2i_fingerprint(source, data.nbytes, found, message) != 0:
@@ -258,7 +258,7 @@ def check_library() -> None:
     Raises:
         LibraryError: the operator library is missing, does not load, or is older than the quantizer.
     """
-    _binding()
+    library()
 
 
 def kernel_problem() -> str:
@@ -272,13 +272,13 @@ def kernel_problem() -> str:
     return ""
 
 
-def _binding() -> tuple[Any, Any]:
+def library() -> tuple[Any, Any]:
     from fairy2i_runtime.errors import Fairy2iRuntimeError  # on first use: importing this shall not load the library
     from fairy2i_runtime.ops.core import binding
 
     try:
         ffi, lib = binding()
-        lib.f2i_nearest  # noqa: B018 - looked up in the header and in the library
+        lib.f2i_search_descend  # noqa: B018 - looked up in the header and in the library
     except (Fairy2iRuntimeError, OSError) as error:
         raise LibraryError(f"the operator library, which also quantizes, cannot be used: {error}") from error
     except AttributeError as error:

@@ -3,6 +3,7 @@
 #define F2I_QUANTIZE_H
 
 #include "fairy2i.h"
+#include "quantizer/search.h"
 
 /* Arguments are checked already; begin and end count complex rows. */
 typedef struct f2i_quantizer {
@@ -18,6 +19,10 @@ typedef struct f2i_quantizer {
                        double *sums);
   void (*dequantized)(const f2i_latent *latent, const float *scales, int64_t begin, int64_t end, void *out,
                       int64_t dtype);
+  void (*feed_back)(const f2i_search *search, const f2i_codebook *book, int64_t from, int64_t to, int64_t begin,
+                    int64_t end, float *values);
+  void (*descend)(const f2i_search *search, const f2i_codebook *book, int64_t from, int64_t to, int64_t begin,
+                  int64_t end, float *pull);
 } f2i_quantizer;
 
 const f2i_quantizer *f2i_quantizer_of_cpu(void);

@@ -15,6 +15,7 @@
 #include "quantizer/quantize_codes.h"
 #include "quantizer/quantize_joint.h"
 #include "quantizer/quantize_parts.h"
+#include "quantizer/quantize_search.h"
 
 enum { F2I_LANES = 16 };
 
@@ -274,5 +275,5 @@ static void row_dequantized(const f2i_latent *latent, const float *scales, int64
   }
 }
 
-const f2i_quantizer F2I_QUANTIZER = {row_squares, row_sums,     row_codes,      row_parts,
-                                     nearest,     nearest_sums, row_dequantized};
+const f2i_quantizer F2I_QUANTIZER = {row_squares,  row_sums,        row_codes, row_parts, nearest,
+                                     nearest_sums, row_dequantized, feed_back, descend};

@@ -1,25 +1,32 @@
-"""Second-order error feedback: codes of one pair of columns after another, each making up for the errors of those before.
+"""The search for codes in the metric of a layer's inputs: error feedback first, then sweeps of coordinate descent.
 
-After a pair has its codes, its error is spread over the pairs that are still to come, along the rows of the Cholesky factor R
-of the inverse metric (metric.py): with E the error [2n, 2] of the pair and B its 2 x 2 block on the diagonal of R,
-``later columns -= (E B^-1) R[pair, later]``. That is GPTQ with blocks of two. The codes of a pair are the nearest points
-(:class:`fairy2i_export.codes.native.Points`) of its complex entries in U and in W; what rows and columns are multiplied by is
-divided out before.
+**Error feedback** gives codes to one pair of columns after another, each making up for the errors of those before. After a pair
+has its codes, its error is spread over the pairs that are still to come, along the rows of the Cholesky factor R of the inverse
+metric (metric.py): with E the error [2n, 2] of the pair and B its 2 x 2 block on the diagonal of R, ``later columns -= (E B^-1)
+R[pair, later]``. That is GPTQ (arXiv 2210.17323) with blocks of two. The codes of a pair are those, of all combinations of U
+and W, with the least ``|E B^-1|``.
 
-All functions work on transposed matrices [2m, 2n] with the columns of the layer, now rows, in the metric's order.
+**Descent** goes through the pairs again and gives each the codes that bring the outputs nearest while all others stay. What a
+sweep lowers is ``tr(E H E^T)`` itself, which feedback only lowers in passing, as it never changes a pair again.
+
+The inner loops are C (:class:`fairy2i_export.codes.search.Search`); between blocks of pairs there is one matrix product. All
+functions work on transposed matrices [2m, 2n] with the columns of the layer, now rows, in the metric's order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fairy2i_export.codes.native import F32, U8, Points
+from fairy2i_export.codes.native import F32, U8, Points, Rows
+from fairy2i_export.codes.search import Search
 from fairy2i_export.compile.calibrate.metric import Metric
 
-_BLOCK = 64  # pairs whose feedback to all later columns is one matrix product
+_BLOCK = 32  # pairs whose feedback to all later columns is one matrix product
 
 
 @dataclass
@@ -43,6 +50,10 @@ class Candidate:
     def points(self) -> tuple[Points, Points]:
         """The points of U and of W."""
         return Points(self.scales[:, 0]), Points(self.scales[:, 1])
+
+    def search(self, metric: Any) -> Search:
+        """A search for its codes in a metric, torch float32 [2m, 2m]."""
+        return Search(metric.numpy(), self.scales, self.rows, self.columns, self.codes, self.dense)
 
 
 def round_pair(pair: F32, points: tuple[Points, Points], codes: U8, dense: F32) -> None:
@@ -71,30 +82,59 @@ def feed_back(target: Any, metric: Metric, candidate: Candidate) -> None:
         metric: of the layer's inputs.
         candidate: its scales and multipliers count.
     """
+    work = target.clone()
+    search, values = candidate.search(metric.factor), work.numpy()
+    with _threads(candidate) as run:
+        for start, stop in _blocks(candidate):
+            run(lambda rows, part=(start, stop): search.feed_back(part, rows, values))
+            if 2 * stop < len(work):
+                work[2 * stop :].addmm_(
+                    metric.factor[2 * start : 2 * stop, 2 * stop :].T, work[2 * start : 2 * stop], alpha=-1
+                )
+
+
+def descend(target: Any, metric: Metric, candidate: Candidate) -> None:
+    """One sweep over the codes of all pairs, in order; ``tr(E H E^T)`` cannot rise.
+
+    Args:
+        target: torch float32 [2m, 2n], the matrix to come near to.
+        metric: of the layer's inputs.
+        candidate: with codes and dense values, which are written.
+    """
     import torch
 
-    points = candidate.points()
-    work = target.clone()
-    factor = metric.factor
-    upper = factor.numpy()
-    values: F32 = work.numpy()
-    count = len(values)
-    rows, columns = candidate.rows, candidate.columns
-    for start in range(0, count, 2 * _BLOCK):
-        stop = min(start + 2 * _BLOCK, count)
-        errors = np.empty((stop - start, values.shape[1]), np.float32)
-        error_tensor = torch.from_numpy(errors)
-        for at in range(start, stop, 2):
-            pair, scale = values[at : at + 2], columns[at : at + 2, None] * rows
-            found = candidate.dense[at : at + 2]
-            round_pair(pair / scale, points, candidate.codes[:, :, at // 2], found)
-            found *= scale
-            here = slice(at - start, at - start + 2)
-            errors[here] = pair - found
-            errors[here][0] /= upper[at, at]
-            errors[here][1] -= errors[here][0] * upper[at, at + 1]
-            errors[here][1] /= upper[at + 1, at + 1]
-            if at + 2 < stop:
-                work[at + 2 : stop].addmm_(factor[at : at + 2, at + 2 : stop].T, error_tensor[here], alpha=-1)
-        if stop < count:
-            work[stop:].addmm_(factor[start:stop, stop:].T, error_tensor, alpha=-1)
+    pull = metric.hessian @ (target - torch.from_numpy(candidate.dense))
+    search, values = candidate.search(metric.hessian), pull.numpy()
+    with _threads(candidate) as run:
+        for start, stop in _blocks(candidate):
+            run(lambda rows, part=(start, stop): search.descend(part, rows, values))
+            if 2 * stop < len(pull):
+                later = metric.hessian[2 * stop :, 2 * start : 2 * stop]
+                pull[2 * stop :].addmm_(later, pull[2 * start : 2 * stop], alpha=-1)
+
+
+def _blocks(candidate: Candidate) -> Iterator[tuple[int, int]]:
+    pairs = candidate.codes.shape[2]
+    return ((start, min(start + _BLOCK, pairs)) for start in range(0, pairs, _BLOCK))
+
+
+class _threads:
+    """Runs a function on the complex rows of a candidate, a share of them in each of torch's threads."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        import torch
+
+        n, count = candidate.codes.shape[3], torch.get_num_threads()
+        edges = [n * index // count for index in range(count + 1)]
+        self._parts = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
+        self._pool = ThreadPoolExecutor(len(self._parts), "fairy2i-search") if len(self._parts) > 1 else None
+
+    def __enter__(self) -> Callable[[Callable[[Rows], None]], None]:
+        return self._run
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _run(self, function: Callable[[Rows], None]) -> None:
+        list(map(function, self._parts) if self._pool is None else self._pool.map(function, self._parts))

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from fairy2i_export.codes.quantized import QuantizedLinear
-from fairy2i_export.compile.calibrate.feedback import feed_back
+from fairy2i_export.compile.calibrate.feedback import descend, feed_back
 from fairy2i_export.compile.calibrate.fit import loss, refit_rows, refit_scales, start
 from fairy2i_export.compile.calibrate.metric import Metric
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
+SWEEPS = 3  # of descent, likewise
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class Calibrated:
     error: float
 
 
-def calibrate_matrix(weight: Any, metric: Metric, stages: int) -> Calibrated:
+def calibrate_matrix(weight: Any, metric: Metric, stages: int, sweeps: int = SWEEPS) -> Calibrated:
     """Quantize one matrix.
 
     Args:
         weight: torch float32 [2n, 2m], finite.
         metric: of its inputs.
         stages: 1 to 4.
+        sweeps: of descent.
     """
     import torch
 
@@ -42,8 +44,8 @@ def calibrate_matrix(weight: Any, metric: Metric, stages: int) -> Calibrated:
     aim = weight if metric.shift is None else weight + weight @ metric.shift
     target = aim.T[columns].contiguous()
     candidate = start(target, metric, stages)
-    for _ in range(ROUNDS):
-        feed_back(target, metric, candidate)
+    for search in ROUNDS * [feed_back] + sweeps * [descend]:
+        search(target, metric, candidate)
         refit_scales(target, metric, candidate)
         refit_rows(target, metric, candidate)
     error = loss(target, metric, candidate) ** 0.5

@@ -99,7 +99,7 @@ class Statistics:
         sorted_hessian = damped[columns][:, columns]
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_hessian))
         upper = torch.linalg.cholesky(inverse, upper=True)
-        return Metric(columns.numpy(), sorted_hessian.float(), upper.float(), shift)
+        return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous(), shift)
 
 
 def _factor(gram: Any, mean: float, diagonal: Any) -> tuple[Any, Any]:
