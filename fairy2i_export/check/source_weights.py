@@ -52,6 +52,9 @@ RECOVERED_NOTE = (
 )
 
 
+ROTATED_NOTE = "the source's weights were rotated as the model's were (fairy2i.rotation) before they were compared"
+
+
 def check_origin(model_file: Path, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that a model, of any backend, cannot have been exported from. No weight is read for it.
 
@@ -100,6 +103,8 @@ class SourceWeights:
             )
         strategy = STRATEGIES.get(self._how["quantizer"])
         self.rotated = _rotated(checkpoint, self.metadata)
+        if self.rotated is not None and self.note:
+            self.note += f"; {ROTATED_NOTE}"
         self.stagewise = strategy is not None and strategy.stagewise and not self.note
 
     @property

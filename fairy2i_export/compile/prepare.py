@@ -19,7 +19,7 @@ from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, stretch_context
-from fairy2i_export.errors import OptionError, check_path
+from fairy2i_export.errors import FormatError, OptionError, check_path
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
 from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
 from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
@@ -215,7 +215,10 @@ def _rotation(decoder: Decoder, options: ExportOptions, earlier: EarlierExport |
     """What is rotated: all that can be when a model is calibrated, what was before where codes are taken over; None: nothing."""
     if earlier is not None:
         stated = earlier.metadata.rotation
-        return None if stated is None else stated_rotation(stated, decoder)
+        try:
+            return None if stated is None else stated_rotation(stated, decoder)
+        except FormatError as error:
+            raise OptionError(f"codes from {earlier.folder}: {error}") from error
     if options.calibrated_by is None or "rotation" in options.calibrate_without:
         return None
     return choose_rotation(decoder)
@@ -236,6 +239,8 @@ def make_estimate(prepared: Prepared) -> Estimate:
         (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
     )
     packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
+    if prepared.rotated is not None:  # a matrix is rotated to float32; int8 and int4 take it by rows
+        packed += max(4 * x.parameters for x in plan.linears.values() if x.treatment in ("fairy2i", "dense"))
     nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
     peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared), _layer_calibration_bytes(prepared))
     return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)

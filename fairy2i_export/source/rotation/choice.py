@@ -69,20 +69,31 @@ def stated_rotation(text: str, decoder: Decoder) -> RotationChoice:
     """What a model's metadata states.
 
     Raises:
-        FormatError: if this version cannot make it again, or it is of another model.
+        FormatError: if it is not what this version makes of such a model.
     """
-    try:
-        found: Any = json.loads(text)
-    except ValueError:
-        found = None
-    if isinstance(found, dict):
-        choice = RotationChoice(found.get("residual") is not None, found.get("heads") is not None)
-        if found == json.loads(choice.stated(decoder)):
-            return choice
+    choice = choose_rotation(decoder)
+    if _parsed(text) == json.loads(choice.stated(decoder)):
+        return choice
     raise FormatError(
-        f"metadata fairy2i.rotation: expected {RotationChoice(True, True).stated(decoder)}, or null in the place of what is not "
-        f"rotated, found {text}; a model of another version or of another source"
+        f"metadata fairy2i.rotation: expected {choice.stated(decoder)}, found {text}; the model is of another source, or another "
+        "version wrote it, which has to be used for it"
     )
+
+
+def rotation_words(text: str | None) -> str:
+    """What a model's metadata states, for people."""
+    found = _parsed(text) if text is not None else None
+    if not isinstance(found, dict):
+        return "none"
+    parts = {"residual stream": found.get("residual"), "values of heads": found.get("heads")}
+    return ", ".join(f"{what} ({factors})" for what, factors in parts.items() if factors) or "none"
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _factors(size: int) -> str:
