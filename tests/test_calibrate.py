@@ -66,8 +66,9 @@ def text(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(source: Path, text: Path) -> Path:
-    out = source.parent / "out"
-    export(source, out, calibrate=[text], calibrate_tokens=TOKENS, lm_head="float", jobs=1)
+    """Without rotation: its layers can be put into a model of transformers beside the source's own norms."""
+    out, options = source.parent / "out", {"calibrate_tokens": TOKENS, "calibrate_without": "rotation"}
+    export(source, out, calibrate=[text], lm_head="float", jobs=1, **options)
     return out
 
 
@@ -255,7 +256,8 @@ def test_other_architectures(kind: str, settings: dict[str, Any], tmp_path: Path
     """Masks, rotary tables and fused matrices come from transformers; lm_head is calibrated too."""
     model = save_tiny(tmp_path / "model", kind, **settings)
     text = write_text(tmp_path / "text")
-    report = export(model, tmp_path / "out", calibrate=[text], calibrate_tokens=300, lm_head="fairy2i", jobs=1)
+    options = {"calibrate_tokens": 300, "calibrate_without": "rotation"}
+    report = export(model, tmp_path / "out", calibrate=[text], lm_head="fairy2i", jobs=1, **options)
     assert not report.warnings
     assert report.rewritten[-1].name == "lm_head"
     assert_equals_torch(model, tmp_path / "out")

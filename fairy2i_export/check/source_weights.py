@@ -19,13 +19,17 @@ from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import QUANTIZERS, STRATEGIES
+from fairy2i_export.decoder.architectures import describe
+from fairy2i_export.decoder.rope import stretch_context
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.nodes import open_finished
-from fairy2i_export.output.contract.origin import misfit, weight_name
+from fairy2i_export.output.contract.origin import EMBEDDING, misfit, weight_name
 from fairy2i_export.output.metadata import ModelMetadata, key_names
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import quantizer_arguments
+from fairy2i_export.source.rotation.choice import stated_rotation
+from fairy2i_export.source.rotation.weights import RotatedWeights, changed
 from fairy2i_export.source.transformers_model import meta_model, remake_buffers
 
 F32 = npt.NDArray[np.float32]
@@ -46,6 +50,9 @@ RECOVERED_NOTE = (
     "codes were recovered from a model that was dequantized already: nobody recorded how the source was quantized, "
     f"{_OWN_LAYERS}"
 )
+
+
+ROTATED_NOTE = "the source's weights were rotated as the model's were (fairy2i.rotation) before they were compared"
 
 
 def check_origin(model_file: Path, checkpoint: Checkpoint) -> None:
@@ -72,13 +79,14 @@ class SourceWeights:
         note: why codes cannot be compared with the source; empty if they can.
         calibrated: the model's codes come from calibration.
         stagewise: the first stages of the codes alone approximate the weights.
+        rotated: what the model's rotations make of the source's tensors, or None.
 
     Args:
         checkpoint: the opened source.
         metadata: the model's metadata.
 
     Raises:
-        FormatError: if the metadata does not say how.
+        FormatError: if the metadata does not say how, or states a rotation that cannot be made again.
     """
 
     def __init__(self, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> None:
@@ -94,6 +102,9 @@ class SourceWeights:
                 "it was not written by fairy2i-export or has been edited"
             )
         strategy = STRATEGIES.get(self._how["quantizer"])
+        self.rotated = _rotated(checkpoint, self.metadata)
+        if self.rotated is not None and self.note:
+            self.note += f"; {ROTATED_NOTE}"
         self.stagewise = strategy is not None and strategy.stagewise and not self.note
 
     @property
@@ -115,11 +126,21 @@ class SourceWeights:
             )
         return name
 
+    def weight(self, module: str) -> npt.NDArray[Any]:
+        """A module's weight as the model was made of it: the source's, rotated if the model was.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        weight = self.checkpoint.read(self.tensor_of(module))
+        change = None if self.rotated is None else self.rotated.change(module)
+        return weight if change is None else change.whole(weight)
+
     def quantized(self, node: Node) -> QuantizedLinear:
         if self.note:
             return unpack(node.operands)
         tensor = self.tensor_of(node.name)
-        weight = self.checkpoint.read(tensor)
+        weight = self.weight(node.name)
         how: Any = SimpleNamespace(stages=node.operands.stages, **self._how)
         sizes = 2 * node.operands.n, 2 * node.operands.m
         arguments = quantizer_arguments(self.checkpoint, node.name, *sizes, how)
@@ -168,22 +189,30 @@ def model_logits(model: Any, ids: npt.NDArray[np.int64]) -> F32:
 def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
     """The source as a transformers model in float32, with dequantized weights in the rewritten layers.
 
+    A model that was rotated is compared with the source rotated in the same way; where there are no rewritten layers (``nodes``
+    is empty), the source as it is is meant.
+
     Raises:
         CheckpointError: if transformers cannot build the model, or its parameters are not those of the checkpoint.
     """
     import torch
 
-    checkpoint = source.checkpoint
+    checkpoint, rotated = source.checkpoint, source.rotated if nodes else None
     rewritten = {node.name: node for node in nodes}
-    # a quantized head no longer equals the embedding
-    model, config = meta_model(checkpoint, source.metadata.rope_scaling, "eager", untied="lm_head" in rewritten)
+    # a quantized head no longer equals the embedding, nor does a rotated one
+    untied = "lm_head" in rewritten or (rotated is not None and rotated.unties)
+    model, config = meta_model(checkpoint, source.metadata.rope_scaling, "eager", untied=untied)
     state: dict[str, Any] = {}
     for name in model.state_dict():
-        module = name.removesuffix(".weight")
-        if module in rewritten:
+        module, _, key = name.rpartition(".")
+        if key == "weight" and module in rewritten:
             array = source.quantized(rewritten[module]).dequantize("none")
         elif name in checkpoint or module.endswith("lm_head"):
-            array = checkpoint.read(name if name in checkpoint else source.tensor_of(module)).astype(np.float32)
+            array = checkpoint.read(name if name in checkpoint else source.tensor_of(module))
+            change = None if rotated is None else rotated.change(module, key)
+            array = changed(array, change)
+            if change is not None and module == EMBEDDING and source.metadata.get("embedding") == "float16":
+                array = array.astype(np.float16).astype(np.float32)  # as it is stored; a source's own values fit
         else:
             raise CheckpointError(f"{checkpoint.directory}: tensor {name}, which transformers needs, is missing")
         state[name] = torch.from_numpy(np.ascontiguousarray(array))
@@ -192,11 +221,19 @@ def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
     return model.eval()
 
 
+def _rotated(checkpoint: Checkpoint, metadata: ModelMetadata) -> RotatedWeights | None:
+    """The rotations that a model's metadata states, for its source."""
+    if metadata.rotation is None:
+        return None
+    decoder = describe(stretch_context(checkpoint.config, metadata.rope_scaling))
+    return RotatedWeights(checkpoint, decoder, stated_rotation(metadata.rotation, decoder))
+
+
 def is_rounded(source: SourceWeights) -> bool:
     """Whether embedding, head or cache hold less than the checkpoint's values, so that logits may differ for it."""
     if source.metadata.is_rounded:
         return True
-    if source.metadata.get("embedding", "float32") != "float16":
-        return False
+    if source.metadata.get("embedding", "float32") != "float16" or source.rotated is not None:
+        return False  # a rotated embedding is compared as it is stored
     table = source.checkpoint.read("model.embed_tokens.weight")
     return table.dtype not in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))

@@ -16,6 +16,7 @@ RowChoice = Literal["none", "rms", "learned", "calibrated"]  # calibrated: found
 ColumnChoice = Literal["none", "learned"]
 ScaleChoice = Literal["computed", "learned"]
 LmHead = Literal["fairy2i", "int8", "int4", "float"]
+ConversionStep = Literal["rotation", "descent", "tuning"]  # what --calibrate does beside choosing codes, and can leave out
 
 MAX_STAGES = 4
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -26,6 +27,7 @@ TRAINED_ROWS: tuple[RowChoice, ...] = ("none", "rms", "learned")
 COLUMN_CHOICES: tuple[ColumnChoice, ...] = get_args(ColumnChoice)
 SCALE_CHOICES: tuple[ScaleChoice, ...] = get_args(ScaleChoice)
 LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
+CONVERSION_STEPS: tuple[ConversionStep, ...] = get_args(ConversionStep)
 LEARNED: Literal["learned"] = "learned"
 
 # what config.json's entry may say about a model, and what holds where neither it nor the caller says anything

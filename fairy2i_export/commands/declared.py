@@ -47,7 +47,7 @@ def _parameter(kind: Any, name: str, found: Option) -> inspect.Parameter:
     default = next(item.default for item in fields(kind) if item.name == name)
     value = types_of(kind)[name]
     if is_list(kind, name):
-        value, default = list[get_args(value)[0]] | None, None  # type: ignore[misc]
+        value, default = list[_plain(get_args(value)[0])] | None, None  # type: ignore[misc]
     elif default is None:
         value = _plain(value) | None
     else:

@@ -15,6 +15,7 @@ from fairy2i_export.compile.dry_run import DryRun
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.output.progress import Observer
 from fairy2i_export.output.sizes import Estimate, human_bytes
+from fairy2i_export.source.rotation.choice import rotation_words
 from fairy2i_runtime.commands.tables import print_table
 from fairy2i_runtime.measure.memory import memory_rows
 from fairy2i_runtime.measure.progress import make_progress
@@ -118,6 +119,8 @@ def summary_table(report: ExportReport) -> Table:
         listed = ", ".join(names[:3]) + (" ..." if count > 3 else "")
         table.add_row("left", escape(f"{count} {what} ({listed})"))
     table.add_row("bits per weight", f"{report.bits_per_weight:.3f}")
+    if options.rotation is not None:
+        table.add_row("rotated", rotation_words(options.rotation))
     table.add_row("embedding, lm_head", f"{options.embedding}, {options.lm_head}")
     ratio = report.source_bytes / report.output_bytes
     table.add_row("size", f"{human_bytes(report.output_bytes)} (source {human_bytes(report.source_bytes)}, {ratio:.1f}:1)")

@@ -14,25 +14,27 @@ from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.output.data_file import Place
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import learned_digest
+from fairy2i_export.source.rotation.weights import vectors_digest
 from fairy2i_runtime.version import __version__
 
 
 def identity(checkpoint: Checkpoint, options: ExportOptions, places: Mapping[str, Place]) -> dict[str, str]:
     """Hashes of everything the bytes of an export depend on, without reading a weight.
 
-    ``source`` covers config.json, learned multipliers and scales, and of every safetensors file the name, size, time of change
-    and tensors; that the weights themselves are the same is checked when they are read (see
-    :class:`fairy2i_export.source.tensor_stream.ReadTensor.digest`).
+    ``source`` covers config.json, learned multipliers and scales, vectors that rotation folds into matrices, and of every
+    safetensors file the name, size, time of change and tensors; that the weights themselves are the same is checked when they
+    are read (see :class:`fairy2i_export.source.tensor_stream.ReadTensor.digest`).
     """
     files = []
     for file in checkpoint.files:
         status = file.path.stat()
         tensors = {name: asdict(info) for name, info in file.tensors.items()}
         files.append([file.path.name, status.st_size, status.st_mtime_ns, tensors])
+    folded = vectors_digest(checkpoint) if options.rotation is not None else None
     return {
         "tool": __version__,
         "codes": f"quantizer {QUANTIZER_REVISION}, packer {PACKER_REVISION}",
-        "source": _hash([checkpoint.name, checkpoint.config, files, learned_digest(checkpoint, options)]),
+        "source": _hash([checkpoint.name, checkpoint.config, files, learned_digest(checkpoint, options), folded]),
         "options": _hash([options.decisive(), {name: asdict(place) for name, place in places.items()}]),
     }
 

@@ -12,6 +12,7 @@ from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import install_command
 from fairy2i_export.onnx_graph.formats import FORMATS
 from fairy2i_export.output.sizes import human_bytes
+from fairy2i_export.source.rotation.choice import rotation_words
 from fairy2i_runtime.version import __version__
 
 _PROJECT = "fairy2i-export"
@@ -30,6 +31,7 @@ Every weight of its rewritten layers is a sum of {stages} complex numbers out of
 | embedding, lm_head | {embedding}, {lm_head} |
 | stages, profile, quantizer | {stages}, {profile}, {quantizer} |
 | multipliers per row, per column; scales | {row_multiplier}, {col_multiplier}; {scales} |
+| rotated in the weights | {rotation} |
 | context length, key-value cache | {context} tokens, {kv_cache} |
 | change of weights by quantization | {mean:.1%} on average, at most {worst:.1%} ({worst_name}) |
 | source SHA-256 | `{sha256}` |
@@ -115,6 +117,7 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
         row_multiplier=report.options.row_multiplier,
         col_multiplier=report.options.col_multiplier,
         scales=report.options.scales,
+        rotation=rotation_words(report.options.rotation),
         context=report.options.context_length,
         kv_cache=report.options.kv_cache,
         mean=report.mean_error,

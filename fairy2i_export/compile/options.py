@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from fairy2i_export.codes.choices import DEFAULTS, ColumnChoice, ScaleChoice, check_stages
+from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, ColumnChoice, ScaleChoice, check_stages
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.codes.training_entry import left_alone, says_trained, trained_with
 from fairy2i_export.errors import OptionError
@@ -24,11 +24,13 @@ class ExportOptions(Request):
         col_multiplier: factors per input column, as trained.
         scales: computed or learned, as trained.
         calibrated_by: hash of text and method, for codes found by calibration instead of rounding.
+        rotation: the rotations that are absorbed into the weights, as metadata states them; None: there are none.
     """
 
     col_multiplier: ColumnChoice = "none"
     scales: ScaleChoice = "computed"
     calibrated_by: str | None = None
+    rotation: str | None = None
 
     def decisive(self) -> dict[str, Any]:
         """All that the bytes of the exported tensors depend on."""
@@ -79,6 +81,8 @@ def resolve_options(
     options = ExportOptions(**values, calibrated_by=calibrated_by)
     check_stages(options.stages)
     check_choices(options, "checkpoint")
+    without = tuple(step for step in CONVERSION_STEPS if step in options.calibrate_without)
+    options = replace(options, calibrate_without=without)  # in one order: it does not matter
     length: Any = options.context_length
     if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= max_positions:
         raise OptionError(

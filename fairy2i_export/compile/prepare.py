@@ -19,7 +19,7 @@ from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, stretch_context
-from fairy2i_export.errors import OptionError, check_path
+from fairy2i_export.errors import FormatError, OptionError, check_path
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
 from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
 from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
@@ -31,6 +31,8 @@ from fairy2i_export.output.workspace import check_writable
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
+from fairy2i_export.source.rotation.choice import RotationChoice, choose_rotation, stated_rotation
+from fairy2i_export.source.rotation.weights import RotatedWeights
 from fairy2i_export.source.safetensors_file import numpy_dtype
 from fairy2i_export.source.tensor_stream import BUFFERS
 from fairy2i_export.source.text.tokenizer import open_tokenizer
@@ -62,6 +64,7 @@ class Prepared:
         text: to calibrate the layers with, or None.
         tokenizer: the tokenizer as graphs, if they are wanted.
         earlier: the export that codes are taken from, or None.
+        rotated: what rotation makes of the source's tensors, or None.
     """
 
     checkpoint: Checkpoint
@@ -81,13 +84,14 @@ class Prepared:
     text: CalibrationText | None = None
     tokenizer: TokenizerGraphs | None = None
     earlier: EarlierExport | None = None
+    rotated: RotatedWeights | None = None
 
     @property
     def calibration(self) -> str | None:
         """What decided about the codes, for the model's metadata: None if it was the weights alone."""
         if self.earlier is not None:
             return self.earlier.metadata.get("calibration") or None
-        return None if self.text is None else self.text.description
+        return None if self.text is None else self.text.description(self.options.calibrate_without)
 
     @property
     def parameters(self) -> int:
@@ -136,6 +140,8 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         text = read_texts(checkpoint, request.calibrate, request.calibrate_tokens, decoder.max_positions)
     elif request.calibrate_tokens is not None:
         raise OptionError("calibrate tokens: there is no text; add --calibrate TEXT")
+    elif request.calibrate_without:
+        raise OptionError("calibrate without: there is nothing to leave a step out of; add --calibrate TEXT")
     options, warnings = resolve_options(
         request,
         checkpoint.config,
@@ -143,6 +149,9 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         embedding_dtype,
         None if text is None else f"{METHOD}:{text.sha256}",
     )
+    rotation = _rotation(decoder, options, earlier)
+    options = replace(options, rotation=None if rotation is None else rotation.stated(decoder))
+    rotated = None if rotation is None else RotatedWeights(checkpoint, decoder, rotation)
     plan = make_plan(checkpoint, decoder, options)
     if earlier is not None:
         options = earlier.in_force(options)
@@ -163,6 +172,8 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         warnings.append("the checkpoint names no end-of-sequence token; generation stops at max_length only")
     if plan.unused:
         warnings.append(f"{len(plan.unused)} tensors of the checkpoint are not used, the first is {plan.unused[0]}")
+    if rotation is not None and rotation.left_out:
+        warnings.append(rotation.left_out)
     calibration_ids, doubts = calibration_text(checkpoint, options, request.cache_calibration)
     warnings += [*doubts, *(text.warnings if text is not None else ())]
     check_library()
@@ -172,7 +183,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     check_path("out", target)  # made of the source's name
     check_free(target, request.force, checkpoint.directory)
     check_writable(target)
-    weights = WeightSource(checkpoint, options)
+    weights = WeightSource(checkpoint, options, rotated)
     model = DecoderBuilder(decoder, plan.linears, weights, options).build()
     places, data_bytes = place_tensors(_initializers(model))
     for tensor in {task.tensor for task in weights.tasks.values()}:
@@ -194,9 +205,23 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         threads=threads,
         text=text,
         earlier=earlier,
+        rotated=rotated,
         # a tokenizer that no graph can express should not cost an export
         tokenizer=make_tokenizer_graphs(checkpoint.directory) if request.tokenizer_onnx else None,
     )
+
+
+def _rotation(decoder: Decoder, options: ExportOptions, earlier: EarlierExport | None) -> RotationChoice | None:
+    """What is rotated: all that can be when a model is calibrated, what was before where codes are taken over; None: nothing."""
+    if earlier is not None:
+        stated = earlier.metadata.rotation
+        try:
+            return None if stated is None else stated_rotation(stated, decoder)
+        except FormatError as error:
+            raise OptionError(f"codes from {earlier.folder}: {error}") from error
+    if options.calibrated_by is None or "rotation" in options.calibrate_without:
+        return None
+    return choose_rotation(decoder)
 
 
 def _check_kernel(*, runs_the_model: bool) -> list[str]:
@@ -214,6 +239,8 @@ def make_estimate(prepared: Prepared) -> Estimate:
         (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
     )
     packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
+    if prepared.rotated is not None:  # a matrix is rotated to float32; int8 and int4 take it by rows
+        packed += max(4 * x.parameters for x in plan.linears.values() if x.treatment in ("fairy2i", "dense"))
     nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
     peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared), _layer_calibration_bytes(prepared))
     return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)

@@ -8,8 +8,8 @@ larger than the packed bytes of one layer is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from fairy2i_export.onnx_graph.formats.rounded import BLOCK, round_blocks
 from fairy2i_export.output.data_file import TensorWriter
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import quantizer_arguments
+from fairy2i_export.source.rotation.weights import Change, RotatedWeights
 
 CHUNK = 1 << 20  # values converted at a time
 Array = npt.NDArray[Any]
@@ -59,13 +60,22 @@ class WeightSource:
         tasks: by the name of their first output, in graph order.
         calibrated: gives a layer, by module name, that calibration has quantized; None = they are quantized here. May be set
             at any time before tasks are run.
+        replaced: small tensors (norms, biases) by their names, float32, that stand in the place of the checkpoint's, rotated or
+            not. May be set at any time before tasks are run.
+
+    Args:
+        checkpoint: the source.
+        options: in force.
+        rotated: what becomes of its tensors before they are written, or None.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: ExportOptions) -> None:
+    def __init__(self, checkpoint: Checkpoint, options: ExportOptions, rotated: RotatedWeights | None = None) -> None:
         self.checkpoint = checkpoint
         self.settings = options
         self.tasks: dict[str, Task] = {}
         self.calibrated: Callable[[str], FoundLinear] | None = None
+        self.replaced: Mapping[str, F32] = {}
+        self._rotated = rotated
 
     def coded(self, linear: Linear, outputs: Outputs, write: Write) -> dict[str, ir.TensorProtocol]:
         """Initializers that are made of the codes of a layer, called after the layer and their keys in ``outputs``."""
@@ -76,8 +86,12 @@ class WeightSource:
             def put(key: str, piece: Array) -> None:
                 writer.write(f"{linear.name}.{key}", piece)
 
+            change = self._change(f"{linear.name}.weight")
             if self.calibrated is not None:
-                return write(self.calibrated(linear.name).scaled(array, linear.weight), put, workers)
+                found = self.calibrated(linear.name).scaled(array, linear.weight)
+                if change is not None:  # what the codes stand for
+                    found = replace(found, weight=change.whole(array, workers.in_order))
+                return write(found, put, workers)
             sizes = linear.out_features, linear.in_features
             how = quantizer_arguments(self.checkpoint, linear.name, *sizes, options)
             scaled = find_scales(array, options.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
@@ -95,18 +109,27 @@ class WeightSource:
         transposed: bool = False,
         plus: float = 0.0,
     ) -> ir.TensorProtocol:
-        """A tensor converted to float32 or float16, optionally transposed, or with a constant added."""
+        """A tensor converted to float32 or float16, optionally transposed, or with a constant added.
+
+        ``name`` is the new tensor's: the module that uses it, a dot, and more; the old one's if none is given.
+        """
         shape = self.checkpoint.info(tensor).shape
         onnx_type = ir.DataType.FLOAT if np.dtype(dtype) == np.float32 else ir.DataType.FLOAT16
         output = _planned(name or tensor, onnx_type, shape[::-1] if transposed else shape)
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
+            array = self.replaced.get(tensor, array)
+            change = None if tensor in self.replaced else self._change(str(output.name))
+            if change is not None and (transposed or not change.row_by_row):
+                check_finite(array, tensor)
+                array, change = change.whole(array, workers.in_order), None
+
             def strip(columns: slice) -> Array:
                 part = convert_finite(array[:, columns], dtype, tensor, (0, columns.start))
                 return np.ascontiguousarray(part.T)
 
             def rows(part: slice) -> Array:
-                converted = convert_finite(array[part], dtype, tensor, (part.start, *[0] * (array.ndim - 1)))
+                converted = _converted(array, part, dtype, tensor, change)
                 return converted + converted.dtype.type(plus) if plus else converted
 
             if transposed:
@@ -137,8 +160,13 @@ class WeightSource:
         scales = _planned(f"{name}.int{bits}_scales", ir.DataType.FLOAT, scale_shape)
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
+            change = self._change(f"{name}.weight")
+            if change is not None and not change.row_by_row:
+                check_finite(array, tensor)
+                array, change = change.whole(array, workers.in_order), None
+
             def run(part: slice) -> tuple[U8, F32]:
-                return round_blocks(convert_finite(array[part], np.float32, tensor, (part.start, 0)), bits)
+                return round_blocks(_converted(array, part, np.float32, tensor, change), bits)
 
             for values, found in workers.in_order(run, _slices(rows, max(1, CHUNK // cols))):
                 if not blocked:
@@ -151,10 +179,32 @@ class WeightSource:
         self._add(tensor, [data, scales], make)
         return data, scales
 
+    def _change(self, name: str) -> Change | None:
+        """What rotation makes of the tensor of which one of this name is written."""
+        module, _, key = name.rpartition(".")
+        return None if self._rotated is None else self._rotated.change(module, key)
+
     def _add(self, tensor: str, outputs: list[ir.LazyTensor], make: Make, layer: str | None = None) -> None:
         names = tuple(str(output.name) for output in outputs)
         parameters = math.prod(self.checkpoint.info(tensor).shape)
         self.tasks.setdefault(names[0], Task(tensor, names, layer, parameters, make))
+
+
+def _converted(array: Array, rows: slice, dtype: npt.DTypeLike, name: str, change: Change | None) -> Array:
+    """Some rows of a tensor after a change, if there is one, in a floating dtype; errors as :func:`convert_finite`."""
+    first = (rows.start, *[0] * (array.ndim - 1))
+    if change is None:
+        return convert_finite(array[rows], dtype, name, first)
+    check_finite(array[rows], name, first)
+    return convert_finite(change.part(array, rows), dtype, name, first)
+
+
+def check_finite(array: Array, name: str, first: tuple[int, ...] | None = None) -> None:
+    """Raise WeightError if a value of a piece of a tensor is not finite; arguments as for :func:`convert_finite`."""
+    if not np.isfinite(array).all():
+        at = np.argwhere(~np.isfinite(array))[0]
+        where = ", ".join(str(int(a + b)) for a, b in zip(first or [0] * array.ndim, at, strict=True))
+        raise WeightError(f"{name}: the value at [{where}] is not finite; the checkpoint is damaged or training diverged")
 
 
 def convert_finite(array: Array, dtype: npt.DTypeLike, name: str, first: tuple[int, ...]) -> Array:
@@ -170,10 +220,7 @@ def convert_finite(array: Array, dtype: npt.DTypeLike, name: str, first: tuple[i
         WeightError: if a value is not finite, before or after the conversion.
     """
     wide = array.astype(np.float32)
-    if not np.isfinite(wide).all():
-        at = np.argwhere(~np.isfinite(wide))[0]
-        where = ", ".join(str(int(a + b)) for a, b in zip(first, at, strict=True))
-        raise WeightError(f"{name}: the value at [{where}] is not finite; the checkpoint is damaged or training diverged")
+    check_finite(wide, name, first)
     if np.dtype(dtype) == np.float32:
         return wide
     with np.errstate(over="ignore"):

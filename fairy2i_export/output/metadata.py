@@ -34,6 +34,8 @@ class Described(Choices, Protocol):
     def kv_cache(self) -> str: ...
     @property
     def rope_scaling(self) -> str | None: ...
+    @property
+    def rotation(self) -> str | None: ...
 
 
 def describe_export(
@@ -72,6 +74,7 @@ def describe_export(
             "kv_cache": options.kv_cache,
             "rope_scaling": options.rope_scaling,
             "calibration": calibration,
+            "rotation": options.rotation,
         },
     )
 
@@ -149,6 +152,11 @@ class ModelMetadata:
     def rope_scaling(self) -> str | None:
         """As it was asked for, or None."""
         return self._props.get(f"{_PREFIX}rope_scaling")
+
+    @property
+    def rotation(self) -> str | None:
+        """The rotations that are absorbed into its weights, for source/rotation/choice.py to read; None: there are none."""
+        return self._props.get(f"{_PREFIX}rotation")
 
     @property
     def kernels(self) -> tuple[str, ...] | None:

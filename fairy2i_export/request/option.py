@@ -210,7 +210,8 @@ def check_choices(values: Any, end: End) -> None:
     for name, found in declared(kind, end).items():
         value, allowed = getattr(values, name), found.allowed(end)
         if allowed and value is not None:
-            one_of(words_of(name, found), value, allowed)
+            for one in value if is_list(kind, name) else (value,):
+                one_of(words_of(name, found), one, allowed)
 
 
 def takes(kind: Any, end: End) -> Callable[[F], F]:

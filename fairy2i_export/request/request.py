@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairy2i_export.codes.choices import DEFAULTS, LM_HEADS, LmHead
+from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, LM_HEADS, ConversionStep, LmHead
 from fairy2i_export.onnx_graph.choices import (
     ACCURACY_LEVELS,
     DENSE_TYPES,
@@ -83,6 +83,14 @@ class Request(Quantization):
         metavar="N",
         shown=str(CALIBRATION_TOKENS),
         neutral=True,
+    )
+    calibrate_without: tuple[ConversionStep, ...] = option(
+        (),
+        f"Leave a step of --calibrate out: {', '.join(CONVERSION_STEPS[:-1])} or {CONVERSION_STEPS[-1]}; may be repeated.",
+        ends=_CHECKPOINT,
+        metavar="STEP",
+        choices=CONVERSION_STEPS,
+        shown="none",
     )
     codes_from: Path | None = option(
         None,

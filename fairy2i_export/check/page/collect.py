@@ -133,7 +133,7 @@ def collect(
     stage_errors: dict[str, list[float]] = {}
     constellations = {}
     for node in nodes:
-        weight = _weight(source, node)
+        weight = source.weight(node.name)
         q = unpack(node.operands)
         first = 1 if source.stagewise else q.stages
         stage_errors[node.name] = [change_of(weight, _first_stages(q, n)) for n in range(first, q.stages + 1)]
@@ -216,10 +216,6 @@ def _layers_to_draw(names: list[str]) -> list[str]:
     depths = sorted({depth for depth, _ in map(place_of, names) if depth is not None})
     middle = depths[len(depths) // 2] if depths else None
     return [name for name in names if place_of(name)[0] in (None, middle)]
-
-
-def _weight(source: SourceWeights, node: Node) -> npt.NDArray[Any]:
-    return source.checkpoint.read(source.tensor_of(node.name))
 
 
 def _first_stages(q: QuantizedLinear, stages: int) -> QuantizedLinear:

@@ -35,7 +35,7 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     before = torch.get_num_threads()
     torch.set_num_threads(prepared.threads)
     try:
-        skeleton = Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling)
+        skeleton = Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling, prepared.rotated)
         calibrate_layers(skeleton, linears, prepared.text.ids, prepared.options.stages, store, observer.advance)
     finally:
         torch.set_num_threads(before)

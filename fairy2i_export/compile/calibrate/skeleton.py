@@ -8,6 +8,7 @@ place of its layers, so that no architecture needs a description of its own.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.rotation.weights import RotatedWeights, changed
 from fairy2i_export.source.transformers_model import meta_model, remake_buffers
 
 _LAYERS = "model.layers"
@@ -37,13 +39,21 @@ class Skeleton:
         checkpoint: the source.
         decoder: its description.
         rope_scaling: as asked for, or None.
+        rotated: what becomes of the source's tensors before they are used, or None.
+
+    Attributes:
+        replaced: small tensors (norms, biases) by their names, float32, that stand in the place of the source's, rotated or not.
 
     Raises:
         CheckpointError: if transformers cannot build the model.
     """
 
-    def __init__(self, checkpoint: Checkpoint, decoder: Decoder, rope_scaling: str | None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, decoder: Decoder, rope_scaling: str | None, rotated: RotatedWeights | None = None
+    ) -> None:
         self.checkpoint = checkpoint
+        self.replaced: Mapping[str, npt.NDArray[np.float32]] = {}
+        self._rotated = rotated
         attention = "eager" if decoder.attention_softcap is not None else "sdpa"
         self.model, self._config = meta_model(checkpoint, rope_scaling, attention)
         self._embedding = decoder.names.embedding
@@ -59,6 +69,20 @@ class Skeleton:
     def module(self, name: str) -> Any:
         """Any other module with its weights in float32."""
         return self._filled(name)
+
+    def tensor(self, module: str, key: str = "weight", tensor: str = "") -> npt.NDArray[np.float32]:
+        """A tensor of a module in float32, as its layers use it.
+
+        Args:
+            module: its name.
+            key: weight or bias.
+            tensor: its name in the checkpoint, if that is not ``module.key``: a tied lm_head's is the embedding's.
+        """
+        name = tensor or f"{module}.{key}"
+        if name in self.replaced:
+            return self.replaced[name]
+        change = None if self._rotated is None else self._rotated.change(module, key)
+        return changed(self.checkpoint.read(name), change)
 
     def begin(self, ids: npt.NDArray[np.int64]) -> tuple[list[Any], list[Call]]:
         """Hidden states [1, length, hidden] of every window before the first layer, and what each layer is called with."""
@@ -92,8 +116,8 @@ class Skeleton:
     def _state(self, module: Any, name: str) -> dict[str, Any]:
         import torch
 
-        read = self.checkpoint.read
-        return {key: torch.from_numpy(read(f"{name}.{key}").astype(np.float32)) for key in module.state_dict()}
+        inside = {key: f"{name}.{key}".rpartition(".") for key in module.state_dict()}
+        return {key: torch.from_numpy(self.tensor(owner, kind)) for key, (owner, _, kind) in inside.items()}
 
 
 def _recorder(layer: Any, index: int, hidden: list[Any], calls: list[Call | None]) -> Any:

@@ -38,10 +38,10 @@ class CalibrationText:
     sha256: str
     warnings: tuple[str, ...] = ()
 
-    @property
-    def description(self) -> str:
-        """For the metadata of a model: method, hash and size of the text, as JSON."""
-        return json.dumps({"method": METHOD, "text_sha256": self.sha256, "tokens": self.ids.size})
+    def description(self, without: Sequence[str]) -> str:
+        """For the metadata of a model: method, what of it was left out, hash and size of the text, as JSON."""
+        left_out = {"without": list(without)} if without else {}
+        return json.dumps({"method": METHOD, **left_out, "text_sha256": self.sha256, "tokens": self.ids.size})
 
 
 def check_torch() -> None:

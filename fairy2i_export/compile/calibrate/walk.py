@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
 from fairy2i_export.compile.calibrate.metric import Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.onnx_graph.formats.base import Linear
+from fairy2i_export.source.checkpoint import Checkpoint
 
 BATCH = 4  # windows that go through a layer together
 # share of what earlier layers changed that a layer makes up for, by stages; at 4 it brought nothing (docs/quality.md)
@@ -66,7 +65,7 @@ def calibrate_layers(
             if found is None:
                 found = {}
                 for group in _groups(layer, list(names), quantized[:1], call):
-                    found.update(_calibrate_group(group, streams, call, names, stages))
+                    found.update(_calibrate_group(group, streams, call, names, stages, skeleton.checkpoint))
                     _replace(layer, {name: found[names[name].name] for name in group})
                 store.write(index, found)
             else:
@@ -99,10 +98,11 @@ def _calibrate_head(
         statistics = Statistics(head.in_features, paired=exact is not None)
         for part in _batches(quantized):
             statistics.add(norm(quantized[part]), None if exact is None else norm(exact[part]))
-        weight = skeleton.checkpoint.read(head.weight)
+        weight = skeleton.tensor(head.name, tensor=head.weight)
         metric = statistics.metric(head.name, COMPENSATION[stages])
-        done = calibrate_matrix(torch.from_numpy(weight.astype(np.float32)), metric, stages)
-        store.write(index, {head.name: CalibratedLinear.of(weight, done.linear, done.error)})
+        done = calibrate_matrix(torch.from_numpy(weight), metric, stages)
+        source = skeleton.checkpoint.read(head.weight)
+        store.write(index, {head.name: CalibratedLinear.of(source, done.linear, done.error)})
     advance(head.parameters)
 
 
@@ -112,6 +112,7 @@ def _calibrate_group(
     call: Call,
     linears: Mapping[str, Linear],
     stages: int,
+    checkpoint: Checkpoint,
 ) -> dict[str, CalibratedLinear]:
     """The layers of a group, by their names in the model.
 
@@ -121,6 +122,7 @@ def _calibrate_group(
         call: of the decoder layer.
         linears: by name inside the decoder layer.
         stages: 1 to 4.
+        checkpoint: the source, whose own bytes the results are known by.
     """
     layer, quantized = streams[0]
     first = linears[group[0]]
@@ -130,9 +132,10 @@ def _calibrate_group(
     metric = statistics.metric(first.name, COMPENSATION[stages])
     found = {}
     for name in group:
-        weight = layer.get_submodule(name).weight  # still the source's: the group is replaced when all of it is done
+        weight = layer.get_submodule(name).weight  # not quantized yet: the group is replaced when all of it is done
         done = calibrate_matrix(weight, metric, stages)
-        found[linears[name].name] = CalibratedLinear.of(weight.numpy(), done.linear, done.error)
+        source = checkpoint.read(linears[name].weight)
+        found[linears[name].name] = CalibratedLinear.of(source, done.linear, done.error)
     return found
 
 
