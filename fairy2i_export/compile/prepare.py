@@ -149,7 +149,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         shapes = {linear.name: (linear.out_features, linear.in_features) for linear in plan.rewritten}
         if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
             options = replace(options, exclude=(*options.exclude, *without_codes))
-        plan = make_plan(checkpoint, decoder, options)
+        plan = earlier.as_there(make_plan(checkpoint, decoder, options))
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
     warnings += [
         *checkpoint.notes,

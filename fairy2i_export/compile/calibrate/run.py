@@ -36,7 +36,7 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     torch.set_num_threads(prepared.threads)
     try:
         skeleton = Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling)
-        calibrate_layers(skeleton, linears, prepared.text.ids, prepared.options.stages, store, observer.advance)
+        calibrate_layers(skeleton, linears, prepared.text.ids, store, observer.advance)
     finally:
         torch.set_num_threads(before)
     prepared.weights.calibrated = store.linear
