@@ -102,15 +102,16 @@ class EarlierExport:
     def in_force(self, options: ExportOptions) -> ExportOptions:
         """Options with what only the earlier export decides."""
         fixed: Any = {key: self.metadata.get(key) for key in ("row_multiplier", *_TRAINED)}
-        return replace(options, **fixed, calibrated_by=f"codes:{self.identity}")
+        bits = float(self.metadata.get("bits")) if self.metadata.get("bits") else None
+        return replace(options, **fixed, bits=bits, calibrated_by=f"codes:{self.identity}")
 
     def as_there(self, plan: Plan) -> Plan:
         """The plan with the stages of every layer, and column multipliers where they are, as in the earlier export."""
         linears = dict(plan.linears)
         for linear in plan.rewritten:
             found = self.nodes[linear.name].operands
-            there = {"stages": found.stages, "col_multiplier": found.col_multiplier is not None}
-            linears[linear.name] = replace(linear, **there)
+            columns = found.col_multiplier is not None
+            linears[linear.name] = replace(linear, stages=found.stages, col_multiplier=columns)
         return replace(plan, linears=linears)
 
     def check_model(self, checkpoint: Checkpoint) -> None:

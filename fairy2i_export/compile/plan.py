@@ -35,6 +35,11 @@ class Plan:
         """Stages of every layer that becomes a Fairy2iMatMul node, by module name."""
         return {linear.name: linear.stages for linear in self.rewritten}
 
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Weights of the same layers."""
+        return {linear.name: linear.parameters for linear in self.rewritten}
+
     def with_stages(self, stages: Mapping[str, int]) -> Plan:
         """The same plan with other stages in the layers that are named."""
         linears = {name: replace(x, stages=stages[name]) if name in stages else x for name, x in self.linears.items()}

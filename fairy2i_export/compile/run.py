@@ -66,6 +66,11 @@ def export(
 
     with output_folder(prepared.target, force=request.force, source=checkpoint.directory) as workspace:
         folder, journal = workspace.folder, workspace.journal
+        if prepared.text is not None and chosen.bits is not None:
+            from fairy2i_export.compile.calibrate.stages.choose import choose_stages  # needs torch
+
+            prepared = prepared.with_stages(choose_stages(prepared, workspace.stages, observer))
+            plan = prepared.plan
         _resume(prepared, workspace, observer)
         estimate = make_estimate(prepared)
         check_space(prepared.target, estimate.output_bytes)
@@ -193,7 +198,7 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
     describe_export(
         model,
         prepared.options,
-        stages=stage_entries(plan.stages, {linear.name: linear.parameters for linear in plan.rewritten}),
+        stages=stage_entries(plan.stages, plan.parameters),
         architecture=prepared.decoder.architecture,
         source=prepared.checkpoint.name,
         sha256=sha256,
