@@ -95,7 +95,7 @@ def measure(
         advance: called with the number of decoder layers that are done; each is done twice, forward and backward.
 
     Raises:
-        WeightError: gradients or inputs that are not finite.
+        WeightError: activations or gradients that are not finite.
     """
     import torch
 
@@ -105,6 +105,11 @@ def measure(
         for index, call in enumerate(calls):
             layer = skeleton.layer(index)
             states.append([run_layer(layer, window, call) for window in states[-1]])
+            if not all(bool(torch.isfinite(window).all()) for window in states[-1]):
+                raise WeightError(
+                    f"model.layers.{index}: its outputs are not finite on the calibration text; the checkpoint is damaged or "
+                    "overflows in float32"
+                )
             advance(1)
     gradients, top = _through_the_head(skeleton, head, softcap, states.pop(), head.name in linears)
     yield from top
