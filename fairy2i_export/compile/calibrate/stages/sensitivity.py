@@ -6,6 +6,9 @@ the divergence from the float model is, per token (Fisher information; Kronecker
 
     KL = 1/2 mean (g^T E x)^2  ~  1/2 sum over rows i of  G_i (E H E^T)_ii,    G_i = mean g_i^2,  H = mean x x^T
 
+Errors at different tokens are taken for independent; where attention averages over many tokens they add up instead, and what
+v_proj and k_proj matter comes out too small.
+
 The codes are found with error feedback (metric.py), which leaves of an error of variance v in every entry
 ``v sum of d_j`` instead of ``v tr H``, where d_j is the variance of input j that the later inputs do not tell: the diagonal of H's
 triangular decomposition. v is the row's mean square times the squared relative error of rounding, measured on a sample of rows.
