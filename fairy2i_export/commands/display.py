@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.progress import TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from fairy2i_export.codes.choices import Choices
 from fairy2i_export.compile.dry_run import DryRun
 from fairy2i_export.compile.report import ExportReport
-from fairy2i_export.output.progress import Observer
+from fairy2i_export.output.progress import Observer, Planned
 from fairy2i_export.output.sizes import Estimate, human_bytes
 from fairy2i_export.source.rotation.choice import rotation_words
 from fairy2i_runtime.commands.tables import print_table
@@ -40,10 +39,11 @@ class Display(Observer):
     ) -> None:
         self.progress.stop()
 
-    def planned(self, estimate: Estimate, options: Choices) -> None:
+    def planned(self, estimate: Estimate, options: Planned) -> None:
         if not self.quiet:
+            bits = options.stages if options.bits is None else f"{options.bits:g}"
             self.err.print(
-                f"W{options.stages}, {options.quantizer}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "
+                f"W{bits}, {options.quantizer}, {options.profile}: about {human_bytes(estimate.output_bytes)} of output, "
                 f"{human_bytes(estimate.peak_ram_bytes)} of memory at most",
                 highlight=False,
                 soft_wrap=True,

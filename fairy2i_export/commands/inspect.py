@@ -61,6 +61,7 @@ def inspect_command(
         return
     out = Console()
     _show_layers(out, found)
+    _show_stages(out, found)
     _show_codes(out, found)
     _show_model(out, facts)
 
@@ -112,6 +113,29 @@ def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
     )
 
 
+def _show_stages(out: Console, layers: list[LayerFacts]) -> None:
+    """Who has how many stages, where they differ."""
+    from fairy2i_export.onnx_graph.stage_map import average_bits, kinds_of_layers
+
+    stages, parameters = {x.name: x.stages for x in layers}, {x.name: x.parameters for x in layers}
+    numbers = sorted(set(stages.values()))
+    if len(numbers) == 1:
+        return
+    table = Table(title="\nStages by kind of layer", box=SIMPLE, pad_edge=False)
+    table.add_column("kind")
+    for number in numbers:
+        table.add_column(f"{number} stage{'s' * (number > 1)}", justify="right")
+    table.add_column("mean bits", justify="right")
+    table.add_column("layer by layer")
+    for kind in kinds_of_layers(stages, parameters):
+        counts = (str(kind.counts.get(number, "")) for number in numbers)
+        table.add_row(escape(kind.kind), *counts, f"{kind.bits:.3f}", kind.by_layer)
+    table.add_section()
+    counts = (str(list(stages.values()).count(number)) for number in numbers)
+    table.add_row("all", *counts, f"{average_bits(stages, parameters):.3f}", "")
+    print_table(out, table)
+
+
 def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
     """Shares of the codes over all shown layers, per stage."""
     import numpy as np
@@ -132,12 +156,15 @@ def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
 
 
 def _show_model(out: Console, facts: ModelFacts) -> None:
+    from fairy2i_export.onnx_graph.stage_map import STAGES_MAP_KEY
     from fairy2i_export.output.metadata import without_prefix
 
     table = Table(title=escape(f"{facts.model_file}, by {facts.producer}"), show_header=False, box=SIMPLE)
     table.add_column()
     table.add_column()
     for key, value in facts.metadata.items():
+        if without_prefix(key) == STAGES_MAP_KEY:  # shown as a table
+            continue
         table.add_row(escape(without_prefix(key)), escape(value))
     table.add_row("operator sets", escape(", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())))
     table.add_section()

@@ -104,7 +104,7 @@ def device_memory(prepared: Prepared) -> DeviceMemory:
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,
         vocab=decoder.vocab_size,
-        stages=options.stages if FORMATS[options.backend].library else 0,
+        stages=max(prepared.plan.stages.values()) if FORMATS[options.backend].library else 0,
     )
     copied = stored = 0
     for linear in prepared.plan.linears.values():

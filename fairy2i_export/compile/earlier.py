@@ -16,6 +16,7 @@ from fairy2i_export.codes.calibrated import ScaledCalibrated
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.compile.options import ExportOptions
+from fairy2i_export.compile.plan import Plan
 from fairy2i_export.errors import CheckpointError, FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
@@ -60,7 +61,7 @@ class EarlierExport:
         self.metadata = ModelMetadata(dict(model.metadata_props))
         self.nodes: dict[str, Node] = {node.name: node for node in nodes}
         missing = [key for key in (*_FIXED, "source_sha256", "architecture") if not self.metadata.get(key)]
-        if missing or self.metadata.is_recovered:
+        if missing or not self.metadata.stages or self.metadata.is_recovered:
             raise OptionError(
                 f"codes from {folder}: expected a folder made from a checkpoint; its metadata does not say "
                 f"{', '.join(missing) or 'how its codes were chosen'}"
@@ -81,12 +82,12 @@ class EarlierExport:
         """
         known = declared(Request, "checkpoint")
         decided: dict[str, Any] = {
-            "stages": int(self.metadata.get("stages")),
+            "stages": max(self.metadata.stages),
             **{key: self.metadata.get(key) for key in ("profile", "quantizer")},
         }
         for name in _FIXED:
-            found, asked = decided.get(name, self.metadata.get(name)), request.asked[name]
-            if asked is not None and asked != found:
+            found, asked = self.metadata.get(name), request.asked[name]
+            if asked is not None and str(asked) != found:
                 raise OptionError(
                     f"{words_of(name, known[name])}: the codes in {self.folder} were made with {found}, got {asked!r}; leave "
                     "the option out, or export without --codes-from"
@@ -101,7 +102,17 @@ class EarlierExport:
     def in_force(self, options: ExportOptions) -> ExportOptions:
         """Options with what only the earlier export decides."""
         fixed: Any = {key: self.metadata.get(key) for key in ("row_multiplier", *_TRAINED)}
-        return replace(options, **fixed, calibrated_by=f"codes:{self.identity}")
+        bits = float(self.metadata.get("bits")) if self.metadata.get("bits") else None
+        return replace(options, **fixed, bits=bits, calibrated_by=f"codes:{self.identity}")
+
+    def as_there(self, plan: Plan) -> Plan:
+        """The plan with the stages of every layer, and column multipliers where they are, as in the earlier export."""
+        linears = dict(plan.linears)
+        for linear in plan.rewritten:
+            found = self.nodes[linear.name].operands
+            columns = found.col_multiplier is not None
+            linears[linear.name] = replace(linear, stages=found.stages, col_multiplier=columns)
+        return replace(plan, linears=linears)
 
     def check_model(self, checkpoint: Checkpoint) -> None:
         """Raise OptionError if architecture, vocabulary or a shape tells that the codes are of another model."""

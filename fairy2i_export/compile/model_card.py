@@ -19,7 +19,7 @@ _PROJECT = "fairy2i-export"
 _CARD = """# {title}
 
 A language model with {bits:.2f}-bit Fairy2i weights for ONNX Runtime, compiled from `{source}` by fairy2i-export {version}.
-Every weight of its rewritten layers is a sum of {stages} complex numbers out of {{+1, -1, +i, -i}}, each with its scale
+Every weight of its rewritten layers is a sum of {terms} complex numbers out of {{+1, -1, +i, -i}}, each with its scale
 (arXiv 2512.02901). The licence of the source applies to these weights.
 
 | | |
@@ -96,7 +96,8 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
         bits=report.bits_per_weight,
         source=report.source,
         version=__version__,
-        stages=report.options.stages,
+        stages=report.stages,
+        terms=" or ".join(map(str, sorted({linear.stages for linear in report.rewritten}))),
         architecture=decoder.architecture,
         layers=decoder.layers,
         hidden=decoder.hidden_size,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, ColumnChoice, ScaleChoice, check_stages
+from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, MAX_STAGES, ColumnChoice, ScaleChoice, check_stages
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.codes.training_entry import left_alone, says_trained, trained_with
 from fairy2i_export.errors import OptionError
@@ -61,6 +62,7 @@ def resolve_options(
         OptionError: an unknown or impossible value was given.
         CheckpointError: config.json's entry holds one, or says that the weights are already dequantized.
     """
+    check_bits(request)
     if calibrated_by is not None:
         request = _calibrated(request, config)
     trained = trained_with(config)
@@ -94,6 +96,25 @@ def resolve_options(
     return options, warnings
 
 
+def check_bits(request: Request) -> None:
+    """Raise OptionError if an average is asked for that is impossible, or where nothing can choose who gets how many stages."""
+    value = request.bits
+    if value is None:
+        return
+    if not (isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= MAX_STAGES):
+        raise OptionError(f"bits: expected a number from 1 to {MAX_STAGES}, got {value!r}")
+    if request.asked["stages"] is not None:
+        raise OptionError(
+            f"bits: is an average that layers differ from, and stages is the same for all; got bits {value:g} and stages "
+            f"{request.stages!r}, leave one of the two out"
+        )
+    if not request.calibrate:
+        raise OptionError(
+            f"bits: the text of --calibrate tells how many stages a layer needs, and none was given (got bits {value:g}); add "
+            "--calibrate TEXT, or ask for --stages N"
+        )
+
+
 def _calibrated(request: Request, config: dict[str, Any]) -> Request:
     """The defaults of a conversion without training; options that it decides itself must not be given."""
     if says_trained(config):
@@ -109,7 +130,8 @@ def _calibrated(request: Request, config: dict[str, Any]) -> Request:
         raise OptionError(
             f"row multiplier: calibration finds its own, got {asked['row_multiplier']!r}; leave the option out"
         )
-    decided: dict[str, Any] = {"stages": CALIBRATED_STAGES, "profile": "fp32", "lm_head": "int8"}
+    stages = CALIBRATED_STAGES if request.bits is None else math.ceil(request.bits)  # the most that the average suggests
+    decided: dict[str, Any] = {"stages": stages, "profile": "fp32", "lm_head": "int8"}
     return replace(request, **{name: value for name, value in decided.items() if asked[name] is None})
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from fairy2i_export.codes.layout import MAX_FEATURES
@@ -30,6 +30,21 @@ class Plan:
     def rewritten(self) -> list[Linear]:
         return [linear for linear in self.linears.values() if linear.treatment == "fairy2i"]
 
+    @property
+    def stages(self) -> dict[str, int]:
+        """Stages of every layer that becomes a Fairy2iMatMul node, by module name."""
+        return {linear.name: linear.stages for linear in self.rewritten}
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Weights of the same layers."""
+        return {linear.name: linear.parameters for linear in self.rewritten}
+
+    def with_stages(self, stages: Mapping[str, int]) -> Plan:
+        """The same plan with other stages in the layers that are named."""
+        linears = {name: replace(x, stages=stages[name]) if name in stages else x for name, x in self.linears.items()}
+        return replace(self, linears=linears)
+
 
 def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) -> Plan:
     """Decide the treatment of every linear layer and check the shape of every tensor.
@@ -51,7 +66,10 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
         if bias is not None:
             _check_shape(checkpoint, bias, (out_features,))
         treatment, reason = _treatment(name, out_features, in_features, name == names.lm_head, options)
-        linears[name] = Linear(name, weight, bias, in_features, out_features, treatment, reason)
+        linear = Linear(name, weight, bias, in_features, out_features, treatment, reason)
+        if treatment == "fairy2i":
+            linear = replace(linear, stages=options.stages, col_multiplier=options.col_multiplier != "none")
+        linears[name] = linear
     _check_patterns(linears, options)
     used = {tensor for tensor, _ in _plain_tensors(decoder)}
     used |= {tensor for linear in linears.values() for tensor in (linear.weight, linear.bias) if tensor is not None}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +13,11 @@ import onnx_ir as ir
 
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.compile.cache_scales import calibration_text
+from fairy2i_export.compile.calibrate.stages.allocation import expected_stages
+from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
 from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, check_torch, read_texts
 from fairy2i_export.compile.earlier import EarlierExport
-from fairy2i_export.compile.options import ExportOptions, resolve_options
+from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
 from fairy2i_export.compile.plan import Plan, make_plan
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
@@ -93,6 +97,11 @@ class Prepared:
             return self.earlier.metadata.get("calibration") or None
         return None if self.text is None else self.text.description(self.options.calibrate_without)
 
+    def with_stages(self, stages: Mapping[str, int]) -> Prepared:
+        """The same export with other stages in the layers that are named."""
+        plan = self.plan.with_stages(stages)
+        return replace(self, plan=plan, **_graph(self.checkpoint, self.decoder, plan, self.options, self.rotated))
+
     @property
     def parameters(self) -> int:
         """All parameters that are written; a tied embedding counts twice, as it is stored twice."""
@@ -120,6 +129,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
             f"{source}: is an ONNX model, and export() compiles checkpoints; use fairy2i_export.rewrite_onnx() for it, "
             "or the command fairy2i-export, which takes both"
         )
+    check_bits(request)
     checkpoint = open_source(source)
     earlier = None
     if request.codes_from is not None:
@@ -158,7 +168,11 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         shapes = {linear.name: (linear.out_features, linear.in_features) for linear in plan.rewritten}
         if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
             options = replace(options, exclude=(*options.exclude, *without_codes))
-        plan = make_plan(checkpoint, decoder, options)
+        plan = earlier.as_there(make_plan(checkpoint, decoder, options))
+    if (
+        text is not None and options.bits is not None
+    ):  # which layers get more is measured when work begins; sizes hardly depend on it
+        plan = plan.with_stages(expected_stages(plan.parameters, options.bits))
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
     warnings += [
         *checkpoint.notes,
@@ -183,10 +197,8 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     check_path("out", target)  # made of the source's name
     check_free(target, request.force, checkpoint.directory)
     check_writable(target)
-    weights = WeightSource(checkpoint, options, rotated)
-    model = DecoderBuilder(decoder, plan.linears, weights, options).build()
-    places, data_bytes = place_tensors(_initializers(model))
-    for tensor in {task.tensor for task in weights.tasks.values()}:
+    graph = _graph(checkpoint, decoder, plan, options, rotated)
+    for tensor in {task.tensor for task in graph["tasks"].values()}:
         numpy_dtype(checkpoint.owners[tensor].path, tensor, checkpoint.info(tensor))
     return Prepared(
         checkpoint=checkpoint,
@@ -195,13 +207,9 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         plan=plan,
         tokens=tokens,
         warnings=tuple(warnings),
-        model=model,
-        tasks=weights.tasks,
-        places=places,
-        data_bytes=data_bytes,
+        **graph,
         target=target,
         calibration_ids=calibration_ids,
-        weights=weights,
         threads=threads,
         text=text,
         earlier=earlier,
@@ -222,6 +230,16 @@ def _rotation(decoder: Decoder, options: ExportOptions, earlier: EarlierExport |
     if options.calibrated_by is None or "rotation" in options.calibrate_without:
         return None
     return choose_rotation(decoder)
+
+
+def _graph(
+    checkpoint: Checkpoint, decoder: Decoder, plan: Plan, options: ExportOptions, rotated: RotatedWeights | None
+) -> dict[str, Any]:
+    """Those attributes of :class:`Prepared` that depend on the layers' stages."""
+    weights = WeightSource(checkpoint, options, rotated)
+    model = DecoderBuilder(decoder, plan.linears, weights, options).build()
+    places, data_bytes = place_tensors(_initializers(model))
+    return {"weights": weights, "tasks": weights.tasks, "model": model, "places": places, "data_bytes": data_bytes}
 
 
 def _check_kernel(*, runs_the_model: bool) -> list[str]:
@@ -266,6 +284,11 @@ def _layer_calibration_bytes(prepared: Prepared) -> int:
     embedding = decoder.vocab_size * decoder.hidden_size
     hidden = 2 * prepared.text.ids.size * decoder.hidden_size
     at_once = max(embedding, 2 * layer + 8 * largest + 12 * widest**2)  # the embedding is read before everything else
+    if prepared.options.bits is not None:  # inputs of all layers, beside a layer, what is in it, and the inputs' metrics
+        windows = min(WINDOWS, len(prepared.text.ids))
+        kept = (decoder.layers + 1) * windows * prepared.text.ids.shape[1] * decoder.hidden_size
+        passing = 3 * prepared.text.ids.shape[1] * max(decoder.vocab_size, 8 * decoder.intermediate_size)
+        at_once = max(at_once, kept - hidden + passing + max(embedding, layer + 8 * widest**2))
     return _TORCH_RAM + 4 * (hidden + at_once)
 
 

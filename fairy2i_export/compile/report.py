@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.onnx_graph.formats.base import Linear
+from fairy2i_export.onnx_graph.stage_map import in_words
 from fairy2i_export.output.contract.kernels import Verdict
 
 
@@ -62,6 +63,11 @@ class ExportReport:
     def kept(self) -> list[Linear]:
         """Layers that did not become Fairy2iMatMul nodes."""
         return [linear for linear in self.linears if linear.treatment != "fairy2i"]
+
+    @property
+    def stages(self) -> str:
+        """Of the rewritten layers, in words."""
+        return in_words({x.name: x.stages for x in self.rewritten}, {x.name: x.parameters for x in self.rewritten})
 
     @property
     def bits_per_weight(self) -> float:

@@ -20,6 +20,7 @@ from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
 from fairy2i_export.compile.report import ExportReport
 from fairy2i_export.compile.tasks import Task
 from fairy2i_export.onnx_graph.formats import FORMATS, multiplier_bytes, stored_bytes
+from fairy2i_export.onnx_graph.stage_map import stage_entries
 from fairy2i_export.output.contents import CARD
 from fairy2i_export.output.contract.kernels import Verdict
 from fairy2i_export.output.data_file import DATA, MODEL, DataFile
@@ -65,6 +66,11 @@ def export(
 
     with output_folder(prepared.target, force=request.force, source=checkpoint.directory) as workspace:
         folder, journal = workspace.folder, workspace.journal
+        if prepared.text is not None and chosen.bits is not None:
+            from fairy2i_export.compile.calibrate.stages.choose import choose_stages  # needs torch
+
+            prepared = prepared.with_stages(choose_stages(prepared, workspace.stages, observer))
+            plan = prepared.plan
         _resume(prepared, workspace, observer)
         estimate = make_estimate(prepared)
         check_space(prepared.target, estimate.output_bytes)
@@ -178,7 +184,7 @@ def _run(task: Task, item: ReadTensor, data: DataFile, journal: Journal, workers
 
 def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) -> None:
     """The initializers that come from no tensor of the checkpoint, and model.onnx itself."""
-    model = prepared.model
+    model, plan = prepared.model, prepared.plan
     made = {output for task in prepared.tasks.values() for output in task.outputs}
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -192,6 +198,7 @@ def _write_model(prepared: Prepared, data: DataFile, folder: Path, sha256: str) 
     describe_export(
         model,
         prepared.options,
+        stages=stage_entries(plan.stages, plan.parameters),
         architecture=prepared.decoder.architecture,
         source=prepared.checkpoint.name,
         sha256=sha256,

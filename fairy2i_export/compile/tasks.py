@@ -94,7 +94,7 @@ class WeightSource:
                 return write(found, put, workers)
             sizes = linear.out_features, linear.in_features
             how = quantizer_arguments(self.checkpoint, linear.name, *sizes, options)
-            scaled = find_scales(array, options.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
+            scaled = find_scales(array, linear.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
             return write(scaled, put, workers)
 
         self._add(linear.weight, list(planned.values()), make, linear.name)

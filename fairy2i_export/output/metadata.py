@@ -39,13 +39,21 @@ class Described(Choices, Protocol):
 
 
 def describe_export(
-    model: ir.Model, options: Described, *, architecture: str, source: str, sha256: str, calibration: str | None
+    model: ir.Model,
+    options: Described,
+    *,
+    stages: Mapping[str, str],
+    architecture: str,
+    source: str,
+    sha256: str,
+    calibration: str | None,
 ) -> None:
     """Write producer and metadata of a compiled checkpoint.
 
     Args:
         model: to write into.
         options: in force.
+        stages: what :func:`fairy2i_export.onnx_graph.stage_map.stage_entries` says about the layers.
         architecture: class name in the source's config.json.
         source: name of the checkpoint.
         sha256: its hash.
@@ -58,7 +66,7 @@ def describe_export(
         {
             "format_version": FORMAT_VERSION,
             "layout_version": LAYOUT_VERSION,
-            "stages": options.stages,
+            **stages,
             "backend": options.backend,
             "profile": options.profile,
             "source": source,
@@ -147,6 +155,11 @@ class ModelMetadata:
     def source_sha256(self) -> str:
         """Hash of the source; empty if it is not told."""
         return self.get("source_sha256")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """All numbers of stages that layers have, ascending; empty if it is not told."""
+        return tuple(sorted(int(number) for number in self.get("stages").split(",") if number.isdecimal()))
 
     @property
     def rope_scaling(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from fairy2i_export.codes.choices import Choices
 from fairy2i_export.errors import OptionError
@@ -11,10 +12,18 @@ from fairy2i_export.output.sizes import Estimate
 MOST_THREADS = 1024
 
 
+class Planned(Choices, Protocol):
+    """Options of an export that are told before work begins."""
+
+    @property
+    def bits(self) -> float | None:
+        """Average over layers whose stages differ, or None."""
+
+
 class Observer:
     """Hears how the export goes on; the command line draws a progress bar from it. Every method may be left as it is."""
 
-    def planned(self, estimate: Estimate, options: Choices) -> None:
+    def planned(self, estimate: Estimate, options: Planned) -> None:
         """Everything is checked, work begins."""
 
     def phase(self, title: str, total: int) -> None:

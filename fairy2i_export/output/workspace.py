@@ -24,6 +24,8 @@ from fairy2i_export.output.placing import free_name, move_command, place_folder
 from fairy2i_export.output.target import check_free, make_parents
 
 _FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK = "folder", "journal", "calibrated", "finished", "lock"
+_STAGES = "stages.json"
+_OURS = {_FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK, _STAGES, f"{_STAGES}.new"}
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,25 @@ class Workspace:
         folder: becomes the output folder.
         journal: what has been done in it.
         calibrated: where calibrated layers are kept until the export is complete; may not exist.
+        stages: where it is kept, until the export is complete, which layers get how many stages; may not exist.
         lock: held against a second export into the same folder.
     """
 
     folder: Path
     journal: Journal
     calibrated: Path
+    stages: Path
     lock: FileLock
 
     @property
     def is_finished(self) -> bool:
         """Whether an earlier run finished the folder and could not put it in its place."""
         return (self.folder.parent / _FINISHED).exists() and (self.folder / MODEL).is_file()
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is anything that another run need not do again."""
+        return bool(self.journal.tensors) or self.stages.exists() or any(self.calibrated.glob("*.safetensors"))
 
     def resume(self, expected: Mapping[str, str]) -> str | None:
         """Take up the journal, as :meth:`Journal.resume`.
@@ -77,6 +86,7 @@ class Workspace:
         self.journal.discard()
         self.journal.resume(identity)
         shutil.rmtree(self.calibrated, ignore_errors=True)
+        self.stages.unlink(missing_ok=True)
         self.clear()
 
     def place(self, out: Path, force: bool, markers: tuple[str, ...]) -> None:
@@ -139,7 +149,7 @@ def output_folder(
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        if workspace is not None and (workspace.journal.tensors or any(workspace.calibrated.glob("*.safetensors"))):
+        if workspace is not None and workspace.has_results:
             keep = True
             stop.add_note(f"interrupted: what is finished stays in {workspace.folder.parent}; the same command continues it")
         raise
@@ -186,7 +196,7 @@ def _open_workspace(out: Path) -> Workspace:
         journal.close()  # removed before we had the lock
         lock.release()
     (partial / _FOLDER).mkdir(exist_ok=True)
-    return Workspace(partial / _FOLDER, journal, partial / _CALIBRATED, lock)
+    return Workspace(partial / _FOLDER, journal, partial / _CALIBRATED, partial / _STAGES, lock)
 
 
 def _remove(partial: Path) -> None:
@@ -202,7 +212,7 @@ def _remove(partial: Path) -> None:
 def _check_partial(partial: Path) -> None:
     if os.path.lexists(partial):
         ours = partial.is_dir() and not partial.is_symlink()
-        if not ours or not {path.name for path in partial.iterdir()} <= {_FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK}:
+        if not ours or not {path.name for path in partial.iterdir()} <= _OURS:
             raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
 
 

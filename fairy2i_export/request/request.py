@@ -92,6 +92,14 @@ class Request(Quantization):
         choices=CONVERSION_STEPS,
         shown="none",
     )
+    bits: float | None = option(
+        None,
+        "Average bits per weight, 1 to 4, instead of --stages: with --calibrate, every layer gets as many stages as its weights "
+        "matter on the text.",
+        ends=_CHECKPOINT,
+        metavar="B",
+        shown="the same stages everywhere",
+    )
     codes_from: Path | None = option(
         None,
         "Take the layers' codes from this earlier export of SOURCE instead of finding them again, to store lm_head, embedding or "

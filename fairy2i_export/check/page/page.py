@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fairy2i_export.check.page.charts import agreement_plot, cloud, heatmap, scale_plots, token_tip
 from fairy2i_export.check.page.collect import LayerReport, ReportData
 from fairy2i_export.check.page.palette import DARK, LIGHT, SHADES, ramp, shade
+from fairy2i_export.onnx_graph.stage_map import kinds_of_layers
 from fairy2i_export.output.contract.layers import LIMITS
 from fairy2i_export.output.metadata import ModelMetadata
 from fairy2i_export.output.sizes import human_bytes
@@ -63,6 +64,9 @@ def render(data: ReportData) -> str:
 def _context(data: ReportData) -> dict[str, Any]:
     layers = data.layers
     by_name = {layer.facts.name: layer for layer in layers}
+    stages = {layer.facts.name: layer.facts.stages for layer in layers}
+    parameters = {layer.facts.name: layer.facts.parameters for layer in layers}
+    numbers = sorted(set(stages.values()))
     kernel_maps = [
         heatmap(name, layers, lambda layer, key=key: layer.kernel.errors[key], small_percent, limit=LIMITS[key])  # type: ignore[misc]
         for key, name in _KERNEL_TABS
@@ -88,7 +92,10 @@ def _context(data: ReportData) -> dict[str, Any]:
         "code_names": CODE_NAMES,
         "clouds": [cloud(picture, by_name[picture.layer].module) for picture in data.constellations],
         "scale_plots": scale_plots(layers),
-        "stages": max(layer.facts.stages for layer in layers),
+        "stages": numbers[-1],
+        "terms": " or ".join(map(str, numbers)),
+        "numbers": numbers,
+        "kinds": kinds_of_layers(stages, parameters) if len(numbers) > 1 else [],
         "agreement": agreement_plot(result),
         "tokens": [
             (text, shade(float(kl), 0, top), not same, token_tip(result, position))

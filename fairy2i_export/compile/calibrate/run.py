@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
@@ -23,8 +25,6 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     Raises:
         Fairy2iError: weights or activations that are not finite, or a model that transformers does not build.
     """
-    import torch
-
     if prepared.text is None:
         raise AssertionError("no text to calibrate with")
     store = LayerStore(folder, identity(prepared.checkpoint, prepared.options, prepared.places))
@@ -32,11 +32,24 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     observer.phase("calibrating", sum(linear.parameters for linear in linears.values()))
     if len(store):
         observer.note(f"continuing an unfinished calibration: {len(store)} layers are there")
+    with torch_threads(prepared.threads):
+        calibrate_layers(skeleton_of(prepared), linears, prepared.text.ids, store, observer.advance)
+    prepared.weights.calibrated = store.linear
+
+
+def skeleton_of(prepared: Prepared) -> Skeleton:
+    """The modules that are calibrated."""
+    return Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling, prepared.rotated)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with so many threads."""
+    import torch
+
     before = torch.get_num_threads()
-    torch.set_num_threads(prepared.threads)
+    torch.set_num_threads(count)
     try:
-        skeleton = Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling, prepared.rotated)
-        calibrate_layers(skeleton, linears, prepared.text.ids, prepared.options.stages, store, observer.advance)
+        yield
     finally:
         torch.set_num_threads(before)
-    prepared.weights.calibrated = store.linear

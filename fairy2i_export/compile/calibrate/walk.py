@@ -34,7 +34,6 @@ def calibrate_layers(
     skeleton: Skeleton,
     linears: Mapping[str, Linear],
     ids: Any,
-    stages: int,
     store: LayerStore,
     advance: Callable[[int], None],
 ) -> None:
@@ -42,9 +41,8 @@ def calibrate_layers(
 
     Args:
         skeleton: of the source.
-        linears: those to quantize, by module name.
+        linears: those to quantize, by module name, each with its number of stages.
         ids: int64 [windows, length].
-        stages: 1 to 4.
         store: finished layers, which are not made again, and where new ones go.
         advance: called with the number of parameters that are done.
     """
@@ -53,7 +51,7 @@ def calibrate_layers(
     with torch.no_grad():
         hidden, calls = skeleton.begin(ids)
         quantized = torch.cat(hidden)
-        exact = quantized.clone() if COMPENSATION[stages] else None
+        exact = quantized.clone() if any(COMPENSATION[x.stages] for x in linears.values()) else None
         for index, call in enumerate(calls):
             prefix = f"model.layers.{index}."
             names = {name.removeprefix(prefix): linear for name, linear in linears.items() if name.startswith(prefix)}
@@ -65,7 +63,7 @@ def calibrate_layers(
             if found is None:
                 found = {}
                 for group in _groups(layer, list(names), quantized[:1], call):
-                    found.update(_calibrate_group(group, streams, call, names, stages, skeleton.checkpoint))
+                    found.update(_calibrate_group(group, streams, call, names, skeleton.checkpoint))
                     _replace(layer, {name: found[names[name].name] for name in group})
                 store.write(index, found)
             else:
@@ -74,7 +72,7 @@ def calibrate_layers(
                 for part in _batches(states):
                     states[part] = run_layer(module, states[part], call)
             advance(sum(linear.parameters for linear in names.values()))
-        _calibrate_head(skeleton, linears, quantized, exact, stages, store, len(calls), advance)
+        _calibrate_head(skeleton, linears, quantized, exact, store, len(calls), advance)
 
 
 def _calibrate_head(
@@ -82,7 +80,6 @@ def _calibrate_head(
     linears: Mapping[str, Linear],
     quantized: Any,
     exact: Any | None,
-    stages: int,
     store: LayerStore,
     index: int,
     advance: Callable[[int], None],
@@ -99,8 +96,8 @@ def _calibrate_head(
         for part in _batches(quantized):
             statistics.add(norm(quantized[part]), None if exact is None else norm(exact[part]))
         weight = skeleton.tensor(head.name, tensor=head.weight)
-        metric = statistics.metric(head.name, COMPENSATION[stages])
-        done = calibrate_matrix(torch.from_numpy(weight), metric, stages)
+        metric = statistics.metric(head.name, COMPENSATION[head.stages])
+        done = calibrate_matrix(torch.from_numpy(weight), metric, head.stages)
         source = skeleton.checkpoint.read(head.weight)
         store.write(index, {head.name: CalibratedLinear.of(source, done.linear, done.error)})
     advance(head.parameters)
@@ -111,7 +108,6 @@ def _calibrate_group(
     streams: list[tuple[Any, Any]],
     call: Call,
     linears: Mapping[str, Linear],
-    stages: int,
     checkpoint: Checkpoint,
 ) -> dict[str, CalibratedLinear]:
     """The layers of a group, by their names in the model.
@@ -121,7 +117,6 @@ def _calibrate_group(
         streams: the decoder layer as far as it is quantized with its hidden states, and the float model's, if it is needed.
         call: of the decoder layer.
         linears: by name inside the decoder layer.
-        stages: 1 to 4.
         checkpoint: the source, whose own bytes the results are known by.
     """
     layer, quantized = streams[0]
@@ -129,11 +124,13 @@ def _calibrate_group(
     statistics = Statistics(first.in_features, paired=len(streams) > 1)
     for part in _batches(quantized):
         statistics.add(*(_input_of(module, group[0], states[part], call) for module, states in streams))
-    metric = statistics.metric(first.name, COMPENSATION[stages])
+    shares = sorted({COMPENSATION[linears[name].stages] for name in group})
+    metrics = {share: statistics.metric(first.name, share) for share in shares}
     found = {}
     for name in group:
+        stages = linears[name].stages
         weight = layer.get_submodule(name).weight  # not quantized yet: the group is replaced when all of it is done
-        done = calibrate_matrix(weight, metric, stages)
+        done = calibrate_matrix(weight, metrics[COMPENSATION[stages]], stages)
         source = checkpoint.read(linears[name].weight)
         found[linears[name].name] = CalibratedLinear.of(source, done.linear, done.error)
     return found

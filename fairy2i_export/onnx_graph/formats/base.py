@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.choices import ColumnChoice, RowChoice
+from fairy2i_export.codes.choices import RowChoice
 from fairy2i_export.codes.native import Workers
 from fairy2i_export.codes.quantized import Coded
 from fairy2i_export.onnx_graph.writer import GraphWriter
@@ -33,6 +33,8 @@ class Linear:
     out_features: int  # N
     treatment: Treatment
     reason: str = ""  # why it is not fairy2i
+    stages: int = 0  # of a fairy2i layer
+    col_multiplier: bool = False  # whether there are factors per input column
 
     @property
     def parameters(self) -> int:
@@ -45,11 +47,7 @@ class Settings(Protocol):
     @property
     def backend(self) -> str: ...
     @property
-    def stages(self) -> int: ...
-    @property
     def row_multiplier(self) -> RowChoice: ...
-    @property
-    def col_multiplier(self) -> ColumnChoice: ...
     @property
     def dense_type(self) -> str: ...
     @property
@@ -108,7 +106,7 @@ def multiplier_outputs(linear: Linear, settings: Settings) -> Outputs:
     outputs: Outputs = {}
     if settings.row_multiplier != "none":
         outputs["row_multiplier"] = (ir.DataType.FLOAT, (linear.out_features,))
-    if settings.col_multiplier != "none":
+    if linear.col_multiplier:
         outputs["col_multiplier"] = (ir.DataType.FLOAT, (linear.in_features,))
     return outputs
 

@@ -22,7 +22,7 @@ from fairy2i_export.onnx_graph.writer import GraphWriter
 
 
 def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    n, k, stages = linear.out_features, linear.in_features, weights.settings.stages
+    n, k, stages = linear.out_features, linear.in_features, linear.stages
     outputs: Outputs = {
         "packed": (ir.DataType.UINT8, (packed_size(n // 2, k // 2, stages),)),
         "scales": (ir.DataType.FLOAT, (stages, 2, 2)),
@@ -42,7 +42,7 @@ def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bi
 
 
 def _stored_bytes(linear: Linear, settings: Settings) -> int:
-    return packed_size(linear.out_features // 2, linear.in_features // 2, settings.stages) + 16 * settings.stages
+    return packed_size(linear.out_features // 2, linear.in_features // 2, linear.stages) + 16 * linear.stages
 
 
 FAIRY2I = Format(

@@ -45,7 +45,7 @@ _VALUES = np.stack([CODE_RE, CODE_IM], axis=1).astype(np.int8) + np.int8(_ZERO) 
 
 
 def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    name, stages, settings = linear.name, weights.settings.stages, weights.settings
+    name, stages, settings = linear.name, linear.stages, weights.settings
     n, m = linear.out_features // 2, linear.in_features // 2
     columns, blocks = 4 * stages * m, _blocks(m, stages)
     outputs: Outputs = {
@@ -116,7 +116,7 @@ def _blocks(m: int, stages: int) -> int:
 
 
 def _stored_bytes(linear: Linear, settings: Settings) -> int:
-    n, m, stages = linear.out_features // 2, linear.in_features // 2, settings.stages
+    n, m, stages = linear.out_features // 2, linear.in_features // 2, linear.stages
     return n * _blocks(m, stages) * BLOCK // _PER_BYTE + 4 * 8 * stages
 
 

@@ -1,0 +1,1 @@
+"""Which matrix gets how many stages, when an average is asked for (``--bits``): what each matters, and the best split."""
