@@ -35,7 +35,7 @@ from fairy2i_export import export, quantize
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli
-from fairy2i_export.compile.calibrate import walk
+from fairy2i_export.compile.calibrate.aim import RIDGES, Ridge
 from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
 from fairy2i_export.compile.calibrate.metric import Metric, Statistics
 from fairy2i_export.compile.calibrate.text import read_texts
@@ -79,10 +79,10 @@ def correlated(features: int, tokens: int = 2000, seed: int = 0) -> torch.Tensor
 
 
 def metric_of(inputs: torch.Tensor) -> Metric:
-    statistics = Statistics(inputs.shape[1], paired=False)
-    for part in inputs.split(500):
-        statistics.add(part)
-    return statistics.metric("layer", 0.0)
+    statistics = Statistics(inputs.shape[1])
+    for index, part in enumerate(inputs.split(500)):
+        statistics.add(part, index % 2)
+    return statistics.metric("layer")
 
 
 def output_error(inputs: torch.Tensor, weight: torch.Tensor, dense: np.ndarray[Any, Any]) -> float:
@@ -115,25 +115,52 @@ def test_outputs_are_kept_better_than_by_rounding(stages: int) -> None:
     assert found.error == pytest.approx(output_error(inputs[:1500], weight, dense), rel=0.2)  # damping is part of it
 
 
-def test_compensation_aims_at_the_float_outputs() -> None:
-    """What earlier layers changed in the inputs is made up for."""
-    inputs = correlated(60)
-    changed = inputs + 0.3 * correlated(60, seed=5)
+def regression(inputs: torch.Tensor, missing: torch.Tensor) -> tuple[Ridge, torch.Tensor]:
+    """A ridge on inputs [tokens, 2m], and sums of missing outputs [tokens, 2n] times inputs, in two halves of the tokens."""
+    statistics = Statistics(inputs.shape[1])
+    sums = []
+    for half, (part, wanted) in enumerate(zip(inputs.chunk(2), missing.chunk(2), strict=True)):
+        statistics.add(part, half)
+        sums.append(wanted.T @ part)
+    return Ridge(statistics), torch.stack(sums)
+
+
+def test_the_aim_makes_up_for_what_inputs_can_tell() -> None:
+    """What earlier layers changed in the inputs is made up for, on tokens that were not used for it."""
+    inputs = correlated(60, 4000)
+    changed = inputs @ (torch.eye(60) + 0.3 * torch.randn(60, 60, generator=torch.Generator().manual_seed(2)) / 60**0.5)
     weight = torch.randn(20, 60, generator=torch.Generator().manual_seed(1))
-    errors = []
-    for compensation in (0.0, 1.0):
-        statistics = Statistics(60, paired=True)
-        statistics.add(changed, inputs)
-        dense = calibrate_matrix(weight, statistics.metric("layer", compensation), 4).linear.dequantize("none")
-        errors.append(float((inputs @ weight.T - changed @ torch.from_numpy(dense).T).norm()))
-    assert errors[1] < 0.95 * errors[0]
+    wanted = inputs @ weight.T
+    missing = wanted - changed @ weight.T
+    ridge, sums = regression(changed[:2000], missing[:2000])
+    aim = ridge.aim(weight, sums)
+    before, after = ((wanted - changed @ found.T)[2000:].norm() for found in (weight, aim))
+    assert float(after) < 0.35 * float(before)
+    # the same as solving the regression with numpy, at one of the strengths that can be chosen
+    gram = (changed[:2000].T @ changed[:2000]).double().numpy()
+    changes = [
+        np.linalg.solve(gram + strength * np.trace(gram) / 60 * np.eye(60), sums.sum(0).double().numpy().T).T
+        for strength in RIDGES
+    ]
+    assert min(np.abs(change - (aim - weight).numpy()).max() for change in changes) < 1e-3
+
+
+def test_noise_is_not_learned() -> None:
+    """Outputs that miss something which inputs say nothing about: the weight stays, where least squares would change it."""
+    inputs = correlated(60, 400)
+    weight = torch.randn(20, 60, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(400, 20, generator=torch.Generator().manual_seed(3))
+    ridge, sums = regression(inputs, noise)
+    change = ridge.aim(weight, sums) - weight
+    learned = torch.linalg.solve(inputs.T @ inputs, (noise.T @ inputs).T).T
+    assert float((inputs @ change.T).norm()) < 0.2 * float((inputs @ learned.T).norm())
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
-    statistics = Statistics(4, paired=False)
-    statistics.add(torch.tensor([[1.0, 2.0, float("inf"), 0.0]]))
+    statistics = Statistics(4)
+    statistics.add(torch.tensor([[1.0, 2.0, float("inf"), 0.0]]), 0)
     with pytest.raises(WeightError, match=r"layer: its inputs are not finite"):
-        statistics.metric("layer", 0.0)
+        statistics.metric("layer")
 
 
 def test_dead_inputs_do_no_harm() -> None:
@@ -383,25 +410,3 @@ def test_command_line(source: Path, text: Path, tmp_path: Path, capsys: pytest.C
     assert cli.main([*arguments, "--force", "--dry-run", "--calibrate", str(text)]) == 0
     assert "this export, at most" in capsys.readouterr().out
     assert cli.main([str(source / "model.onnx"), "--calibrate", str(text)]) == 2
-
-
-@pytest.mark.parametrize("head", ["int8", "fairy2i"])
-def test_without_compensation_the_float_model_is_not_computed(
-    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
-) -> None:
-    """4 stages: one stream, and the bytes of a walk with both streams, whose second counts with a share of nearly nothing."""
-    runs: list[int] = []
-    original = walk.run_layer
-
-    def counting(*arguments: Any) -> Any:
-        runs.append(1)
-        return original(*arguments)
-
-    monkeypatch.setattr(walk, "run_layer", counting)
-    options: dict[str, Any] = {"calibrate": [text], "calibrate_tokens": TOKENS, "jobs": 1, "lm_head": head}
-    export(source, tmp_path / "one", **options)
-    once = len(runs)
-    monkeypatch.setitem(walk.COMPENSATION, 4, 1e-30)
-    export(source, tmp_path / "two", **options)
-    assert_same(tmp_path / "one", tmp_path / "two")
-    assert once < 0.6 * (len(runs) - once)

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,9 +86,9 @@ def feed_back(target: Any, metric: Metric, candidate: Candidate) -> None:
     """
     work = target.clone()
     search, values = candidate.search(metric.factor), work.numpy()
-    with _threads(candidate) as run:
+    with _Threads(candidate) as run:
         for start, stop in _blocks(candidate):
-            run(lambda rows, part=(start, stop): search.feed_back(part, rows, values))
+            run(partial(search.feed_back, (start, stop), values=values))
             if 2 * stop < len(work):
                 work[2 * stop :].addmm_(
                     metric.factor[2 * start : 2 * stop, 2 * stop :].T, work[2 * start : 2 * stop], alpha=-1
@@ -105,9 +107,9 @@ def descend(target: Any, metric: Metric, candidate: Candidate) -> None:
 
     pull = metric.hessian @ (target - torch.from_numpy(candidate.dense))
     search, values = candidate.search(metric.hessian), pull.numpy()
-    with _threads(candidate) as run:
+    with _Threads(candidate) as run:
         for start, stop in _blocks(candidate):
-            run(lambda rows, part=(start, stop): search.descend(part, rows, values))
+            run(partial(search.descend, (start, stop), pull=values))
             if 2 * stop < len(pull):
                 later = metric.hessian[2 * stop :, 2 * start : 2 * stop]
                 pull[2 * stop :].addmm_(later, pull[2 * start : 2 * stop], alpha=-1)
@@ -118,7 +120,7 @@ def _blocks(candidate: Candidate) -> Iterator[tuple[int, int]]:
     return ((start, min(start + _BLOCK, pairs)) for start in range(0, pairs, _BLOCK))
 
 
-class _threads:
+class _Threads:
     """Runs a function on the complex rows of a candidate, a share of them in each of torch's threads."""
 
     def __init__(self, candidate: Candidate) -> None:
@@ -126,7 +128,7 @@ class _threads:
 
         n, count = candidate.codes.shape[3], torch.get_num_threads()
         edges = [n * index // count for index in range(count + 1)]
-        self._parts = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
+        self._parts = [(start, stop) for start, stop in pairwise(edges) if stop > start]
         self._pool = ThreadPoolExecutor(len(self._parts), "fairy2i-search") if len(self._parts) > 1 else None
 
     def __enter__(self) -> Callable[[Callable[[Rows], None]], None]:

@@ -29,11 +29,11 @@ class Calibrated:
     error: float
 
 
-def calibrate_matrix(weight: Any, metric: Metric, stages: int, sweeps: int = SWEEPS) -> Calibrated:
+def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int = SWEEPS) -> Calibrated:
     """Quantize one matrix.
 
     Args:
-        weight: torch float32 [2n, 2m], finite.
+        aim: torch float32 [2n, 2m], finite: the matrix to come near to.
         metric: of its inputs.
         stages: 1 to 4.
         sweeps: of descent.
@@ -41,7 +41,6 @@ def calibrate_matrix(weight: Any, metric: Metric, stages: int, sweeps: int = SWE
     import torch
 
     columns = torch.from_numpy(metric.columns)
-    aim = weight if metric.shift is None else weight + weight @ metric.shift
     target = aim.T[columns].contiguous()
     candidate = start(target, metric, stages)
     for search in ROUNDS * [feed_back] + sweeps * [descend]:

@@ -18,6 +18,7 @@ from fairy2i_export.codes.native import F32
 from fairy2i_export.errors import WeightError
 
 DAMPING = 0.01  # of the mean diagonal of H, added to the diagonal: directions the text did not show are not free
+HALVES = 2  # of the text: what is learned from one can be tried on the other (aim.py)
 _RETRIES = 4  # with ten times the damping each, where H is not positive definite in floating point
 
 
@@ -29,14 +30,11 @@ class Metric:
         columns: int64 [2m], the real columns in the order of the work: a pair j, j + m, the next pair, and so on.
         hessian: torch float32 [2m, 2m] of the mean token, damped, rows and columns in that order.
         factor: torch float32 [2m, 2m], upper triangular R with ``R^T R = hessian^-1``.
-        shift: torch float32 [2m, 2m] or None: ``A + A shift`` is what the layer should be to make up, on its actual inputs,
-            for what layers before it have changed; in the stored order of columns.
     """
 
     columns: npt.NDArray[np.int64]
     hessian: Any
     factor: Any
-    shift: Any | None
 
     @property
     def diagonal(self) -> F32:
@@ -50,66 +48,59 @@ class Statistics:
 
     Args:
         features: 2m, the number of input features.
-        paired: whether the float model's inputs come along.
+
+    Attributes:
+        grams: torch float64 [HALVES, 2m, 2m], of each half of the text.
+        tokens: of both halves.
     """
 
-    def __init__(self, features: int, paired: bool) -> None:
+    def __init__(self, features: int) -> None:
         import torch
 
-        self.gram = torch.zeros((features, features), dtype=torch.float64)
-        self.cross = torch.zeros((features, features), dtype=torch.float64) if paired else None
+        self.grams = torch.zeros((HALVES, features, features), dtype=torch.float64)
         self.tokens = 0
 
-    def add(self, inputs: Any, float_inputs: Any | None = None) -> None:
-        """Inputs [..., 2m] that a batch really has, and those it has in the float model."""
+    def add(self, inputs: Any, half: int) -> None:
+        """Inputs [..., 2m], float32, of a batch that belongs to a half of the text."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        self.gram += rows.T @ rows
-        if self.cross is not None and float_inputs is not None:
-            self.cross += (float_inputs.reshape(rows.shape) - rows).T @ rows
+        self.grams[half] += rows.T @ rows
         self.tokens += len(rows)
 
-    def metric(self, name: str, compensation: float) -> Metric:
+    def metric(self, name: str) -> Metric:
         """The metric of what was added.
 
         Args:
             name: of a layer, for messages.
-            compensation: share of the difference between the two inputs that the weights shall make up for, 0 to 1.
 
         Raises:
             WeightError: inputs that are not finite.
         """
         import torch
 
-        if not bool(torch.isfinite(self.gram).all()):
+        gram = self.grams.sum(0) / max(1, self.tokens)
+        if not bool(torch.isfinite(gram).all()):
             raise WeightError(
                 f"{name}: its inputs are not finite on the calibration text; the checkpoint is damaged or overflows in float32"
             )
-        features = len(self.gram)
-        gram = self.gram / max(1, self.tokens)
-        mean = float(gram.diagonal().mean()) or 1.0
-        factor, damped = _factor(gram, mean, torch.arange(features))  # also says how much damping it takes
-        half = features // 2
+        damped = _damped(gram, float(gram.diagonal().mean()) or 1.0)
+        half = len(gram) // 2
         diagonal = damped.diagonal()
         order = torch.argsort(diagonal[:half] + diagonal[half:], descending=True, stable=True)
         columns = torch.stack([order, order + half], 1).reshape(-1)
-        shift = None
-        if self.cross is not None and compensation:
-            difference = self.cross * (compensation / max(1, self.tokens))
-            shift = torch.cholesky_solve(difference.T, factor).T.float().contiguous()
         sorted_hessian = damped[columns][:, columns]
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_hessian))
         upper = torch.linalg.cholesky(inverse, upper=True)
-        return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous(), shift)
+        return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
 
 
-def _factor(gram: Any, mean: float, diagonal: Any) -> tuple[Any, Any]:
-    """Lower Cholesky factor of the damped matrix, and that matrix."""
+def _damped(gram: Any, mean: float) -> Any:
+    """The matrix with as little damping as makes it positive definite."""
     import torch
 
+    diagonal = torch.arange(len(gram))
     for attempt in range(_RETRIES):
         damped = gram.clone()
         damped[diagonal, diagonal] += DAMPING * 10**attempt * mean
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
-            return factor, damped
+        if not int(torch.linalg.cholesky_ex(damped)[1]):
+            return damped
     raise AssertionError("a positive semidefinite matrix plus a tenth of its mean diagonal has a Cholesky factor")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fairy2i_export.compile.calibrate.matrix import SWEEPS
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
 from fairy2i_export.compile.calibrate.store import LayerStore
-from fairy2i_export.compile.calibrate.walk import calibrate_layers
+from fairy2i_export.compile.calibrate.walk import Walk, calibrate_layers
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
@@ -33,7 +34,9 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     if len(store):
         observer.note(f"continuing an unfinished calibration: {len(store)} layers are there")
     with torch_threads(prepared.threads):
-        calibrate_layers(skeleton_of(prepared), linears, prepared.text.ids, store, observer.advance)
+        sweeps = 0 if "descent" in prepared.options.calibrate_without else SWEEPS
+        walk = Walk(skeleton_of(prepared), prepared.decoder, linears, store, sweeps)
+        calibrate_layers(walk, prepared.text.ids, observer.advance)
     prepared.weights.calibrated = store.linear
 
 

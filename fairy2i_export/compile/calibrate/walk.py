@@ -1,142 +1,176 @@
 """From layer to layer: each is calibrated on what the quantized layers before it produce.
 
-Hidden states of the quantized model go through the decoder, and beside them those of the float model where layers make up for
-what earlier ones changed (COMPENSATION); where they do not, the float model is not computed.
+Hidden states of the quantized model go through the decoder, and beside them those of the float model (streams.py), whose
+outputs every layer aims at (aim.py).
 
 Linear layers of a decoder layer that read the same input form a group; the groups are calibrated in the order in which they
-are computed, so that ``o_proj`` sees what the quantized ``q_proj``, ``k_proj`` and ``v_proj`` lead to. In memory are one or two
-copies of one decoder layer, the hidden states of the whole text, and the metric of one group.
+are computed, so that ``o_proj`` sees what the quantized ``q_proj``, ``k_proj`` and ``v_proj`` lead to. In memory are two copies of
+one decoder layer, the hidden states of the whole text, what the modules of one float layer read, and one group's statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
+from fairy2i_export.compile.calibrate.aim import Ridge
 from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
-from fairy2i_export.compile.calibrate.metric import Statistics
+from fairy2i_export.compile.calibrate.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
+from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of
+from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.formats.base import Linear
-from fairy2i_export.source.checkpoint import Checkpoint
-
-BATCH = 4  # windows that go through a layer together
-# share of what earlier layers changed that a layer makes up for, by stages; at 4 it brought nothing (docs/quality.md)
-COMPENSATION = {1: 1.0, 2: 1.0, 3: 1.0, 4: 0.0}
 
 
-class _Reached(Exception):
-    """The group's input is known; the rest of the layer need not be computed."""
+@dataclass(frozen=True)
+class Walk:
+    """What is calibrated, and how.
+
+    Attributes:
+        skeleton: of the source.
+        decoder: its description.
+        linears: the layers to quantize, by module name, each with its number of stages.
+        store: finished layers, which are not made again, and where new ones go.
+        sweeps: of descent over the codes of a matrix.
+    """
+
+    skeleton: Skeleton
+    decoder: Decoder
+    linears: Mapping[str, Linear]
+    store: LayerStore
+    sweeps: int
 
 
-def calibrate_layers(
-    skeleton: Skeleton,
-    linears: Mapping[str, Linear],
-    ids: Any,
-    store: LayerStore,
-    advance: Callable[[int], None],
-) -> None:
-    """Calibrate every linear layer in ``linears`` that lies in a decoder layer, and lm_head if it is among them.
+def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> Any:
+    """Calibrate every linear layer that lies in a decoder layer, and lm_head if it is among them.
 
     Args:
-        skeleton: of the source.
-        linears: those to quantize, by module name, each with its number of stages.
+        walk: what is calibrated.
         ids: int64 [windows, length].
-        store: finished layers, which are not made again, and where new ones go.
-        advance: called with the number of parameters that are done.
+        done: called with the number of parameters that are done.
+
+    Returns:
+        The float model's hidden states after the last layer, torch float32 [windows, length, hidden].
     """
     import torch
 
+    skeleton, store = walk.skeleton, walk.store
     with torch.no_grad():
         hidden, calls = skeleton.begin(ids)
         quantized = torch.cat(hidden)
-        exact = quantized.clone() if any(COMPENSATION[x.stages] for x in linears.values()) else None
+        exact = quantized.clone()
         for index, call in enumerate(calls):
             prefix = f"model.layers.{index}."
-            names = {name.removeprefix(prefix): linear for name, linear in linears.items() if name.startswith(prefix)}
-            layer = skeleton.layer(index)
-            streams = [(layer, quantized)]
-            if exact is not None:
-                streams.append((skeleton.layer(index), exact))
+            names = {name.removeprefix(prefix): linear for name, linear in walk.linears.items() if name.startswith(prefix)}
+            layer, original = skeleton.layer(index), skeleton.layer(index)
             found = store.read(index)
             if found is None:
                 found = {}
-                for group in _groups(layer, list(names), quantized[:1], call):
-                    found.update(_calibrate_group(group, streams, call, names, skeleton.checkpoint))
+                groups = _groups(layer, list(names), quantized[:1], call)
+                residuals = {group[0]: _residual(walk.decoder, group[0], index) for group in groups}
+                modules = dict.fromkeys([*residuals, *(name for name in residuals.values() if name is not None)])
+                read = FloatLayer(original, list(modules), exact, call)
+                for group in groups:
+                    found.update(_calibrate_group(walk, group, residuals[group[0]], (layer, quantized, call), read, names))
                     _replace(layer, {name: found[names[name].name] for name in group})
                 store.write(index, found)
             else:
                 _replace(layer, {name: found[linear.name] for name, linear in names.items()})
-            for module, states in streams:
-                for part in _batches(states):
-                    states[part] = run_layer(module, states[part], call)
-            advance(sum(linear.parameters for linear in names.values()))
-        _calibrate_head(skeleton, linears, quantized, exact, store, len(calls), advance)
+                advance(original, exact, call)
+            advance(layer, quantized, call)
+            done(sum(linear.parameters for linear in names.values()))
+        _calibrate_head(walk, quantized, exact, len(calls), done)
+    return exact
 
 
-def _calibrate_head(
-    skeleton: Skeleton,
-    linears: Mapping[str, Linear],
-    quantized: Any,
-    exact: Any | None,
-    store: LayerStore,
-    index: int,
-    advance: Callable[[int], None],
-) -> None:
+def _calibrate_head(walk: Walk, quantized: Any, exact: Any, index: int, done: Callable[[int], None]) -> None:
     """lm_head, on what the final norm gives."""
     import torch
 
-    head = linears.get("lm_head")
+    head, skeleton = walk.linears.get("lm_head"), walk.skeleton
     if head is None:
         return
-    if store.read(index) is None:
+    if walk.store.read(index) is None:
         norm = skeleton.module("model.norm")
-        statistics = Statistics(head.in_features, paired=exact is not None)
-        for part in _batches(quantized):
-            statistics.add(norm(quantized[part]), None if exact is None else norm(exact[part]))
-        weight = skeleton.tensor(head.name, tensor=head.weight)
-        metric = statistics.metric(head.name, COMPENSATION[head.stages])
-        done = calibrate_matrix(torch.from_numpy(weight), metric, head.stages)
+        statistics = Statistics(head.in_features)
+        cross = torch.zeros((HALVES, head.in_features, head.in_features))
+        for half, part in halves(quantized):
+            inputs = norm(quantized[part])
+            statistics.add(inputs, half)
+            cross[half] += _product(norm(exact[part]) - inputs, inputs)
+        weight = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight))
+        aim = Ridge(statistics).aim(weight, weight @ cross)
+        made = calibrate_matrix(aim, statistics.metric(head.name), head.stages, walk.sweeps)
         source = skeleton.checkpoint.read(head.weight)
-        store.write(index, {head.name: CalibratedLinear.of(source, done.linear, done.error)})
-    advance(head.parameters)
+        walk.store.write(index, {head.name: CalibratedLinear.of(source, made.linear, made.error)})
+    done(head.parameters)
 
 
 def _calibrate_group(
+    walk: Walk,
     group: list[str],
-    streams: list[tuple[Any, Any]],
-    call: Call,
+    residual: str | None,
+    stream: tuple[Any, Any, Call],
+    read: FloatLayer,
     linears: Mapping[str, Linear],
-    checkpoint: Checkpoint,
 ) -> dict[str, CalibratedLinear]:
     """The layers of a group, by their names in the model.
 
     Args:
+        walk: what is calibrated.
         group: names inside the decoder layer.
-        streams: the decoder layer as far as it is quantized with its hidden states, and the float model's, if it is needed.
-        call: of the decoder layer.
+        residual: the module that reads what the group's outputs are added to, if there is one.
+        stream: the decoder layer as far as it is quantized, its hidden states, and what it is called with.
+        read: what the float layer's modules read.
         linears: by name inside the decoder layer.
-        checkpoint: the source, whose own bytes the results are known by.
     """
-    layer, quantized = streams[0]
+    import torch
+
+    layer, states, call = stream
     first = linears[group[0]]
-    statistics = Statistics(first.in_features, paired=len(streams) > 1)
-    for part in _batches(quantized):
-        statistics.add(*(_input_of(module, group[0], states[part], call) for module, states in streams))
-    shares = sorted({COMPENSATION[linears[name].stages] for name in group})
-    metrics = {share: statistics.metric(first.name, share) for share in shares}
+    modules = [group[0]] if residual is None else [residual, group[0]]
+    weight = layer.get_submodule(group[0]).weight  # not quantized yet: the group is replaced when all of it is done
+    statistics = Statistics(first.in_features)
+    # of differences of inputs, or, where there is a residual, of what is missing to outputs
+    cross = torch.zeros((HALVES, first.in_features if residual is None else first.out_features, first.in_features))
+    for batch, (half, part) in enumerate(halves(states)):
+        got = inputs_of(layer, modules, states[part], call)
+        statistics.add(got[-1], half)
+        difference = read.inputs(group[0], batch) - got[-1]
+        if residual is not None:
+            difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
+        cross[half] += _product(difference, got[-1])
+    metric, ridge = statistics.metric(first.name), Ridge(statistics)
     found = {}
     for name in group:
-        stages = linears[name].stages
-        weight = layer.get_submodule(name).weight  # not quantized yet: the group is replaced when all of it is done
-        done = calibrate_matrix(weight, metrics[COMPENSATION[stages]], stages)
-        source = checkpoint.read(linears[name].weight)
-        found[linears[name].name] = CalibratedLinear.of(source, done.linear, done.error)
+        weight, linear = layer.get_submodule(name).weight, linears[name]
+        aim = ridge.aim(weight, weight @ cross if residual is None else cross)
+        made = calibrate_matrix(aim, metric, linear.stages, walk.sweeps)
+        source = walk.skeleton.checkpoint.read(linear.weight)
+        found[linear.name] = CalibratedLinear.of(source, made.linear, made.error)
     return found
 
 
-def _groups(layer: Any, names: list[str], hidden: Any, call: Call) -> list[list[str]]:
+def _product(left: Any, right: Any) -> Any:
+    """The sum over tokens of outer products of [..., a] and [..., b]."""
+    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
+
+
+def _residual(decoder: Decoder, module: str, index: int) -> str | None:
+    """The module that reads the stream which a module's outputs are added to; None if they go elsewhere first."""
+    names = decoder.names
+    prefix = f"model.layers.{index}."
+    if names.o.format(index) == prefix + module and names.attention_post_norm is None:
+        return LAYER
+    if names.down.format(index) == prefix + module and names.mlp_post_norm is None and names.mlp_norm is not None:
+        return names.mlp_norm.format(index).removeprefix(prefix)
+    return None
+
+
+def _groups(layer: Any, names: Sequence[str], hidden: Any, call: Call) -> list[list[str]]:
     """Those of the named modules that get the same tensor, in the order in which they are called."""
     seen: list[tuple[Any, list[str]]] = []
 
@@ -159,31 +193,9 @@ def _groups(layer: Any, names: list[str], hidden: Any, call: Call) -> list[list[
     return [group for _, group in seen]
 
 
-def _input_of(layer: Any, name: str, hidden: Any, call: Call) -> Any:
-    """What a module inside a layer is called with."""
-    caught: list[Any] = []
-
-    def catch(module: Any, inputs: tuple[Any, ...]) -> None:
-        caught.append(inputs[0])
-        raise _Reached
-
-    hook = layer.get_submodule(name).register_forward_pre_hook(catch)
-    try:
-        run_layer(layer, hidden, call)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
-    return caught[0]
-
-
 def _replace(layer: Any, found: Mapping[str, CalibratedLinear]) -> None:
     """Put the matrices that the operator will multiply by into a layer."""
     import torch
 
     for name, linear in found.items():
         layer.get_submodule(name).weight.data = torch.from_numpy(linear.quantized.dequantize("none"))
-
-
-def _batches(states: Any) -> Iterator[slice]:
-    return (slice(start, start + BATCH) for start in range(0, len(states), BATCH))

@@ -1,0 +1,122 @@
+"""The two models that go through the decoder side by side, layer by layer: the quantized one and the float one.
+
+Both see the same text. What the modules of the float layer read is kept while the layers of the quantized one are made, in
+bfloat16, which halves it: it is only compared with, and rounding is small beside what quantization changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from fairy2i_export.compile.calibrate.skeleton import Call, run_layer
+
+BATCH = 4  # windows that go through a layer together
+LAYER = ""  # as the name of a module: the decoder layer itself
+
+
+class _Reached(Exception):
+    """The inputs are known; the rest of the layer need not be computed."""
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; elsewhere it is slower than float32."""
+    import torch
+
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+
+
+def products() -> AbstractContextManager[Any]:
+    """Inside, matrix products are computed in bfloat16 where that is fast; everything else stays float32."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16) if has_fast_bfloat16() else nullcontext()
+
+
+def batches(states: Any) -> Iterator[slice]:
+    """Parts of hidden states [windows, length, hidden] that go through a layer together."""
+    return (slice(start, start + BATCH) for start in range(0, len(states), BATCH))
+
+
+def halves(states: Any) -> Iterator[tuple[int, slice]]:
+    """The batches, each with the half of the text that it belongs to: every other one, or parts of a single one."""
+    if len(states) > BATCH:
+        yield from ((index % 2, part) for index, part in enumerate(batches(states)))
+    else:
+        middle = max(1, len(states) // 2)
+        yield from ((0, slice(0, middle)), (1, slice(middle, len(states))))
+
+
+def inputs_of(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> list[Any]:
+    """What modules inside a layer are called with, in the order in which they are called; the rest is not computed."""
+    seen: dict[str, Any] = {LAYER: hidden}
+    wanted = [name for name in modules if name != LAYER]
+
+    def noting(name: str) -> Callable[..., None]:
+        def note(module: Any, inputs: tuple[Any, ...]) -> None:
+            seen[name] = inputs[0]
+            if all(other in seen for other in wanted):
+                raise _Reached
+
+        return note
+
+    hooks = [layer.get_submodule(name).register_forward_pre_hook(noting(name)) for name in wanted]
+    try:
+        with products():
+            run_layer(layer, hidden, call)
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[name].float() for name in modules]
+
+
+def advance(layer: Any, states: Any, call: Call) -> None:
+    """Take hidden states [windows, length, hidden] through a layer, in place."""
+    for part in batches(states):
+        with products():
+            states[part] = run_layer(layer, states[part], call)
+
+
+class FloatLayer:
+    """A float layer that the hidden states of the float model have passed, and what its modules read on the way.
+
+    Args:
+        layer: the module.
+        modules: names inside the layer.
+        states: torch float32 [windows, length, hidden]; become those after the layer.
+        call: of the layer.
+    """
+
+    def __init__(self, layer: Any, modules: Sequence[str], states: Any, call: Call) -> None:
+        import torch
+
+        self._read: dict[str, list[Any]] = {name: [] for name in modules}
+        batch: dict[str, Any] = {}
+        inside = [name for name in modules if name != LAYER]
+
+        def noting(name: str) -> Callable[..., None]:
+            def note(module: Any, inputs: tuple[Any, ...]) -> None:
+                batch[name] = inputs[0]
+
+            return note
+
+        hooks = [layer.get_submodule(name).register_forward_pre_hook(noting(name)) for name in inside]
+        try:
+            for _, part in halves(states):
+                batch[LAYER] = states[part]
+                with products():
+                    after = run_layer(layer, states[part], call)
+                for name, kept in self._read.items():
+                    kept.append(batch[name].to(torch.bfloat16))
+                states[part] = after
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def inputs(self, module: str, batch: int) -> Any:
+        """What a module read in a batch (in the order of :func:`halves`), float32."""
+        return self._read[module][batch].float()
