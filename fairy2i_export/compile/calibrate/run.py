@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fairy2i_export.compile.calibrate.matrix import SWEEPS
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
 from fairy2i_export.compile.calibrate.store import LayerStore
+from fairy2i_export.compile.calibrate.tuning.run import Schedule, tune
+from fairy2i_export.compile.calibrate.tuning.student import Student
 from fairy2i_export.compile.calibrate.walk import Walk, calibrate_layers
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
@@ -34,10 +37,29 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     if len(store):
         observer.note(f"continuing an unfinished calibration: {len(store)} layers are there")
     with torch_threads(prepared.threads):
-        sweeps = 0 if "descent" in prepared.options.calibrate_without else SWEEPS
-        walk = Walk(skeleton_of(prepared), prepared.decoder, linears, store, sweeps)
-        calibrate_layers(walk, prepared.text.ids, observer.advance)
+        if store.tuned is None:
+            without = prepared.options.calibrate_without
+            walk = Walk(skeleton_of(prepared), prepared.decoder, linears, store, 0 if "descent" in without else SWEEPS)
+            exact = calibrate_layers(walk, prepared.text.ids, observer.advance)
+            if "tuning" not in without:
+                _tune(prepared, walk, exact, observer)
     prepared.weights.calibrated = store.linear
+    if store.tuned is not None:
+        prepared.weights.replaced = store.tuned.norms
+
+
+def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> None:
+    """Tune the whole model, and have the store give its layers as they are then."""
+    import torch
+
+    assert prepared.text is not None
+    decoder, ids, schedule = prepared.decoder, prepared.text.ids, Schedule()
+    observer.phase("tuning", schedule.steps(len(ids)))
+    student = Student(walk.skeleton, decoder, prepared.plan.linears, walk.store)
+    with torch.no_grad():
+        norm = walk.skeleton.module(decoder.names.final_norm)
+        teacher = torch.cat([norm(window[None]) for window in exact])
+    walk.store.write_tuned(tune(student, teacher, ids, decoder.logits_softcap, schedule, lambda: observer.advance(1)))
 
 
 def skeleton_of(prepared: Prepared) -> Skeleton:

@@ -6,15 +6,32 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
-from fairy2i_export.codes.native import U8
+from fairy2i_export.codes.native import F32, U8
 from fairy2i_export.codes.quantized import QuantizedLinear
 
-_HEAD = "identity.json"
+_HEAD, _TUNED = "identity.json", "tuned.safetensors"
+_LAYERS = "[0-9]*.safetensors"
+_ROWS, _NORMS = "rows:", "norms:"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning (tuning/) found.
+
+    Attributes:
+        rows: by module name of a calibrated layer, float32 [2n]: factors on its row multipliers.
+        norms: by tensor name, float32: weights of norms that take the place of the (rotated) source's.
+    """
+
+    rows: Mapping[str, F32]
+    norms: Mapping[str, F32]
 
 
 class LayerStore:
@@ -23,6 +40,9 @@ class LayerStore:
     Args:
         folder: made if it does not exist, and emptied if what lies there belongs to something else.
         identity: of everything that the layers depend on.
+
+    Attributes:
+        tuned: what the whole model was tuned to when all layers were there, or None; layers are given with it from then on.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -33,11 +53,15 @@ class LayerStore:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             head.write_text(json.dumps(dict(identity)))
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(folder.glob(_LAYERS)):
             self._note(path)
+        self.tuned = self._read_tuned()
 
     def __len__(self) -> int:
-        return len(list(self.folder.glob("*.safetensors")))
+        return len(list(self.folder.glob(_LAYERS)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
 
     def read(self, index: int) -> dict[str, CalibratedLinear] | None:
         """The calibrated modules of a decoder layer by name, or None if it is not finished."""
@@ -54,12 +78,13 @@ class LayerStore:
             meta = json.loads(file.metadata()[name])
             codes = _unfold(file.get_tensor(f"{name}.codes"), meta["stages"])
             scales, rows = file.get_tensor(f"{name}.scales"), file.get_tensor(f"{name}.row_multiplier")
-        return CalibratedLinear(QuantizedLinear(codes, scales, "fp32", rows), meta["weight_sha256"], meta["output_error"])
+        found = QuantizedLinear(codes, scales, "fp32", rows)
+        if self.tuned is not None and name in self.tuned.rows:
+            found = replace(found, row_multiplier=rows * self.tuned.rows[name])
+        return CalibratedLinear(found, meta["weight_sha256"], meta["output_error"])
 
     def write(self, index: int, linears: Mapping[str, CalibratedLinear]) -> None:
         """Keep the modules of a decoder layer; complete or not at all."""
-        from safetensors.numpy import save_file
-
         tensors, metadata = {}, {}
         for name, linear in linears.items():
             q = linear.quantized
@@ -71,10 +96,28 @@ class LayerStore:
                 {"stages": q.stages, "weight_sha256": linear.weight_sha256, "output_error": linear.output_error}
             )
         path = self._path(index)
-        unfinished = path.with_suffix(".new")
-        save_file(tensors, unfinished, metadata)
-        os.replace(unfinished, path)
+        _save(path, tensors, metadata)
         self._note(path)
+
+    def write_tuned(self, tuned: Tuned) -> None:
+        """Keep what tuning found, and give layers with it from now on."""
+        tensors = {_ROWS + name: array for name, array in tuned.rows.items()}
+        tensors |= {_NORMS + name: array for name, array in tuned.norms.items()}
+        _save(self.folder / _TUNED, tensors, {})
+        self.tuned = tuned
+
+    def _read_tuned(self) -> Tuned | None:
+        from safetensors.numpy import load_file
+
+        path = self.folder / _TUNED
+        if not path.exists():
+            return None
+        found = load_file(path)
+        rows, norms = (
+            {name.removeprefix(kind): array for name, array in found.items() if name.startswith(kind)}
+            for kind in (_ROWS, _NORMS)
+        )
+        return Tuned(rows, norms)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:05}.safetensors"
@@ -84,6 +127,15 @@ class LayerStore:
 
         with safe_open(path, framework="numpy") as file:
             self._files.update(dict.fromkeys(file.metadata() or {}, path))
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> None:
+    """A safetensors file, complete or not at all."""
+    from safetensors.numpy import save_file
+
+    unfinished = path.with_suffix(".new")
+    save_file(tensors, unfinished, metadata)
+    os.replace(unfinished, path)
 
 
 def _holds(path: Path, identity: Mapping[str, str]) -> bool:

@@ -54,6 +54,8 @@ def check_torch() -> None:
 def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int | None, longest: int) -> CalibrationText:
     """Read text files and cut them into windows, evenly spread if there is more text than asked for.
 
+    Several files share the tokens equally; what one is too short for goes to the others.
+
     Args:
         checkpoint: whose tokenizer counts.
         paths: UTF-8 text files.
@@ -74,17 +76,31 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     needed = f"at least {fewest} tokens in {_FEWEST_WINDOWS} windows"
     texts = [read_text(path, "calibrate", f"a UTF-8 text file; {needed} are needed, {_GOOD}") for path in paths]
     tokenizer = open_tokenizer(checkpoint.directory).backend
-    found: list[int] = []
-    for text in texts:
-        # without <s> and the like: only the first window would have them
-        found += tokenizer.encode(text, add_special_tokens=False).ids
+    # without <s> and the like: only the first window would have them
+    found = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64) for text in texts]
     names = ", ".join(map(str, paths))
-    count = min(len(found), wanted) // window
-    if count < _FEWEST_WINDOWS:
+    shares = _shares([len(ids) // window for ids in found], wanted // window)
+    if sum(shares) < _FEWEST_WINDOWS:
         raise OptionError(
-            f"calibrate {names}: {len(found)} tokens, expected at least {_FEWEST_WINDOWS} windows of {window}; {_GOOD}"
+            f"calibrate {names}: {sum(map(len, found))} tokens, expected at least {_FEWEST_WINDOWS} windows of {window}; {_GOOD}"
         )
-    starts = np.linspace(0, len(found) // window - 1, count).astype(np.int64) * window
-    ids = np.array(found, np.int64)[starts[:, None] + np.arange(window)]
+    parts = []
+    for tokens_of_file, share in zip(found, shares, strict=True):
+        starts = np.linspace(0, len(tokens_of_file) // window - 1, share).astype(np.int64) * window
+        parts.append(tokens_of_file[starts[:, None] + np.arange(window)])
+    ids = np.concatenate(parts)
     sha256 = hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest()
-    return CalibrationText(ids, sha256, tuple(unknown_warnings(tokenizer, found, f"calibrate {names}")))
+    return CalibrationText(
+        ids, sha256, tuple(unknown_warnings(tokenizer, np.concatenate(found).tolist(), f"calibrate {names}"))
+    )
+
+
+def _shares(available: Sequence[int], wanted: int) -> list[int]:
+    """Windows to take from each file: as equal as possible, the first ones get what does not divide."""
+    shares = [0] * len(available)
+    while rest := min(wanted, sum(available)) - sum(shares):
+        open_files = [index for index, count in enumerate(available) if shares[index] < count]
+        each, more = divmod(rest, len(open_files))
+        for place, index in enumerate(open_files):
+            shares[index] += min(available[index] - shares[index], each + (place < more))
+    return shares

@@ -1,0 +1,59 @@
+"""The loss of tuning: how far predictions are from the float model's, without ever holding all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TOKENS = 256  # whose logits are there at a time
+
+
+def divergence(student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None) -> Any:
+    """Mean of KL(teacher || student) over tokens, nats, which gradients can go back through to ``student``.
+
+    Args:
+        student: torch float32 [tokens, hidden], after the final norm.
+        teacher: the same of the float model.
+        student_head: [vocabulary, hidden], any float type, the type of its products.
+        teacher_head: likewise.
+        softcap: of the logits, or None.
+    """
+    return _function().apply(student, teacher, student_head, teacher_head, softcap)
+
+
+def _function() -> Any:
+    import torch
+
+    def log_probabilities(logits: Any, softcap: float | None) -> tuple[Any, Any]:
+        """And the derivative of capped logits, or None."""
+        if softcap is None:
+            return logits.log_softmax(-1), None
+        bent = torch.tanh(logits / softcap)
+        return (softcap * bent).log_softmax(-1), 1 - bent * bent
+
+    class Divergence(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            context: Any, student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None
+        ) -> Any:
+            gradient, total = torch.empty_like(student), 0.0
+            for start in range(0, len(student), _TOKENS):
+                part = slice(start, start + _TOKENS)
+                logits = (student[part].to(student_head.dtype) @ student_head.T).float()
+                wanted = (teacher[part].to(teacher_head.dtype) @ teacher_head.T).float()
+                found, slope = log_probabilities(logits, softcap)
+                expected, _ = log_probabilities(wanted, softcap)
+                weights = expected.exp()
+                total += float((weights * (expected - found)).sum())
+                change = (found.exp() - weights) / len(student)
+                if slope is not None:
+                    change *= slope
+                gradient[part] = (change.to(student_head.dtype) @ student_head).float()
+            context.save_for_backward(gradient)
+            return torch.tensor(total / len(student))
+
+        @staticmethod
+        def backward(context: Any, above: Any) -> Any:
+            (gradient,) = context.saved_tensors
+            return gradient * above, None, None, None, None
+
+    return Divergence

@@ -1,0 +1,86 @@
+"""The loop of tuning: some steps of AdamW on a few windows of the text each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fairy2i_export.compile.calibrate.store import Tuned
+from fairy2i_export.compile.calibrate.tuning.divergence import divergence
+from fairy2i_export.compile.calibrate.tuning.student import Student
+from fairy2i_export.errors import WeightError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        epochs: passes of the text.
+        rate: of AdamW, at its peak; parameters are logarithms, so this is a share of a factor per step.
+        windows: of a step.
+        warmup: steps in which the rate rises; then it falls along a cosine.
+    """
+
+    epochs: int = 1
+    rate: float = 3e-3
+    windows: int = 4
+    warmup: int = 3
+
+    def steps(self, windows: int) -> int:
+        """For a text of so many windows."""
+        return self.epochs * max(1, windows // self.windows)
+
+
+def tune(
+    student: Student,
+    teacher: Any,
+    ids: npt.NDArray[np.int64],
+    softcap: float | None,
+    schedule: Schedule,
+    done: Callable[[], None],
+) -> Tuned:
+    """Bring the student's predictions nearer to the float model's.
+
+    Args:
+        student: the quantized model; its parameters change.
+        teacher: torch [windows, length, hidden], the float model's hidden states after the final norm.
+        ids: token ids [windows, length].
+        softcap: of the logits, or None.
+        schedule: how long and how fast.
+        done: called after every step.
+
+    Raises:
+        WeightError: if the loss is not finite.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    order = torch.cat([torch.randperm(len(ids), generator=generator) for _ in range(schedule.epochs)])
+    steps = schedule.steps(len(ids))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=schedule.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps, schedule.warmup))
+    size = max(1, len(order) // steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        for window in order[step * size : (step + 1) * size].tolist():
+            hidden = student.hidden(ids[window : window + 1]).flatten(0, 1)
+            loss = divergence(hidden, teacher[window].float(), student.head, student.head, softcap)
+            if not math.isfinite(float(loss.detach())):
+                raise WeightError("the loss of tuning is not finite; leave tuning out (--calibrate-without tuning)")
+            (loss / size).backward()
+        optimizer.step()
+        rates.step()
+        done()
+    return student.tuned()
+
+
+def _share(step: int, steps: int, warmup: int) -> float:
+    """Of the peak rate."""
+    rising = min(1.0, (step + 1) / max(1, warmup))
+    return rising * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
