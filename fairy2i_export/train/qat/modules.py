@@ -19,6 +19,9 @@ class QATLinear(nn.Linear):
 
     The parameters are those of ``nn.Linear``, under the same names: ``weight`` [out, in] is the latent weight.
 
+    Attributes:
+        unit: learning rates of the latent weight and of row multipliers are multiplied by it; not part of the state.
+
     Args:
         in_features: even, unless the method is a baseline.
         out_features: likewise.
@@ -52,6 +55,7 @@ class QATLinear(nn.Linear):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.options = options
         self.name = name
+        self.unit = 1.0
         self._cache = WeightCache()
         rows = torch.ones(out_features, device=device) if options.row_multiplier == "learned" else None
         scales = torch.ones(options.stages, 2, 2, device=device) if options.learned_scales else None

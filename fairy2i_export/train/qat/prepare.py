@@ -158,6 +158,18 @@ def load_learned(
     return len(wanted)
 
 
+def untie(model: nn.Module) -> tuple[str, ...]:
+    """Give an output layer that shares its weight with an embedding a copy; returns the names of such layers."""
+    others, untied = _weights_of_others(model), []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and is_lm_head(name) and module.weight in others:
+            module.weight = nn.Parameter(module.weight.detach().clone(), module.weight.requires_grad)
+            untied.append(name)
+    if untied:
+        _note_untied(model, untied)
+    return tuple(untied)
+
+
 def config_entry(model: nn.Module | QuantizationOptions) -> dict[str, Any]:
     """The entry ``fairy2i`` of config.json, which the exporter reads: of a prepared model, or of options alone.
 
