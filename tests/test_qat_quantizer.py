@@ -279,3 +279,39 @@ def test_weights_that_are_not_finite(settings: dict[str, Any], dtype: Any, value
 def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         QuantizationOptions(**options)
+
+
+@pytest.mark.parametrize("quantizer", ["greedy", "joint"])
+@pytest.mark.parametrize("profile", ["bf16-reference", "fp32"])
+def test_learned_column_multipliers(profile: Any, quantizer: str) -> None:
+    """The exporter's matrix to the bit, and the gradients of W = A + diag(r) E diag(c) with E constant, by autograd."""
+    torch.manual_seed(0)
+    options = QuantizationOptions(
+        profile=profile, quantizer=quantizer, row_multiplier="learned", col_multiplier="learned", learned_scales=True
+    )
+    layer = QATLinear(34, 22, bias=False, options=options)
+    assert torch.equal(layer.col_multiplier, torch.ones(34))
+    with torch.no_grad():
+        layer.col_multiplier.uniform_(0.5, 2)
+    a, r, c, s = (x.detach().clone() for x in (layer.weight, layer.row_multiplier, layer.col_multiplier, layer.scales))
+    given = {"row_multiplier": r.numpy(), "col_multiplier": c.numpy(), "scales": s.numpy()}
+    exported = quantize(a.numpy(), 2, profile, quantizer=quantizer, **given)
+    dense = layer.quantized_weight()
+    np.testing.assert_array_equal(dense.detach().numpy(), exported.dequantize())
+    if quantizer == "greedy":
+        np.testing.assert_array_equal(torch_quantizer.quantize(a, options, r, s, c)[0].numpy(), exported.dequantize())
+    grad = torch.randn(22, 34)
+    dense.backward(grad)
+    rest = ((dense.detach() - a) / r[:, None] / c).requires_grad_(False)
+    weight, rows, columns = (x.clone().requires_grad_() for x in (a, r, c))
+    (weight + rows[:, None] * rest * columns).backward(grad)
+    for found, expected in ((layer.weight, weight), (layer.row_multiplier, rows), (layer.col_multiplier, columns)):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
+    # scales: the codes are constant, so the matrix is linear in them
+    step = 1e-2
+    for place in ((0, 0, 0), (1, 1, 1)):
+        moved = s.clone()
+        moved[place] += step
+        other = replace(exported, scales=moved.numpy()).dequantize("none") - exported.dequantize("none")
+        expected = float((torch.from_numpy(other) * grad).sum()) / step / math.sqrt(11 * 17)
+        assert float(layer.scales.grad[place]) == pytest.approx(expected, rel=1e-3)
