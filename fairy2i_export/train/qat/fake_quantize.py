@@ -97,7 +97,7 @@ def dequantize(
             dense, scale = (baselines.binary if options.method == "binary" else baselines.ternary)(weight, options.profile)
             _require_finite(weight, name, scale)
             return dense.to(dtype)
-        if not STRATEGIES[options.quantizer].in_torch and not in_reach(weight):
+        if not in_reach(weight) and not STRATEGIES[options.quantizer].is_in_torch(scales is not None and not _traced()):
             return _in_main_memory(weight, options, rows, scales, columns, name).to(dtype)
         if (
             scales is not None or columns is not None or not in_reach(weight)
@@ -163,7 +163,7 @@ def _in_main_memory(
     columns: Tensor | None,
     name: str,
 ) -> Tensor:
-    """Of other quantizers than the published one there is one implementation, and it works in main memory."""
+    """What torch_quantizer.py has not, scales of other quantizers than the published one, is found in main memory."""
     if _traced() or weight.dtype == torch.float64:
         raise OptionError(
             f"{name}: the {options.quantizer} quantizer cannot be traced, nor run on float64; convert the model first"
@@ -233,10 +233,7 @@ def _gradient_of_scales(
     options: QuantizationOptions,
 ) -> Tensor:
     """float32 [stages, 2 (U, W), 2 (re, im)]."""
-    if not STRATEGIES[options.quantizer].in_torch:
-        given: list[Any] = [None if x is None else x.detach().cpu() for x in (rows, scales, columns)]
-        codes = native_quantizer.codes_of(weight.detach().cpu(), options, *given).to(weight.device)
-    elif in_reach(weight):
+    if in_reach(weight):
         codes = native_quantizer.codes_of(weight, options, rows, scales, columns)
     else:
         codes = torch_quantizer.codes_of(weight, options, rows, scales, columns)
