@@ -62,7 +62,7 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
     complete = replace(
         complete,
         learning_rate=_RATE if complete.learning_rate is None else complete.learning_rate,
-        save_dtype=complete.save_dtype or _DTYPE,
+        save_dtype=_DTYPE if complete.save_dtype is None else complete.save_dtype,
     )
     quantization_options(complete)
     strategy = STRATEGIES.get(complete.quantizer)

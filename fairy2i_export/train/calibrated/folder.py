@@ -128,7 +128,7 @@ class CalibratedFolder:
             recipe,
             **decided,
             learning_rate=LEARNING_RATE if recipe.learning_rate is None else recipe.learning_rate,
-            save_dtype=recipe.save_dtype or SAVE_DTYPE,
+            save_dtype=SAVE_DTYPE if recipe.save_dtype is None else recipe.save_dtype,
         )
 
     def linear(self, name: str) -> QuantizedLinear:

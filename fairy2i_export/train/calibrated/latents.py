@@ -90,7 +90,7 @@ def _share(quantized: QuantizedLinear, matrix: int, point: F32, aim: F32) -> F32
     whole = keeps(np.ones_like(good))
     bad = np.ones_like(good)
     for _ in range(_HALVINGS):
-        middle = (good + bad) / 2
+        middle = ((good + bad) / 2).astype(np.float32)
         inside = keeps(middle)
         good, bad = np.where(inside, middle, good), np.where(inside, bad, middle)
     return np.where(whole, np.float32(1), good)
