@@ -164,7 +164,7 @@ EXPERIMENTS = {
         Experiment(
             "starts",
             STARTS,
-            {**_STORIES, "max_tokens": 131_072, "warmup": 4, "eval_every": 4, "skip_lm_head": True},
+            {**_STORIES, "max_tokens": 65_536, "warmup": 4, "eval_every": 4, "skip_lm_head": True},
             written=False,
         ),
         Experiment("smollm2", (*METHODS, *CALIBRATED), {**_SMOLLM2, "max_tokens": 32_768}, context=2048),
