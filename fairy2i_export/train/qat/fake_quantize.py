@@ -99,9 +99,8 @@ def dequantize(
             return dense.to(dtype)
         if not in_reach(weight) and not STRATEGIES[options.quantizer].is_in_torch(scales is not None and not _traced()):
             return _in_main_memory(weight, options, rows, scales, columns, name).to(dtype)
-        if (
-            scales is not None or columns is not None or not in_reach(weight)
-        ):  # else scales that the C library computes show what the weight holds
+        # else scales that the C library computes show what the weight holds
+        if scales is not None or columns is not None or not in_reach(weight):
             learned = (x for x in (rows, scales, columns) if x is not None)
             _require_finite(weight, name, weight.sum(dtype=torch.float32), *learned)
         if not in_reach(weight):
