@@ -16,7 +16,9 @@ from fairy2i_export.codes.quantized import QuantizedLinear, merge_widely_linear,
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.errors import CheckpointError
 
-INSIDE = 0.5  # share of the way to the weight, or to the border of the cell, that an entry goes; 0 trained a small model as well
+INSIDE = (
+    0.5  # share of the way to the weight, or to the border of the cell, that an entry goes; 0 trained a small model as well
+)
 _HALVINGS = 8  # of the way, to find the border
 _SAME = 1e-5  # points so near to each other, relative to the largest, are one
 
