@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fairy2i_export import quantize
+from fairy2i_export.codes.native import Points
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.codes.strategies.greedy import exact_means
 from fairy2i_export.errors import OptionError, WeightError
@@ -25,6 +26,7 @@ from fairy2i_export.train import (  # noqa: E402
 )
 from fairy2i_export.train.qat import native_quantizer, torch_quantizer  # noqa: E402
 from fairy2i_export.train.qat.activations import round_activations  # noqa: E402
+from fairy2i_export.train.qat.torch_points import nearest_codes  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,6 +89,22 @@ def test_the_joint_quantizer(profile: Any, row_multiplier: Any) -> None:
     given = quantize(weight.numpy(), 4, profile, quantizer="joint", row_multiplier=row_multiplier, scales=scales.numpy())
     assert torch.equal(fake_quantize(weight, options, rows=rows, scales=scales), torch.from_numpy(given.dequantize()))
     assert np.array_equal(native_quantizer.codes_of(weight, options, rows, scales).numpy(), given.codes)
+    assert torch.equal(in_torch(weight, options, rows=rows, scales=scales), torch.from_numpy(given.dequantize()))
+    assert np.array_equal(torch_quantizer.codes_of(weight, options, rows, scales).numpy(), given.codes)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_the_joint_search_in_torch_decides_ties_as_the_library(stages: int) -> None:
+    """Entries on borders, on points and beyond all of them; scales of which points coincide, and one below zero."""
+    grid = torch.arange(-20, 21, dtype=torch.float32) / 8
+    re, im = (part.contiguous() for part in torch.meshgrid(grid, grid, indexing="ij"))
+    for scales in (
+        torch.full((stages, 2), 0.5),
+        torch.tensor([[1.0, 0.75], [0.5, 0.5], [0.25, 0.25], [0.0, 0.125]])[:stages],
+        torch.tensor([[1.0, -0.75], [0.5, 0.25], [0.5, 0.25], [0.125, 0.125]])[:stages],
+    ):
+        expected = Points(scales.numpy()).codes(re.numpy(), im.numpy())
+        np.testing.assert_array_equal(nearest_codes(re, im, scales).numpy(), expected)
 
 
 def test_means_that_need_exact_addition() -> None:
@@ -279,3 +297,38 @@ def test_weights_that_are_not_finite(settings: dict[str, Any], dtype: Any, value
 def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         QuantizationOptions(**options)
+
+
+@pytest.mark.parametrize("quantizer", ["greedy", "joint"])
+@pytest.mark.parametrize("profile", ["bf16-reference", "fp32"])
+def test_learned_column_multipliers(profile: Any, quantizer: str) -> None:
+    """The exporter's matrix to the bit, and the gradients of W = A + diag(r) E diag(c) with E constant, by autograd."""
+    torch.manual_seed(0)
+    options = QuantizationOptions(
+        profile=profile, quantizer=quantizer, row_multiplier="learned", col_multiplier="learned", learned_scales=True
+    )
+    layer = QATLinear(34, 22, bias=False, options=options)
+    assert torch.equal(layer.col_multiplier, torch.ones(34))
+    with torch.no_grad():
+        layer.col_multiplier.uniform_(0.5, 2)
+    a, r, c, s = (x.detach().clone() for x in (layer.weight, layer.row_multiplier, layer.col_multiplier, layer.scales))
+    given = {"row_multiplier": r.numpy(), "col_multiplier": c.numpy(), "scales": s.numpy()}
+    exported = quantize(a.numpy(), 2, profile, quantizer=quantizer, **given)
+    dense = layer.quantized_weight()
+    np.testing.assert_array_equal(dense.detach().numpy(), exported.dequantize())
+    np.testing.assert_array_equal(torch_quantizer.quantize(a, options, r, s, c)[0].numpy(), exported.dequantize())
+    grad = torch.randn(22, 34)
+    dense.backward(grad)
+    rest = ((dense.detach() - a) / r[:, None] / c).requires_grad_(False)
+    weight, rows, columns = (x.clone().requires_grad_() for x in (a, r, c))
+    (weight + rows[:, None] * rest * columns).backward(grad)
+    for found, expected in ((layer.weight, weight), (layer.row_multiplier, rows), (layer.col_multiplier, columns)):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
+    # scales: the codes are constant, so the matrix is linear in them
+    step = 1e-2
+    for place in ((0, 0, 0), (1, 1, 1)):
+        moved = s.clone()
+        moved[place] += step
+        other = replace(exported, scales=moved.numpy()).dequantize("none") - exported.dequantize("none")
+        expected = float((torch.from_numpy(other) * grad).sum()) / step / math.sqrt(11 * 17)
+        assert float(layer.scales.grad[place]) == pytest.approx(expected, rel=1e-3)

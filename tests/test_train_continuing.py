@@ -131,7 +131,7 @@ def test_a_missing_learned_tensor_is_an_error(
     assert "learned tensors are missing, the first is model.layers.0.mlp.up_proj.scales" in capsys.readouterr().err
     edit_json(source / "config.json", fairy2i={"col_multiplier": "learned"})
     assert main(arguments_of(replace(recipe, source=str(source)))) == 2
-    assert "has no column multipliers" in capsys.readouterr().err
+    assert "8 learned tensors are missing, the first is lm_head.col_multiplier" in capsys.readouterr().err
 
 
 def test_latent_weights_are_no_teacher(first: tuple[Recipe, TrainingResult], tmp_path: Path) -> None:

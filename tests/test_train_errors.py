@@ -122,7 +122,7 @@ GOOD: dict[str, Any] = {"source": "a", "output": "b", "data": "x.txt"}
         ({"steps": 2.5}, "--steps: expected a whole number, got 2.5"),
         ({"steps": True}, "--steps: expected a whole number, got True"),
         ({"max_tokens": "8"}, "--max-tokens: expected a whole number, got '8'"),
-        ({"learning_rate": None}, "--lr: expected a number, got None"),
+        ({"clip": None}, "--clip: expected a number, got None"),
         ({"learning_rate": "fast"}, "--lr: expected a number, got 'fast'"),
         ({"betas": 0.9}, "--betas: expected two numbers"),
         ({"betas": ("a", "b")}, "--betas: expected two numbers"),

@@ -26,7 +26,7 @@ console = Console()
 
 
 def compare(
-    experiment: Annotated[str, typer.Argument(help="stories, stories-long, quantizers, options or smollm2.")],
+    experiment: Annotated[str, typer.Argument(help="stories, stories-long, quantizers, options, starts or smollm2.")],
     work: Annotated[Path, typer.Option(help="Where everything goes: texts, checkpoints, results.")],
     source: Annotated[Path | None, typer.Option(help="smollm2: its checkpoint (tests/large/fetch_smollm2.py).")] = None,
     text: Annotated[Path | None, typer.Option(help="smollm2: UTF-8 text to train and calibrate on.")] = None,
@@ -50,7 +50,7 @@ def compare(
             raise typer.BadParameter("smollm2 needs --source, --text and --eval-text")
         setting = {"source": source, "data": [text], "eval": eval_text, "calibrate": text, "separator": None}
     else:
-        setting = stories_setting(work)
+        setting = stories_setting(work, chosen.written)
     setting |= {"eval_tokens": eval_tokens, "context": chosen.context or 512, "max_tokens": max_tokens}
     setting = {key: _plain(value) for key, value in setting.items()}
     count = chosen.seeds if seeds is None else seeds
@@ -87,18 +87,19 @@ def run_one(command: list[str], environment: dict[str, str]) -> int:
     return code
 
 
-def stories_setting(work: Path) -> dict[str, Any]:
-    """The float model, and the text it writes together with an excerpt of TinyStories."""
+def stories_setting(work: Path, written: bool) -> dict[str, Any]:
+    """The float model, and an excerpt of TinyStories, with the text it writes if that is wanted."""
     source, text = work / "stories260K", work / "teacher.txt"
     if not (source / "model.safetensors").exists():
         subprocess.run([sys.executable, str(ROOT / "examples" / "stories260k.py"), str(source)], check=True)
-    if not text.exists():
+    excerpt = DATA / "tinystories_train_197k.txt"
+    if written and not text.exists():
         write_teacher_text(source, text)
     return {
         "source": source,
-        "data": [text, DATA / "tinystories_train_197k.txt"],
+        "data": [text, excerpt] if written else [excerpt],
         "eval": DATA / "tinystories_sample.txt",
-        "calibrate": text,
+        "calibrate": text if written else excerpt,
         "separator": "<|endoftext|>",
     }
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from perplexities import in_onnxruntime, in_torch, windows_of
 
 from fairy2i_export import export
@@ -32,6 +33,8 @@ def main(task: dict[str, Any], out: Path) -> None:
         options = {**task["shared"], **run["recipe"], "seed": 42 + task["seed"]}
         if setting["max_tokens"] is not None:
             options["max_tokens"] = setting["max_tokens"]
+        if options.pop("from_calibrated", False):
+            options["from_calibrated"] = str(calibrated_start(source, options.pop("stages"), setting, out.parent))
         texts = {"data": tuple(setting["data"]), "eval_data": (setting["eval"],)}
         recipe = Recipe(source=str(source), output=out, quiet=True, **texts, **options)
         if not (out / "training_log.json").exists():  # else it was trained, and interrupted while it was measured
@@ -40,7 +43,10 @@ def main(task: dict[str, Any], out: Path) -> None:
         checkpoint = out
         result |= {"tokens": log["tokens"], "curve": log["history"]}
         if run["recipe"].get("method", "fairy2i") == "fairy2i" and task["seed"] == 0:  # does not depend on the seed
-            result["untrained"] = summary(untrained_loss(source, run["recipe"], options, windows, out))
+            if "from_calibrated" in options:
+                result["untrained"] = summary(in_onnxruntime(Path(options["from_calibrated"]), windows, "exact"))
+            else:
+                result["untrained"] = summary(untrained_loss(source, run["recipe"], options, windows, out))
     if run["export"] is None:
         measured = in_torch(checkpoint, windows)
         result["engine"] = "torch"
@@ -60,6 +66,15 @@ def main(task: dict[str, Any], out: Path) -> None:
     partial = out.with_name(out.name + ".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, out.with_name(out.name + ".json"))
+
+
+def calibrated_start(source: Path, stages: int, setting: dict[str, Any], folder: Path) -> Path:
+    """The calibrated model that runs of an experiment start from, made by the first of them."""
+    made = folder / f"calibrated-start-{stages}-onnx"
+    with FileLock(made.with_suffix(".lock")):
+        if not made.exists():
+            export(str(source), made, **export_options({"calibrate": True, "stages": stages}, setting))
+    return made
 
 
 def untrained_loss(source: Path, recipe: dict[str, Any], options: dict[str, Any], windows: Any, out: Path) -> Perplexity:

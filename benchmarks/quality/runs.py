@@ -14,7 +14,8 @@ class Run:
         name: folder name, unique.
         label: as tables call it.
         bits: per weight of the quantized layers.
-        recipe: options of ``fairy2i train`` that differ from the shared ones; None: nothing is trained.
+        recipe: options of ``fairy2i train`` that differ from the shared ones; None: nothing is trained. ``from_calibrated`` True:
+            training starts from the calibrated model.
         export: options of ``fairy2i-export``; None: not exported (float and the baselines that are not Fairy2i).
         seeded: whether the result depends on the seed.
     """
@@ -103,6 +104,25 @@ OPTIONS = (
 )
 
 
+# where training starts: the weights rounded, or the calibrated model, whose learning rates are shares of a row's multiplier
+STARTS = (
+    SOURCE,
+    untrained("calibrated-2", "calibrated, no training", "2", calibrate=True, stages=2),
+    trained(
+        "rounded-joint", "from rounding: joint, scales learned, row multiplier", "2",
+        stages=2, quantizer="joint", learned_scales=True, row_multiplier="rms",
+    ),
+    *(
+        trained(
+            f"calibrated-start-{rate}", f"calibrated start, learning rate {rate}", "2",
+            stages=2, from_calibrated=True, learning_rate=float(rate),
+        )
+        for rate in ("1e-2", "2e-4", "3e-3")
+    ),
+    trained("rounded-greedy", "from rounding: greedy, row multiplier", "2", stages=2, row_multiplier="rms"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Runs over one model with one recipe.
@@ -113,6 +133,7 @@ class Experiment:
         recipe: shared options of ``fairy2i train``.
         seeds: by default.
         context: window of the perplexity; None: the model's context.
+        written: the float model's own text is part of the data.
     """
 
     name: str
@@ -120,6 +141,7 @@ class Experiment:
     recipe: dict[str, Any] = field(default_factory=dict)
     seeds: int = 1
     context: int | None = None
+    written: bool = True
 
 
 _STORIES = {
@@ -139,6 +161,12 @@ EXPERIMENTS = {
         Experiment("stories-long", METHODS, {**_STORIES, "max_tokens": 1_048_576}),
         Experiment("quantizers", QUANTIZERS, {**_STORIES, "max_tokens": 131_072}),
         Experiment("options", OPTIONS, {**_STORIES, "max_tokens": 262_144}),
+        Experiment(
+            "starts",
+            STARTS,
+            {**_STORIES, "max_tokens": 65_536, "warmup": 4, "eval_every": 4, "skip_lm_head": True},
+            written=False,
+        ),
         Experiment("smollm2", (*METHODS, *CALIBRATED), {**_SMOLLM2, "max_tokens": 32_768}, context=2048),
     )
 }

@@ -76,7 +76,7 @@ def resolve_options(
     ]
     standard = {name: found.fallback for name, found in declared(Request, "checkpoint").items()}
     standard |= DEFAULTS | trained
-    standard["embedding"] = "float16" if embedding_dtype in ("BF16", "F16") else "float32"
+    standard["embedding"] = entry.get("embedding") or ("float16" if embedding_dtype in ("BF16", "F16") else "float32")
     standard["context_length"] = min(max_positions, DEFAULT_CONTEXT)
     values = standard | {name: value for name, value in asked.items() if value is not None}
     values["exclude"] = (*request.exclude, *left_alone(config))

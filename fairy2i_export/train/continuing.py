@@ -12,9 +12,10 @@ from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.train.qat.options import QuantizationOptions, options_of
 from fairy2i_export.train.recipe import Recipe
 
-_SETTINGS = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales", "activation_bits")
+_SETTINGS = ("stages", "profile", "quantizer", "row_multiplier", "col_multiplier", "learned_scales", "activation_bits")
+_RATE, _DTYPE = 3e-5, "bfloat16"
 _NONE: dict[str, Any] = {"learned_scales": False}  # of the settings that may be false or 0, what is not None then
-_FAIRY2I_ONLY = ("stages", "profile", "quantizer", "row_multiplier", "learned_scales")
+_FAIRY2I_ONLY = ("stages", "profile", "quantizer", "row_multiplier", "col_multiplier", "learned_scales")
 
 
 def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, list[str]]:
@@ -25,8 +26,8 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
         checkpoint: the source.
 
     Returns:
-        The recipe with every setting of quantization (``activation_bits`` 0: none), and warnings where a given option
-        contradicts what the source was trained with or where a choice is known to train badly.
+        The recipe with every setting of quantization (``activation_bits`` 0: none), learning rate and type of weights, and
+        warnings where a given option contradicts what the source was trained with or where a choice is known to train badly.
 
     Raises:
         OptionError: the source's weights are dequantized, or were trained with something that this training does not have.
@@ -58,6 +59,11 @@ def complete_settings(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, l
         chosen = "; ".join(f"{name} {', '.join(patterns)}" for name, patterns in globs.items() if patterns)
         warnings.append(_contradiction("exclude", ", ".join(excluded), chosen, ""))
     complete = replace(recipe, **{**trained, **given, **globs})
+    complete = replace(
+        complete,
+        learning_rate=_RATE if complete.learning_rate is None else complete.learning_rate,
+        save_dtype=_DTYPE if complete.save_dtype is None else complete.save_dtype,
+    )
     quantization_options(complete)
     strategy = STRATEGIES.get(complete.quantizer)
     searches = strategy is not None and strategy.searches
@@ -86,16 +92,19 @@ def entry_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
             f'{checkpoint.directory}: config.json says "latent": false: its weights are dequantized already; train on from the '
             "latent ones"
         )
-    if entry.get("col_multiplier", "none") != "none":
-        raise OptionError(
-            f"{where}: col_multiplier is {entry['col_multiplier']!r}, and this training has no column multipliers: the model "
-            "cannot be trained further here"
-        )
     patterns = entry.get("exclude", [])
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise CheckpointError(f"{where}: exclude: expected a list of globs, found {patterns!r}")
     options_of(entry)
     return entry
+
+
+def stored_as(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a source that was trained already says about storing its head and embedding, where that still holds."""
+    if recipe.method != "fairy2i" or not recipe.skip_lm_head:
+        return {}
+    entry = entry_of(checkpoint)
+    return {key: str(entry[key]) for key in ("lm_head", "embedding") if entry.get(key, "fairy2i") != "fairy2i"}
 
 
 def check_teacher(recipe: Recipe, teacher: Checkpoint) -> None:

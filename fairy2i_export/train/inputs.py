@@ -9,7 +9,8 @@ from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.refusals.float_model import check_float_model
 from fairy2i_export.source.text.tokenizer_files import check_tokenizer
-from fairy2i_export.train.continuing import check_teacher, complete_settings
+from fairy2i_export.train.calibrated.folder import check_untrained, open_calibrated
+from fairy2i_export.train.continuing import check_teacher, complete_settings, stored_as
 from fairy2i_export.train.data.documents import check_files, without_separator
 from fairy2i_export.train.data.packing import Encoder, open_encoder
 from fairy2i_export.train.recipe import MAX_BLOCK, Recipe
@@ -27,6 +28,8 @@ class Inputs:
         encoder: the tokenizer.
         length: tokens of a training sequence.
         warnings: one sentence each.
+        stored: how an export stores what stays float, for config.json's entry: see
+            :func:`~fairy2i_export.train.continuing.stored_as`.
     """
 
     recipe: Recipe
@@ -35,6 +38,7 @@ class Inputs:
     encoder: Encoder
     length: int
     warnings: tuple[str, ...]
+    stored: dict[str, str]
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
@@ -53,6 +57,10 @@ def open_inputs(recipe: Recipe) -> Inputs:
     checkpoint = open_source(recipe.source)
     check_float_model(checkpoint)
     check_place(recipe, checkpoint.directory)
+    if (calibrated := open_calibrated(recipe)) is not None:
+        check_untrained(recipe.source, checkpoint)
+        calibrated.check_source(checkpoint)
+        recipe = calibrated.complete(recipe)
     recipe, warnings = complete_settings(recipe, checkpoint)
     warnings += checkpoint.notes
     vocab_size, max_positions = _sizes(checkpoint)
@@ -63,7 +71,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
         f"--separator {recipe.separator!r} does not occur in {name}, which is taken for one document"
         for name in without_separator((*recipe.data, *recipe.eval_data), recipe.separator)
     ]
-    return Inputs(recipe, checkpoint, teacher, encoder, length, tuple(warnings))
+    stored = stored_as(recipe, checkpoint) if calibrated is None else calibrated.stored
+    return Inputs(recipe, checkpoint, teacher, encoder, length, tuple(warnings), stored)
 
 
 def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fairy2i_export.codes.choices import COLUMN_CHOICES, ColumnChoice, one_of
 from fairy2i_export.codes.choices import METHODS as QUANTIZING
-from fairy2i_export.codes.choices import one_of
 from fairy2i_export.errors import OptionError, check_path
 from fairy2i_export.output.progress import MOST_THREADS
 from fairy2i_export.request.option import as_tuple, check_types, declared, flag_of, is_list, option
@@ -80,6 +80,22 @@ class Recipe(Quantization):
         "fairy2i",
         choices=METHODS,
     )
+    from_calibrated: str | None = _opt(
+        _METHOD,
+        None,
+        "Start from this export of SOURCE by --calibrate: its codes, scales, multipliers and norms, which decide the other options "
+        "of how layers are quantized; learning rates count in units of a layer's row multipliers.",
+        "DIR",
+        "from SOURCE, rounded",
+    )
+    col_multiplier: ColumnChoice | None = _opt(
+        _METHOD,
+        None,
+        "One factor per input column: none, or learned, from ones.",
+        "M",
+        "none",
+        choices=COLUMN_CHOICES,
+    )
     learned_scales: bool | None = _opt(
         _METHOD,
         None,
@@ -107,7 +123,9 @@ class Recipe(Quantization):
     accumulate: int = _opt(_LENGTH, 1, "Forward passes per optimizer step.", "N", positive=True, neutral=True)
     gradient_checkpointing: bool = _opt(_LENGTH, False, "Compute activations twice instead of keeping them.")
     bf16: bool = _opt(_LENGTH, False, "Compute in bfloat16 (autocast; latent weights stay float32).")
-    learning_rate: float = _opt(_RATE, 3e-5, "Peak learning rate.", "X", flags=("--lr",), positive=True)
+    learning_rate: float = _opt(
+        _RATE, None, "Peak learning rate.", "X", "3e-5, 2e-4 with --from-calibrated", flags=("--lr",), positive=True
+    )
     float_learning_rate: float | None = _opt(
         _RATE, None, "That of everything but latent weights.", "X", "as --lr", flags=("--float-lr",), positive=True
     )
@@ -149,7 +167,12 @@ class Recipe(Quantization):
     save_every: int | None = _opt(_RUN, None, "Steps between checkpoints.", "N", "a tenth of the run", positive=True)
     keep_checkpoints: int = _opt(_RUN, 2, "Newest checkpoints to keep.", "N", flags=("--keep",), positive=True, neutral=True)
     save_dtype: SaveDtype = _opt(
-        _RUN, "bfloat16", "Type of the final weights: bfloat16, float16 or float32.", "T", choices=SAVE_DTYPES
+        _RUN,
+        None,
+        "Type of the final weights: bfloat16, float16 or float32.",
+        "T",
+        "bfloat16, float32 with --from-calibrated",
+        choices=SAVE_DTYPES,
     )
     force: bool = _opt(_RUN, False, "Replace an earlier run in DIR.", neutral=True)
     quiet: bool = _opt(_RUN, False, "Print errors only.", flags=("--quiet", "-q"), neutral=True)

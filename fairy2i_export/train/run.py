@@ -112,7 +112,7 @@ class _Run:
             inputs.encoder,
             inputs.length,
         )
-        self.teacher_checkpoint = inputs.teacher
+        self.teacher_checkpoint, self.stored = inputs.teacher, inputs.stored
         self.arguments, self.console = arguments, console
         self.global_batch = self.recipe.batch * self.recipe.accumulate * arguments.world_size
         self.began = time.perf_counter()
@@ -232,7 +232,7 @@ class _Run:
         is_main = trainer.accelerator.is_main_process
         result = TrainingResult(
             path=recipe.output,
-            entry=None if report is None else config_entry(trainer.accelerator.unwrap_model(trainer.model)),
+            entry=None if report is None else config_entry(trainer.accelerator.unwrap_model(trainer.model)) | self.stored,
             steps=steps,
             tokens=steps * trainer.tokens_per_step,
             resumed_from=resumed_from,

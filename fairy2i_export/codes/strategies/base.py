@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Literal
 
 from fairy2i_export.codes.native import F32, F64, LatentMatrix, Rows
 from fairy2i_export.codes.profiles import Rounding
@@ -25,7 +26,8 @@ class Strategy:
         jointly: codes of all stages are chosen together, the nearest of the 4^stages points, also for scales that are given.
         stagewise: the first stages alone approximate the matrix too.
         searches: finding scales takes many passes over the matrix.
-        in_torch: train/qat/torch_quantizer.py states it too; the matrices of others go through main memory to the C library.
+        in_torch: how train/qat/torch_quantizer.py states it too: wholly, or for scales that are given; otherwise matrices go
+            through main memory to the C library.
     """
 
     name: str
@@ -34,7 +36,11 @@ class Strategy:
     jointly: bool
     stagewise: bool
     searches: bool
-    in_torch: bool = False
+    in_torch: Literal["no", "given", "wholly"] = "no"
+
+    def is_in_torch(self, given: bool) -> bool:
+        """Whether torch_quantizer.py can do it, with scales that are given or without."""
+        return self.in_torch == "wholly" or (given and self.in_torch == "given")
 
     def choose(self, matrix: LatentMatrix) -> None:
         """From now on the matrix gives codes as this quantizer chooses them for scales that are given."""

@@ -66,5 +66,5 @@ GREEDY = Strategy(
     jointly=False,
     stagewise=True,
     searches=False,
-    in_torch=True,
+    in_torch="wholly",
 )

@@ -217,4 +217,5 @@ JOINT = Strategy(
     jointly=True,
     stagewise=False,
     searches=True,
+    in_torch="given",
 )

@@ -17,6 +17,8 @@ from torch import nn
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.refusals.tensor_names import missing_message
+from fairy2i_export.train.calibrated.folder import open_calibrated
+from fairy2i_export.train.calibrated.student import put_calibrated
 from fairy2i_export.train.continuing import entry_of, quantization_options
 from fairy2i_export.train.loop import checkpoint_guard
 from fairy2i_export.train.qat.modules import QATLinear
@@ -26,6 +28,7 @@ from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result.folder import CHECKPOINTS, LOGS
 
 _DAY = 86_400
+_MULTIPLIERS = ("row_multiplier", "col_multiplier")
 
 
 def quiet_libraries() -> None:
@@ -112,12 +115,14 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, PrepareRe
 
     Raises:
         CheckpointError: transformers cannot build the model, or weights are missing.
-        OptionError: unknown quantization options, or no layer to quantize.
+        OptionError: unknown quantization options, no layer to quantize, or a calibrated folder that is of another model.
     """
     model = load_model(checkpoint)
     options = quantization_options(recipe)
     if options is None:
         return model, None
+    if (calibrated := open_calibrated(recipe)) is not None:
+        return model, put_calibrated(model, calibrated, checkpoint, options)
     report = prepare(model, options, skip_lm_head=bool(recipe.skip_lm_head), include=recipe.include, exclude=recipe.exclude)
     load_what_was_learned(model, checkpoint, recipe)
     return model, report
@@ -126,7 +131,7 @@ def load_student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Any, PrepareRe
 def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Read the source's learned scales and row multipliers where this run learns them too, and return how many.
 
-    Scales fit a number of stages and a kind of row multiplier: with others they start from the weights, as do layers that
+    Scales fit a number of stages and kinds of multipliers: with others they start from the weights, as do layers that
     the source left float.
 
     Raises:
@@ -136,8 +141,9 @@ def load_what_was_learned(model: nn.Module, checkpoint: Checkpoint, recipe: Reci
     if not entry or recipe.method != "fairy2i" or entry.get("method", "fairy2i") != "fairy2i":
         return 0
     before = options_of(entry)
-    same = (before.stages, before.row_multiplier) == (recipe.stages, recipe.row_multiplier)
-    have = {"row_multiplier": before.row_multiplier == "learned", "scales": before.learned_scales and same}
+    kinds = [(before.stages, recipe.stages), *((getattr(before, name), getattr(recipe, name)) for name in _MULTIPLIERS)]
+    have = {name: getattr(before, name) == "learned" for name in _MULTIPLIERS}
+    have["scales"] = before.learned_scales and all(a == b for a, b in kinds)
     layers = [
         name
         for name, module in model.named_modules()

@@ -22,8 +22,8 @@ from fairy2i_export.train.data.blocks import Blocks, as_item
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.loop import checkpoint_guard
 from fairy2i_export.train.loop.distill import cross_entropy_sum, divergence_sum, predictions
+from fairy2i_export.train.loop.groups import parameter_groups
 from fairy2i_export.train.loop.schedule import SCHEDULES, Shape
-from fairy2i_export.train.qat.modules import QATLinear
 from fairy2i_export.train.recipe import Recipe
 
 _Trainer: Any = transformers.Trainer  # some releases of transformers have types, others have not
@@ -130,22 +130,17 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
     # -- optimizer
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW with one learning rate for latent weights and one for everything else."""
+        """AdamW with one learning rate for latent weights and one for everything else, times the unit of a layer."""
         if self.optimizer is None:
             target = self.model if model is None else model
-            latent = {id(module.weight) for module in target.modules() if isinstance(module, QATLinear)}
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, target)
-            other = self.recipe.float_learning_rate or self.recipe.learning_rate
-            groups = [
-                {
-                    "params": [p for p in target.parameters() if p.requires_grad and (id(p) in latent) is chosen],
-                    "lr": rate,
-                    "weight_decay": self.recipe.weight_decay if chosen or not latent else 0.0,
-                }
-                for chosen, rate in ((True, self.recipe.learning_rate), (False, other))
-            ]
-            self.optimizer = kind([group for group in groups if group["params"]], **options)
+            self.optimizer = kind(parameter_groups(target, self.recipe), **options)
         return self.optimizer
+
+    def _get_learning_rate(self) -> float:
+        """For logs: without the unit of the first group's layer."""
+        rate: float = super()._get_learning_rate()
+        return rate / float(self.optimizer.param_groups[0].get("unit", 1.0))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:

@@ -41,10 +41,11 @@ class WeightCache:
         scales: Tensor | None,
         dtype: torch.dtype,
         name: str,
+        columns: Tensor | None = None,
     ) -> Tensor:
         """:func:`.fake_quantize.dequantize` of the arguments, from the last call if nothing has changed."""
         latent = weight.detach().contiguous()
-        parts = [latent, *(x.detach().contiguous() for x in (rows, scales) if x is not None)]
+        parts = [latent, *(x.detach().contiguous() for x in (rows, scales, columns) if x is not None)]
         key = (options, dtype, weight.shape, weight.dtype, *map(native_quantizer.content, parts))
         if self._buffer is not None and key == self._key:
             return self._buffer
@@ -54,7 +55,8 @@ class WeightCache:
             with torch.inference_mode(False):  # else the buffer could never be part of a training step
                 self._buffer = torch.empty(weight.shape, dtype=dtype)
         self._key = None  # not valid if what follows fails
-        self._buffer = dequantize(latent, options, rows=rows, scales=scales, dtype=dtype, out=self._buffer, name=name)
+        learned: Any = {"rows": rows, "scales": scales, "columns": columns}
+        self._buffer = dequantize(latent, options, **learned, dtype=dtype, out=self._buffer, name=name)
         self._key = key
         return self._buffer
 

@@ -26,6 +26,7 @@ def fake_quantize(
     *,
     rows: Tensor | None = None,
     scales: Tensor | None = None,
+    columns: Tensor | None = None,
     made: Tensor | None = None,
     name: str = "weight",
 ) -> Tensor:
@@ -36,6 +37,7 @@ def fake_quantize(
         options: how to quantize.
         rows: learned row multipliers [out]; their gradient takes the rounding error relative to the row for constant.
         scales: learned scales [stages, 2 (U, W), 2 (re, im)]; their gradient takes the codes for constant.
+        columns: learned column multipliers [in]; their gradient is like that of the rows.
         made: :func:`dequantize` of these arguments, if it is known already.
         name: how to call the weight in messages.
 
@@ -43,13 +45,15 @@ def fake_quantize(
         WeightError: values that are not finite.
     """
     with torch.no_grad():
-        dense = dequantize(weight, options, rows=rows, scales=scales, name=name) if made is None else made
+        dense = made
+        if dense is None:
+            dense = dequantize(weight, options, rows=rows, scales=scales, columns=columns, name=name)
     if torch.compiler.is_exporting():
         return dense  # graphs for inference: nothing to differentiate
-    if rows is None and scales is None:
+    if rows is None and scales is None and columns is None:
         straight: Tensor = _StraightThrough.apply(weight, dense)  # type: ignore[no-untyped-call]
         return straight
-    learned: Tensor = _LearnedThrough.apply(weight, dense, rows, scales, options)  # type: ignore[no-untyped-call]
+    learned: Tensor = _LearnedThrough.apply(weight, dense, rows, scales, columns, options)  # type: ignore[no-untyped-call]
     return learned
 
 
@@ -59,6 +63,7 @@ def dequantize(
     *,
     rows: Tensor | None = None,
     scales: Tensor | None = None,
+    columns: Tensor | None = None,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     name: str = "weight",
@@ -70,6 +75,7 @@ def dequantize(
         options: as there.
         rows: as there.
         scales: as there.
+        columns: as there.
         dtype: of the result, by default the weight's.
         out: where to write it, if possible; a contiguous tensor of that type and shape.
         name: as there.
@@ -85,22 +91,23 @@ def dequantize(
         )
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         values = (options.method, options.stages, options.profile, options.quantizer, options.row_multiplier)
-        return torch.ops.fairy2i.dequantize(weight, rows, scales, *values, name).to(dtype)  # type: ignore[no-any-return]
+        return torch.ops.fairy2i.dequantize(weight, rows, scales, columns, *values, name).to(dtype)  # type: ignore[no-any-return]
     with torch.no_grad():
         if options.method != "fairy2i":
             dense, scale = (baselines.binary if options.method == "binary" else baselines.ternary)(weight, options.profile)
             _require_finite(weight, name, scale)
             return dense.to(dtype)
-        if not STRATEGIES[options.quantizer].in_torch and not in_reach(weight):
-            return _in_main_memory(weight, options, rows, scales, name).to(dtype)
-        if scales is not None or not in_reach(weight):  # else scales that the C library computes show what the weight holds
-            learned = (x for x in (rows, scales) if x is not None)
+        if not in_reach(weight) and not STRATEGIES[options.quantizer].is_in_torch(scales is not None and not _traced()):
+            return _in_main_memory(weight, options, rows, scales, columns, name).to(dtype)
+        # else scales that the C library computes show what the weight holds
+        if scales is not None or columns is not None or not in_reach(weight):
+            learned = (x for x in (rows, scales, columns) if x is not None)
             _require_finite(weight, name, weight.sum(dtype=torch.float32), *learned)
         if not in_reach(weight):
-            return _in_torch(weight, options, rows, scales, dtype)
+            return _in_torch(weight, options, rows, scales, columns, dtype)
         kind = dtype if dtype in _WRITTEN else torch.float32
         result = out if out is not None and out.dtype == kind else torch.empty(weight.shape, dtype=kind)
-        found = native_quantizer.dequantize_into(result, weight.detach().contiguous(), options, rows, scales)
+        found = native_quantizer.dequantize_into(result, weight.detach().contiguous(), options, rows, scales, columns)
         if found is None:
             raise diverged(name)
         return result.to(dtype)
@@ -135,24 +142,34 @@ def _traced() -> bool:
 
 
 def _in_torch(
-    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, dtype: torch.dtype
+    weight: Tensor,
+    options: QuantizationOptions,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    columns: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     if rows is None and options.row_multiplier == "rms":
         rows = torch_quantizer.row_rms(weight, options.profile)
-    return torch_quantizer.quantize(weight, options, rows, scales)[0].to(dtype)
+    return torch_quantizer.quantize(weight, options, rows, scales, columns)[0].to(dtype)
 
 
 def _in_main_memory(
-    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor | None, name: str
+    weight: Tensor,
+    options: QuantizationOptions,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    columns: Tensor | None,
+    name: str,
 ) -> Tensor:
-    """Of other quantizers than the published one there is one implementation, and it works in main memory."""
+    """What torch_quantizer.py has not, scales of other quantizers than the published one, is found in main memory."""
     if _traced() or weight.dtype == torch.float64:
         raise OptionError(
             f"{name}: the {options.quantizer} quantizer cannot be traced, nor run on float64; convert the model first"
         )
-    moved = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
+    moved = [None if x is None else x.detach().cpu() for x in (weight, rows, scales, columns)]
     assert moved[0] is not None
-    return dequantize(moved[0], options, rows=moved[1], scales=moved[2], name=name).to(weight.device)
+    return dequantize(moved[0], options, rows=moved[1], scales=moved[2], columns=moved[3], name=name).to(weight.device)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -169,11 +186,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _LearnedThrough(torch.autograd.Function):
-    """As _StraightThrough, with gradients for row multipliers r and scales s of W = diag(r) Q(A / r; s).
+    """As _StraightThrough, with gradients for multipliers r and c and scales s of W = diag(r) Q(A / (r c); s) diag(c).
 
     dL/ds sums the gradient of every entry that uses a scale, with the sign of its code, over sqrt(n m) (as LSQ does, so that
-    a few scales do not outweigh all weights when gradients are clipped). dL/dr follows from Q(A / r) = A / r + E with E
-    constant: W = A + diag(r) E.
+    a few scales do not outweigh all weights when gradients are clipped). dL/dr and dL/dc follow from Q(A / (r c)) =
+    A / (r c) + E with E constant: W = A + diag(r) E diag(c).
     """
 
     @staticmethod
@@ -183,37 +200,44 @@ class _LearnedThrough(torch.autograd.Function):
         dense: Tensor,
         rows: Tensor | None,
         scales: Tensor | None,
+        columns: Tensor | None,
         options: QuantizationOptions,
     ) -> Tensor:
         ctx.options = options
-        ctx.save_for_backward(weight, dense, rows, scales)
+        ctx.save_for_backward(weight, dense, rows, scales, columns)
         return dense.detach()  # the same memory, and the same count of changes in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        weight, dense, rows, scales = ctx.saved_tensors
+        weight, dense, rows, scales, columns = ctx.saved_tensors
         grad = grads[0]
-        for_rows = for_scales = None
+        for_rows = for_scales = for_columns = None
         if rows is not None and ctx.needs_input_grad[2]:
             error = dense.to(torch.float32) - weight.to(torch.float32)
             for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
         if scales is not None and ctx.needs_input_grad[3]:
-            for_scales = _gradient_of_scales(weight, rows, scales, grad, ctx.options).to(scales.dtype)
-        return grad.to(weight.dtype), None, for_rows, for_scales, None
+            for_scales = _gradient_of_scales(weight, rows, scales, columns, grad, ctx.options).to(scales.dtype)
+        if columns is not None and ctx.needs_input_grad[4]:
+            error = dense.to(torch.float32) - weight.to(torch.float32)
+            for_columns = ((error * grad).sum(dim=0) / columns).to(columns.dtype)
+        return grad.to(weight.dtype), None, for_rows, for_scales, for_columns, None
 
 
 def _gradient_of_scales(
-    weight: Tensor, rows: Tensor | None, scales: Tensor, grad: Tensor, options: QuantizationOptions
+    weight: Tensor,
+    rows: Tensor | None,
+    scales: Tensor,
+    columns: Tensor | None,
+    grad: Tensor,
+    options: QuantizationOptions,
 ) -> Tensor:
     """float32 [stages, 2 (U, W), 2 (re, im)]."""
-    if not STRATEGIES[options.quantizer].in_torch:
-        given = [None if x is None else x.detach().cpu() for x in (weight, rows, scales)]
-        codes = native_quantizer.codes_of(given[0], options, given[1], given[2]).to(weight.device)  # type: ignore[arg-type]
-    elif in_reach(weight):
-        codes = native_quantizer.codes_of(weight, options, rows, scales)
+    if in_reach(weight):
+        codes = native_quantizer.codes_of(weight, options, rows, scales, columns)
     else:
-        codes = torch_quantizer.codes_of(weight, options, rows, scales)
+        codes = torch_quantizer.codes_of(weight, options, rows, scales, columns)
     g = grad.to(torch.float32) if rows is None else grad.to(torch.float32) * rows[:, None]
+    g = g if columns is None else g * columns
     n, m = g.shape[0] // 2, g.shape[1] // 2
     g11, g12, g21, g22 = g[:n, :m], g[:n, m:], g[n:, :m], g[n:, m:]
     found = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
@@ -230,6 +254,7 @@ def _operator(
     weight: Tensor,
     rows: Tensor | None,
     scales: Tensor | None,
+    columns: Tensor | None,
     method: str,
     stages: int,
     profile: str,
@@ -245,7 +270,7 @@ def _operator(
         quantizer=quantizer,
         row_multiplier=row_multiplier,  # type: ignore[arg-type]
     )
-    return dequantize(weight, options, rows=rows, scales=scales, name=name)
+    return dequantize(weight, options, rows=rows, scales=scales, columns=columns, name=name)
 
 
 @_operator.register_fake
@@ -253,6 +278,7 @@ def _(
     weight: Tensor,
     rows: Tensor | None,
     scales: Tensor | None,
+    columns: Tensor | None,
     method: str,
     stages: int,
     profile: str,

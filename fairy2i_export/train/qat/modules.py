@@ -19,6 +19,9 @@ class QATLinear(nn.Linear):
 
     The parameters are those of ``nn.Linear``, under the same names: ``weight`` [out, in] is the latent weight.
 
+    Attributes:
+        unit: learning rates of the latent weight and of row multipliers are multiplied by it; not part of the state.
+
     Args:
         in_features: even, unless the method is a baseline.
         out_features: likewise.
@@ -52,25 +55,29 @@ class QATLinear(nn.Linear):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.options = options
         self.name = name
+        self.unit = 1.0
         self._cache = WeightCache()
         rows = torch.ones(out_features, device=device) if options.row_multiplier == "learned" else None
         scales = torch.ones(options.stages, 2, 2, device=device) if options.learned_scales else None
+        columns = torch.ones(in_features, device=device) if options.col_multiplier == "learned" else None
         self.row_multiplier = None if rows is None else nn.Parameter(rows)
+        self.col_multiplier = None if columns is None else nn.Parameter(columns)
         self.scales = None if scales is None else nn.Parameter(scales)
         self.reset_learned()
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, options: QuantizationOptions, name: str = "weight") -> QATLinear:
-        """A quantizing layer around the very parameters of ``linear``."""
+    def from_linear(
+        cls, linear: nn.Linear, options: QuantizationOptions, name: str = "weight", *, fit: bool = True
+    ) -> QATLinear:
+        """A quantizing layer around the very parameters of ``linear``; without ``fit`` learned ones have no values yet."""
         new = cls(
             linear.in_features, linear.out_features, linear.bias is not None, options=options, device="meta", name=name
         )
         new.weight, new.bias = linear.weight, linear.bias
-        for learned in ("row_multiplier", "scales"):
-            if getattr(new, learned) is not None:
-                values = torch.empty_like(getattr(new, learned), device=linear.weight.device)
-                setattr(new, learned, nn.Parameter(values))
-        new.reset_learned()
+        for learned, parameter in new.learned().items():
+            setattr(new, learned, nn.Parameter(torch.empty_like(parameter, device=linear.weight.device)))
+        if fit:
+            new.reset_learned()
         return new.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -86,19 +93,19 @@ class QATLinear(nn.Linear):
         Raises:
             WeightError: the latent weight is not finite, or a shard of the whole.
         """
-        weight, rows, scales = self.weight, self.row_multiplier, self.scales
+        weight, rows, scales, columns = self.weight, self.row_multiplier, self.scales, self.col_multiplier
         made = None
         if self.options.cache and is_cached(weight):
             dtype = weight.dtype
             if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
                 dtype = torch.bfloat16
-            made = self._cache.get(weight, self.options, rows, scales, dtype, self.name)
-        return fake_quantize(weight, self.options, rows=rows, scales=scales, made=made, name=self.name)
+            made = self._cache.get(weight, self.options, rows, scales, dtype, self.name, columns)
+        return fake_quantize(weight, self.options, rows=rows, scales=scales, columns=columns, made=made, name=self.name)
 
     def dequantized_weight(self) -> Tensor:
         """The matrix [out, in] that the forward pass multiplies by, in the weight's dtype: detached, a tensor of its own."""
-        rows, scales = self.row_multiplier, self.scales
-        return dequantize(self.weight.detach(), self.options, rows=rows, scales=scales, name=self.name).detach()
+        learned: Any = {"rows": self.row_multiplier, "scales": self.scales, "columns": self.col_multiplier}
+        return dequantize(self.weight.detach(), self.options, **learned, name=self.name).detach()
 
     def to_linear(self) -> nn.Linear:
         """A plain ``nn.Linear`` with the dequantized weight, and the bias."""
@@ -107,12 +114,14 @@ class QATLinear(nn.Linear):
         return new.train(self.training)
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """The learned scales and row multipliers that there are, by name."""
-        found = {"row_multiplier": self.row_multiplier, "scales": self.scales}
+        """The learned scales and multipliers that there are, by name."""
+        found = {"row_multiplier": self.row_multiplier, "scales": self.scales, "col_multiplier": self.col_multiplier}
         return {name: parameter for name, parameter in found.items() if parameter is not None}
 
     def reset_learned(self) -> None:
-        """Set learned scales and row multipliers to what the quantizer computes for the weights as they are now."""
+        """Set learned scales and row multipliers to what the quantizer computes for the weights as they are now, columns' to 1."""
+        if self.weight.device.type != "meta" and self.col_multiplier is not None:
+            nn.init.ones_(self.col_multiplier)
         if self.weight.device.type == "meta" or (self.scales is None and self.row_multiplier is None):
             return
         rows, scales = native_quantizer.find_parameters(self.weight.detach().cpu(), self.options)
@@ -126,7 +135,7 @@ class QATLinear(nn.Linear):
         """Checkpoints without learned scales and multipliers, such as the reference's, load: they start from the weights."""
         missing: list[str] = args[2]
         super()._load_from_state_dict(state_dict, prefix, *args)
-        learned = {f"{prefix}scales", f"{prefix}row_multiplier"} & set(missing)
+        learned = {f"{prefix}{name}" for name in self.learned()} & set(missing)
         if learned and f"{prefix}weight" not in missing:
             missing[:] = [key for key in missing if key not in learned]
             self.reset_learned()

@@ -64,7 +64,12 @@ def content(tensor: Tensor) -> tuple[int, ...]:
 
 
 def dequantize_into(
-    out: Tensor, weight: Tensor, options: QuantizationOptions, rows: Tensor | None = None, scales: Tensor | None = None
+    out: Tensor,
+    weight: Tensor,
+    options: QuantizationOptions,
+    rows: Tensor | None = None,
+    scales: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> F32 | None:
     """Write the dequantized form of ``weight`` [2n, 2m] into ``out``, float32 or bfloat16.
 
@@ -74,6 +79,7 @@ def dequantize_into(
         options: how.
         rows: learned row multipliers [2n], or None.
         scales: learned scales [stages, 2, 2], or None to find them.
+        columns: learned column multipliers [2m], or None.
 
     Returns:
         The scales, float32 [stages, 2, 2]. None if they are not finite, which they are not if they are computed from a weight
@@ -85,6 +91,8 @@ def dequantize_into(
         matrix.divide_rows(as_array(rows.float().contiguous()))
     elif options.row_multiplier == "rms":
         matrix.divide_rows(rms_of_rows(matrix, rnd, pool, _unchecked, blocks))
+    if columns is not None:
+        matrix.divide_columns(as_array(columns.float().contiguous()))
     if scales is not None:
         found = as_array(scales.float().contiguous())
         STRATEGIES[options.quantizer].choose(matrix)
@@ -109,11 +117,15 @@ def find_parameters(weight: Tensor, options: QuantizationOptions) -> tuple[Tenso
     return torch.from_numpy(rows), torch.from_numpy(scales)
 
 
-def codes_of(weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor) -> Tensor:
+def codes_of(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor, columns: Tensor | None = None
+) -> Tensor:
     """Codes uint8 [stages, 2 (U, W), n, m] that given scales lead to."""
     matrix, _, _ = _matrix(weight.detach().contiguous(), options)
     if rows is not None:
         matrix.divide_rows(as_array(rows.float().contiguous()))
+    if columns is not None:
+        matrix.divide_columns(as_array(columns.float().contiguous()))
     STRATEGIES[options.quantizer].choose(matrix)
     return torch.from_numpy(matrix.codes((0, matrix.n), as_array(scales.float().contiguous()))[0])
 

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from fairy2i_export.codes.choices import DEFAULTS, METHODS, PROFILES, TRAINED_ROWS, Method, Profile, check_stages, one_of
+from fairy2i_export.codes.choices import (
+    COLUMN_CHOICES,
+    DEFAULTS,
+    METHODS,
+    PROFILES,
+    TRAINED_ROWS,
+    ColumnChoice,
+    Method,
+    Profile,
+    check_stages,
+    one_of,
+)
 from fairy2i_export.codes.strategies import QUANTIZERS
 from fairy2i_export.errors import OptionError
 
@@ -23,6 +34,8 @@ class QuantizationOptions:
             main memory wherever the weight is, and in every step unless the scales are learned.
         row_multiplier: one factor per output row: ``none``, ``rms`` (computed from the weights) or ``learned`` (a parameter
             ``row_multiplier`` [2n] that starts as the root mean square of its row).
+        col_multiplier: one factor per input column: ``none``, or ``learned`` (a parameter ``col_multiplier`` [2m] that starts with
+            ones; the weight is divided by it after the rows).
         learned_scales: the scales are a parameter ``scales`` [stages, 2 (U, W), 2 (re, im)] that starts with what the quantizer
             computes, instead of being computed from the weights in every step.
         activation_bits: 8 rounds the inputs of every layer to int8, one scale per token; None leaves them alone.
@@ -36,6 +49,7 @@ class QuantizationOptions:
     quantizer: str = DEFAULTS["quantizer"]
     row_multiplier: Literal["none", "rms", "learned"] = "none"
     learned_scales: bool = False
+    col_multiplier: ColumnChoice = "none"
     activation_bits: Literal[8] | None = None
     cache: bool = True
 
@@ -43,8 +57,9 @@ class QuantizationOptions:
         for name, allowed in _ALLOWED.items():
             one_of(name.replace("_", " "), getattr(self, name), allowed)
         check_stages(self.stages)
-        if self.method != "fairy2i" and (self.row_multiplier != "none" or self.learned_scales):
-            raise OptionError(f"method {self.method} has neither row multipliers nor learned scales; those are for fairy2i")
+        learned = self.learned_scales or (self.row_multiplier, self.col_multiplier) != ("none", "none")
+        if self.method != "fairy2i" and learned:
+            raise OptionError(f"method {self.method} has neither multipliers nor learned scales; those are for fairy2i")
 
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
@@ -52,6 +67,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "profile": PROFILES,
     "quantizer": QUANTIZERS,
     "row_multiplier": TRAINED_ROWS,
+    "col_multiplier": COLUMN_CHOICES,
     "activation_bits": (None, 8),
 }
 

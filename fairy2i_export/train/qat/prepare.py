@@ -18,7 +18,7 @@ from fairy2i_export.train.qat.modules import QATLinear
 from fairy2i_export.train.qat.options import QuantizationOptions, options_of
 
 LM_HEAD = "lm_head"  # the child of that name, as in the published code
-LEARNED_KINDS = ("row_multiplier", "scales")
+LEARNED_KINDS = ("row_multiplier", "scales", "col_multiplier")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def prepare(
     skip_lm_head: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    fit: bool = True,
 ) -> PrepareReport:
     """Replace the linear layers of ``model`` by :class:`QATLinear`, in place. The state dict keeps its keys.
 
@@ -61,6 +62,7 @@ def prepare(
         skip_lm_head: leave children called ``lm_head`` alone.
         include: globs on module names; empty for all.
         exclude: likewise.
+        fit: find where learned scales and multipliers start; False for who sets them all afterwards.
 
     Raises:
         OptionError: unknown options, a pattern that matches no linear layer, or nothing to replace.
@@ -86,7 +88,7 @@ def prepare(
     for name in chosen:
         linear = linears[name]
         if linear not in made:
-            made[linear] = QATLinear.from_linear(linear, options, name)
+            made[linear] = QATLinear.from_linear(linear, options, name, fit=fit)
             if linear.weight in others:
                 made[linear].weight = nn.Parameter(linear.weight.detach().clone(), linear.weight.requires_grad)
                 untied.append(name)
@@ -156,6 +158,18 @@ def load_learned(
     return len(wanted)
 
 
+def untie(model: nn.Module) -> tuple[str, ...]:
+    """Give an output layer that shares its weight with an embedding a copy; returns the names of such layers."""
+    others, untied = _weights_of_others(model), []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and is_lm_head(name) and module.weight in others:
+            module.weight = nn.Parameter(module.weight.detach().clone(), module.weight.requires_grad)
+            untied.append(name)
+    if untied:
+        _note_untied(model, untied)
+    return tuple(untied)
+
+
 def config_entry(model: nn.Module | QuantizationOptions) -> dict[str, Any]:
     """The entry ``fairy2i`` of config.json, which the exporter reads: of a prepared model, or of options alone.
 
@@ -195,6 +209,8 @@ def _entry(options: QuantizationOptions, lm_head: bool, exclude: Sequence[str]) 
         entry["stages"] = options.stages
     if options.activation_bits is not None:
         entry["activation_bits"] = options.activation_bits
+    if options.col_multiplier != "none":
+        entry["col_multiplier"] = options.col_multiplier
     if exclude:
         entry["exclude"] = list(exclude)
     return entry

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from fairy2i_export.codes.profiles import SCALE_FLOOR
+from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.train.qat.options import QuantizationOptions
+from fairy2i_export.train.qat.torch_points import nearest_codes
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -60,13 +62,17 @@ def _double(x: Tensor) -> Tensor:
     return x.to(torch.float64 if x.device.type != "mps" else torch.float32)  # MPS has no float64
 
 
-def _latent_parts(weight: Tensor, profile: str, rows: Tensor | None) -> tuple[_Arithmetic, list[tuple[Tensor, Tensor]]]:
-    """(re, im) of U and of W, [n, m] each, of a real matrix [2n, 2m] divided by ``rows`` [2n]."""
+def _latent_parts(
+    weight: Tensor, profile: str, rows: Tensor | None, columns: Tensor | None
+) -> tuple[_Arithmetic, list[tuple[Tensor, Tensor]]]:
+    """(re, im) of U and of W, [n, m] each, of a real matrix [2n, 2m] divided by ``rows`` [2n], then by ``columns`` [2m]."""
     how = _Arithmetic.of(profile)
     rnd = how.rnd
     a = rnd(weight.to(how.dtype))
     if rows is not None:
         a = rnd((a.to(torch.float32) / rows[:, None]).to(how.dtype))
+    if columns is not None:
+        a = rnd((a.to(torch.float32) / columns).to(how.dtype))
     n, m = a.shape[0] // 2, a.shape[1] // 2
     a11, a12, a21, a22 = a[:n, :m], a[:n, m:], a[n:, :m], a[n:, m:]
     u = rnd(0.5 * rnd(a11 + a22)), rnd(0.5 * rnd(a21 - a12))
@@ -103,24 +109,32 @@ def _axis_scale(part: Tensor, mask: Tensor, how: _Arithmetic) -> Tensor:
 
 
 def quantize(
-    weight: Tensor, options: QuantizationOptions, rows: Tensor | None = None, scales: Tensor | None = None
+    weight: Tensor,
+    options: QuantizationOptions,
+    rows: Tensor | None = None,
+    scales: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Dequantized weight and scales.
 
     Args:
         weight: latent weight [2n, 2m], any floating dtype and device.
-        options: stages and profile.
+        options: stages, profile and quantizer; one that chooses jointly needs scales.
         rows: row multipliers float32 [2n]: the weight is divided by them first, and the result multiplied at last.
         scales: float32 [stages, 2 (U, W), 2 (re, im)] to use, or None to compute them.
+        columns: column multipliers float32 [2m], likewise, after the rows.
 
     Returns:
         The matrix [2n, 2m], float32 if there are multipliers and in the type of the arithmetic if not, and the scales,
         float32 [stages, 2, 2].
     """
-    how, parts = _latent_parts(weight, options.profile, rows)
+    how, parts = _latent_parts(weight, options.profile, rows, columns)
     sums, used = [], []
     for matrix, (re, im) in enumerate(parts):
-        total, found = _stages(re, im, options.stages, how, None if scales is None else scales[:, matrix])
+        if scales is not None and STRATEGIES[options.quantizer].jointly:
+            total, found = _sum_of(nearest_codes(re, im, scales[:, matrix]), scales[:, matrix], how), scales[:, matrix]
+        else:
+            total, found = _stages(re, im, options.stages, how, None if scales is None else scales[:, matrix])
         sums.append(total)
         used.append(found)
     (u_re, u_im), (w_re, w_im) = sums
@@ -130,6 +144,8 @@ def quantize(
     dense = torch.cat([top, bottom])
     if rows is not None:
         dense = dense.to(torch.float32) * rows[:, None]
+    if columns is not None:
+        dense = dense.to(torch.float32) * columns
     return dense, torch.stack(used, dim=1)
 
 
@@ -155,9 +171,24 @@ def _stages(
     return (total_re, total_im), torch.stack(found)
 
 
-def codes_of(weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor) -> Tensor:
+def _sum_of(codes: Tensor, scales: Tensor, how: _Arithmetic) -> tuple[Tensor, Tensor]:
+    """What codes [stages, n, m] with scales [stages, 2] stand for, real and imaginary part."""
+    total = [torch.zeros((), dtype=how.dtype, device=codes.device)] * 2
+    for code, pair in zip(codes, scales.to(torch.float32), strict=True):
+        sign = 1.0 - (code & 2).to(torch.float32)
+        for axis in range(2):
+            q = torch.where(code & 1 == axis, sign * pair[axis], 0.0)
+            total[axis] = how.rnd((total[axis] + q).to(how.dtype))
+    return total[0], total[1]
+
+
+def codes_of(
+    weight: Tensor, options: QuantizationOptions, rows: Tensor | None, scales: Tensor, columns: Tensor | None = None
+) -> Tensor:
     """Codes uint8 [stages, 2 (U, W), n, m] that given scales lead to."""
-    how, parts = _latent_parts(weight.detach(), options.profile, rows)
+    how, parts = _latent_parts(weight.detach(), options.profile, rows, columns)
+    if STRATEGIES[options.quantizer].jointly:
+        return torch.stack([nearest_codes(*part, scales[:, matrix]) for matrix, part in enumerate(parts)], dim=1)
     planes = []
     for matrix, (re, im) in enumerate(parts):
         for stage in range(options.stages):

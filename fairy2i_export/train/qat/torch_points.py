@@ -1,0 +1,58 @@
+"""The search of the joint quantizer in torch: the nearest of all points, for scales that are given.
+
+The same float32 steps in the same order as custom_ops/src/quantizer/quantize_joint.h, so that codes are equal to the bit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def nearest_codes(re: Tensor, im: Tensor, scales: Tensor) -> Tensor:
+    """Codes of the nearest points.
+
+    Args:
+        re: real parts of the entries of U or of W, any shape and floating type.
+        im: imaginary parts.
+        scales: float32 [stages, 2 (re, im)]; read here, so on a device this waits for them.
+
+    Returns:
+        uint8 [stages, ...].
+    """
+    re, im = re.to(torch.float32), im.to(torch.float32)
+    x, y = re.abs(), im.abs()
+    least = torch.full_like(x, float("inf"))
+    found = torch.zeros(x.shape, dtype=torch.int16, device=x.device)
+    for combination, point_re, point_im in _points(tuple(map(tuple, scales.to(torch.float32).tolist()))):
+        across, along = x - point_re, y - point_im
+        distance = across * across + along * along
+        nearer = distance < least
+        least = torch.where(nearer, distance, least)
+        found.masked_fill_(nearer, combination)
+    stages = len(scales)
+    planes = []
+    for stage in range(stages):
+        code = found >> (2 * (stages - 1 - stage)) & 3
+        # reflected back: 0 <-> 2 where the real part is negative, 1 <-> 3 where the imaginary part is
+        negative = torch.where(code & 1 == 1, im < 0, re < 0)
+        planes.append((code ^ (negative.to(torch.int16) << 1)).to(torch.uint8))
+    return torch.stack(planes)
+
+
+@lru_cache(maxsize=1024)
+def _points(scales: tuple[tuple[float, float], ...]) -> list[tuple[int, float, float]]:
+    """(combination, re, im) of the points in the first quadrant, of equal ones the lowest combination."""
+    found: dict[tuple[float, float], int] = {}
+    for combination, codes in enumerate(product(range(4), repeat=len(scales))):
+        at = [np.float32(0), np.float32(0)]
+        for code, pair in zip(codes, scales, strict=True):
+            scale = np.float32(pair[code & 1])
+            at[code & 1] = np.float32(at[code & 1] + (-scale if code & 2 else scale))
+        if at[0] >= 0 and at[1] >= 0:
+            found.setdefault((float(at[0]), float(at[1])), combination)
+    return [(combination, *point) for point, combination in found.items()]
