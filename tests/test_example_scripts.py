@@ -89,5 +89,8 @@ def test_a_chat_model_writes(tmp_path: Path) -> None:
     config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     (source / "tokenizer_config.json").write_text(json.dumps(config))
     command = [sys.executable, str(EXAMPLES / "self_text.py"), str(source), str(tmp_path / "t.txt")]
-    subprocess.run([*command, "--conversations=2", "--tokens=24"], check=True, capture_output=True, timeout=300)
-    assert (tmp_path / "t.txt").read_text(encoding="utf-8").count("user:") >= 2
+    subprocess.run([*command, "--conversations=2", "--prose=1", "--tokens=24"], check=True, capture_output=True, timeout=300)
+    written = (tmp_path / "t.txt").read_text(encoding="utf-8")
+    assert written.count("user:") >= 2
+    assert "Once upon a time" in written
+    assert written.startswith("user:")

@@ -16,6 +16,7 @@ RowChoice = Literal["none", "rms", "learned", "calibrated"]  # calibrated: found
 ColumnChoice = Literal["none", "learned"]
 ScaleChoice = Literal["computed", "learned"]
 LmHead = Literal["fairy2i", "int8", "int4", "float"]
+Effort = Literal["normal", "high"]  # of --calibrate
 ConversionStep = Literal["rotation", "descent", "tuning"]  # what --calibrate does beside choosing codes, and can leave out
 
 MAX_STAGES = 4
@@ -27,6 +28,7 @@ TRAINED_ROWS: tuple[RowChoice, ...] = ("none", "rms", "learned")
 COLUMN_CHOICES: tuple[ColumnChoice, ...] = get_args(ColumnChoice)
 SCALE_CHOICES: tuple[ScaleChoice, ...] = get_args(ScaleChoice)
 LM_HEADS: tuple[LmHead, ...] = get_args(LmHead)
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 CONVERSION_STEPS: tuple[ConversionStep, ...] = get_args(ConversionStep)
 LEARNED: Literal["learned"] = "learned"
 

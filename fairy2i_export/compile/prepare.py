@@ -15,7 +15,7 @@ from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.compile.cache_scales import calibration_text
 from fairy2i_export.compile.calibrate.stages.allocation import expected_stages
 from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
-from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, check_torch, read_texts
+from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, asked_text
 from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
 from fairy2i_export.compile.plan import Plan, make_plan
@@ -144,14 +144,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         earlier.check_context(request, decoder.max_positions)
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
     tokenizer = open_tokenizer(checkpoint.directory, decoder.vocab_size)  # before a text is read with it
-    text = None
-    if request.calibrate:
-        check_torch()
-        text = read_texts(checkpoint, request.calibrate, request.calibrate_tokens, decoder.max_positions)
-    elif request.calibrate_tokens is not None:
-        raise OptionError("calibrate tokens: there is no text; add --calibrate TEXT")
-    elif request.calibrate_without:
-        raise OptionError("calibrate without: there is nothing to leave a step out of; add --calibrate TEXT")
+    text = asked_text(checkpoint, request, decoder.max_positions)
     options, warnings = resolve_options(
         request,
         checkpoint.config,

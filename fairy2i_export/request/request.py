@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, LM_HEADS, ConversionStep, LmHead
+from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, EFFORTS, LM_HEADS, ConversionStep, Effort, LmHead
 from fairy2i_export.onnx_graph.choices import (
     ACCURACY_LEVELS,
     DENSE_TYPES,
@@ -20,7 +20,7 @@ from fairy2i_export.request.option import End, option
 from fairy2i_export.request.quantization import Quantization
 
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
-CALIBRATION_TOKENS = 24_576
+CALIBRATION_TOKENS: dict[Effort, int] = {"normal": 24_576, "high": 98_304}
 _CHECKPOINT: tuple[End, ...] = ("checkpoint",)
 _BOTH: tuple[End, ...] = ("checkpoint", "onnx")
 
@@ -81,8 +81,17 @@ class Request(Quantization):
         "Tokens of the text of --calibrate to use at most.",
         ends=_CHECKPOINT,
         metavar="N",
-        shown=str(CALIBRATION_TOKENS),
+        shown=" or ".join(f"{tokens} ({effort} effort)" for effort, tokens in CALIBRATION_TOKENS.items()),
         neutral=True,
+    )
+    calibrate_effort: Effort = option(
+        None,
+        "How long --calibrate may take: normal or high (more of the text, some five times as long).",
+        ends=_CHECKPOINT,
+        metavar="E",
+        choices=EFFORTS,
+        fallback="normal",
+        shown="normal",
     )
     calibrate_without: tuple[ConversionStep, ...] = option(
         (),

@@ -13,7 +13,6 @@ from fairy2i_export.compile.calibrate.fit import loss, refit_rows, refit_scales,
 from fairy2i_export.compile.calibrate.metric import Metric
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
-SWEEPS = 3  # of descent, likewise
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,14 @@ class Calibrated:
     error: float
 
 
-def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int = SWEEPS) -> Calibrated:
+def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int) -> Calibrated:
     """Quantize one matrix.
 
     Args:
         aim: torch float32 [2n, 2m], finite: the matrix to come near to.
         metric: of its inputs.
         stages: 1 to 4.
-        sweeps: of descent.
+        sweeps: of descent, each followed by the same.
     """
     import torch
 

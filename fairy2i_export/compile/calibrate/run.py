@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairy2i_export.compile.calibrate.matrix import SWEEPS
+from fairy2i_export.codes.choices import Effort
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.compile.calibrate.tuning.run import Schedule, tune
@@ -16,6 +16,9 @@ from fairy2i_export.compile.calibrate.walk import Walk, calibrate_layers
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
+
+SWEEPS: dict[Effort, int] = {"normal": 3, "high": 5}  # of descent over the codes of a matrix
+SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(epochs=1), "high": Schedule(epochs=2)}
 
 
 def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> None:
@@ -39,7 +42,8 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     with torch_threads(prepared.threads):
         if store.tuned is None:
             without = prepared.options.calibrate_without
-            walk = Walk(skeleton_of(prepared), prepared.decoder, linears, store, 0 if "descent" in without else SWEEPS)
+            sweeps = 0 if "descent" in without else SWEEPS[prepared.options.calibrate_effort]
+            walk = Walk(skeleton_of(prepared), prepared.decoder, linears, store, sweeps)
             exact = calibrate_layers(walk, prepared.text.ids, observer.advance)
             if "tuning" not in without:
                 _tune(prepared, walk, exact, observer)
@@ -53,7 +57,7 @@ def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> Non
     import torch
 
     assert prepared.text is not None
-    decoder, ids, schedule = prepared.decoder, prepared.text.ids, Schedule()
+    decoder, ids, schedule = prepared.decoder, prepared.text.ids, SCHEDULES[prepared.options.calibrate_effort]
     observer.phase("tuning", schedule.steps(len(ids)))
     student = Student(walk.skeleton, decoder, prepared.plan.linears, walk.store)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.errors import OptionError, install_hint
-from fairy2i_export.request.request import CALIBRATION_TOKENS
+from fairy2i_export.request.request import CALIBRATION_TOKENS, Request
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text.text_files import read_text, unknown_warnings
 from fairy2i_export.source.text.tokenizer import open_tokenizer
@@ -51,7 +51,33 @@ def check_torch() -> None:
         raise OptionError(f"calibrate: needs {' and '.join(missing)}, which cannot be imported; {install_hint('train')}")
 
 
-def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int | None, longest: int) -> CalibrationText:
+def asked_text(checkpoint: Checkpoint, request: Request, longest: int) -> CalibrationText | None:
+    """What a request says to calibrate with, or None.
+
+    Args:
+        checkpoint: whose tokenizer counts.
+        request: what the caller asked for.
+        longest: context length of the model.
+
+    Raises:
+        Fairy2iError: as for :func:`read_texts`, or options of a calibration without a text.
+    """
+    if request.calibrate:
+        check_torch()
+        normal = CALIBRATION_TOKENS["normal"]
+        usual = CALIBRATION_TOKENS.get(request.asked["calibrate_effort"] or "normal", normal)
+        tokens = usual if request.calibrate_tokens is None else request.calibrate_tokens
+        return read_texts(checkpoint, request.calibrate, tokens, longest)
+    if request.calibrate_tokens is not None:
+        raise OptionError("calibrate tokens: there is no text; add --calibrate TEXT")
+    if request.calibrate_without:
+        raise OptionError("calibrate without: there is nothing to leave a step out of; add --calibrate TEXT")
+    if request.asked["calibrate_effort"] is not None:
+        raise OptionError("calibrate effort: nothing is calibrated; add --calibrate TEXT")
+    return None
+
+
+def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int, longest: int) -> CalibrationText:
     """Read text files and cut them into windows, evenly spread if there is more text than asked for.
 
     Several files share the tokens equally; what one is too short for goes to the others.
@@ -59,19 +85,18 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     Args:
         checkpoint: whose tokenizer counts.
         paths: UTF-8 text files.
-        tokens: to use at most; None = CALIBRATION_TOKENS.
+        tokens: to use at most.
         longest: context length of the model; windows are not longer.
 
     Raises:
         OptionError: a file that cannot be read as text, or too little text.
         CheckpointError: the checkpoint has no tokenizer, or a damaged one.
     """
-    wanted = CALIBRATION_TOKENS if tokens is None else tokens
     window = min(WINDOW, longest)
     fewest = _FEWEST_WINDOWS * window
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < fewest:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < fewest:
         raise OptionError(
-            f"calibrate tokens: expected at least {fewest} ({_FEWEST_WINDOWS} windows of {window}), got {wanted!r}"
+            f"calibrate tokens: expected at least {fewest} ({_FEWEST_WINDOWS} windows of {window}), got {tokens!r}"
         )
     needed = f"at least {fewest} tokens in {_FEWEST_WINDOWS} windows"
     texts = [read_text(path, "calibrate", f"a UTF-8 text file; {needed} are needed, {_GOOD}") for path in paths]
@@ -79,7 +104,7 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int 
     # without <s> and the like: only the first window would have them
     found = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64) for text in texts]
     names = ", ".join(map(str, paths))
-    shares = _shares([len(ids) // window for ids in found], wanted // window)
+    shares = _shares([len(ids) // window for ids in found], tokens // window)
     if sum(shares) < _FEWEST_WINDOWS:
         raise OptionError(
             f"calibrate {names}: {sum(map(len, found))} tokens, expected at least {_FEWEST_WINDOWS} windows of {window}; {_GOOD}"
