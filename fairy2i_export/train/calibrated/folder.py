@@ -28,7 +28,7 @@ from fairy2i_export.request.option import declared, flag_of
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.train.recipe import Recipe
 
-LEARNING_RATE = 2e-4  # of the multiplier of a layer's rows (docs/quality.md)
+LEARNING_RATE = 2e-4  # in units of a layer's mean row multiplier: so careful that codes hardly change in a short run
 SAVE_DTYPE = "float32"  # 16-bit latent weights would leave the cells of some codes
 _ROTATION = "rotation"  # metadata: the residual stream is not the source's
 _ROUNDED = {".int8": 8, ".int4": 4}
