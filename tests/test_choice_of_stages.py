@@ -186,7 +186,7 @@ def test_expected_losses_are_those_of_real_codes(source: Path, text: Path) -> No
         sensitivity, weight = sensitivities[name], weights[name]
         expected = sensitivity.losses(weight)
         statistics = Statistics(weight.shape[1])
-        statistics.grams[0], statistics.tokens = sensitivity.gram, 1
+        statistics.grams[0], statistics.tokens[0] = sensitivity.gram, 1
         metric = statistics.metric(name)
         for stages in (1, 2, 3, 4):
             codes = calibrate_matrix(weight.clone(), metric, stages, 3).linear

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fairy2i_export.codes.native import F32
 from fairy2i_export.errors import WeightError
 
-DAMPING = 0.01  # of the mean diagonal of H, added to the diagonal: directions the text did not show are not free
+DAMPINGS = (0.03, 0.1, 0.3, 1.0)  # of the mean diagonal of H, added to the diagonal; which of them: damping.py
 HALVES = 2  # of the text: what is learned from one can be tried on the other (aim.py)
 _RETRIES = 4  # with ten times the damping each, where H is not positive definite in floating point
 
@@ -51,56 +51,64 @@ class Statistics:
 
     Attributes:
         grams: torch float64 [HALVES, 2m, 2m], of each half of the text.
-        tokens: of both halves.
+        tokens: of each half.
     """
 
     def __init__(self, features: int) -> None:
         import torch
 
         self.grams = torch.zeros((HALVES, features, features), dtype=torch.float64)
-        self.tokens = 0
+        self.tokens = [0] * HALVES
 
     def add(self, inputs: Any, half: int) -> None:
         """Inputs [..., 2m], float32, of a batch that belongs to a half of the text."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         self.grams[half] += rows.T @ rows
-        self.tokens += len(rows)
+        self.tokens[half] += len(rows)
 
-    def metric(self, name: str) -> Metric:
+    def mean(self, half: int | None = None) -> Any:
+        """X^T X of the mean token, torch float64 [2m, 2m], of a half of the text or (None) of the whole."""
+        if half is None:
+            return self.grams.sum(0) / max(1, sum(self.tokens))
+        return self.grams[half] / max(1, self.tokens[half])
+
+    def metric(self, name: str, damping: float = DAMPINGS[0], half: int | None = None) -> Metric:
         """The metric of what was added.
 
         Args:
             name: of a layer, for messages.
+            damping: share of the mean diagonal that is added to the diagonal: directions the text did not show are not free.
+            half: of the text, for a trial in float32; None = the whole, in float64.
 
         Raises:
             WeightError: inputs that are not finite.
         """
         import torch
 
-        gram = self.grams.sum(0) / max(1, self.tokens)
+        gram = self.mean(half) if half is None else self.mean(half).float()
         if not bool(torch.isfinite(gram).all()):
             raise WeightError(
                 f"{name}: its inputs are not finite on the calibration text; the checkpoint is damaged or overflows in float32"
             )
-        damped = _damped(gram, float(gram.diagonal().mean()) or 1.0)
-        half = len(gram) // 2
+        damped = _damped(gram, damping * (float(gram.diagonal().mean()) or 1.0))
+        m = len(gram) // 2
         diagonal = damped.diagonal()
-        order = torch.argsort(diagonal[:half] + diagonal[half:], descending=True, stable=True)
-        columns = torch.stack([order, order + half], 1).reshape(-1)
+        order = torch.argsort(diagonal[:m] + diagonal[m:], descending=True, stable=True)
+        columns = torch.stack([order, order + m], 1).reshape(-1)
         sorted_hessian = damped[columns][:, columns]
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_hessian))
         upper = torch.linalg.cholesky(inverse, upper=True)
         return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
 
 
-def _damped(gram: Any, mean: float) -> Any:
-    """The matrix with as little damping as makes it positive definite."""
+def _damped(gram: Any, damping: float) -> Any:
+    """The matrix with a constant, or as much more as makes it positive definite, added to its diagonal."""
     import torch
 
     diagonal = torch.arange(len(gram))
     for attempt in range(_RETRIES):
         damped = gram.clone()
-        damped[diagonal, diagonal] += DAMPING * 10**attempt * mean
+        damped[diagonal, diagonal] += damping * 10**attempt
         if not int(torch.linalg.cholesky_ex(damped)[1]):
             return damped
-    raise AssertionError("a positive semidefinite matrix plus a tenth of its mean diagonal has a Cholesky factor")
+    raise AssertionError("a positive semidefinite matrix plus thirty times its mean diagonal has a Cholesky factor")

@@ -16,6 +16,7 @@ from typing import Any
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.compile.calibrate.aim import Ridge
+from fairy2i_export.compile.calibrate.damping import trusted_metric
 from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
 from fairy2i_export.compile.calibrate.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
@@ -103,7 +104,8 @@ def _calibrate_head(walk: Walk, quantized: Any, exact: Any, index: int, done: Ca
             cross[half] += _product(norm(exact[part]) - inputs, inputs)
         weight = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight))
         aim = Ridge(statistics).aim(weight, weight @ cross)
-        made = calibrate_matrix(aim, statistics.metric(head.name), head.stages, walk.sweeps)
+        metric = trusted_metric(statistics, head.name, aim, head.stages)
+        made = calibrate_matrix(aim, metric, head.stages, walk.sweeps)
         source = skeleton.checkpoint.read(head.weight)
         walk.store.write(index, {head.name: CalibratedLinear.of(source, made.linear, made.error)})
     done(head.parameters)
@@ -143,7 +145,7 @@ def _calibrate_group(
         if residual is not None:
             difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
         cross[half] += _product(difference, got[-1])
-    metric, ridge = statistics.metric(first.name), Ridge(statistics)
+    metric, ridge = trusted_metric(statistics, first.name, weight, first.stages), Ridge(statistics)
     found = {}
     for name in group:
         weight, linear = layer.get_submodule(name).weight, linears[name]

@@ -28,7 +28,7 @@ import numpy as np
 from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import CALIBRATED
-from fairy2i_export.compile.calibrate.metric import DAMPING
+from fairy2i_export.compile.calibrate.metric import DAMPINGS
 from fairy2i_export.compile.calibrate.skeleton import Skeleton, run_layer
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Linear
@@ -245,7 +245,7 @@ def _left_over(gram: Any) -> float:
     columns = torch.stack([order + half, order], 1).flatten()
     mean = float(diagonal.mean()) or 1.0
     for attempt in range(4):
-        damped = gram[columns][:, columns] + torch.eye(features, dtype=gram.dtype) * (DAMPING * 10**attempt * mean)
+        damped = gram[columns][:, columns] + torch.eye(features, dtype=gram.dtype) * (DAMPINGS[0] * 10**attempt * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
             return float(factor.diagonal().square().sum())
