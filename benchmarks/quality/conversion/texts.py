@@ -38,7 +38,11 @@ LENGTHS = {"wikitext": 2_048, "wikitext-2": 16_384, "other": 8_192}
 
 
 def texts_of(
-    folder: Path, wikitext: str | None, other: str | None, conversations: Sequence[dict[str, Any]] | None, window: int = WINDOW
+    folder: Path,
+    wikitext: str | None,
+    other: str | None,
+    conversations: Sequence[dict[str, Any]] | None,
+    window: int = WINDOW,
 ) -> dict[str, Windows]:
     """The texts by name, cut for a model.
 
@@ -106,7 +110,9 @@ def main(
         for kernel in kernels.split(",") if is_exported(model) else [FLOAT]:
             found = measured(open_subject(model, kernel, threads), texts)
             results.append({"model": model.name, "kernel": kernel, "texts": found})
-            shown = ", ".join(f"{name} {figure['perplexity']:.3f} ({figure['seconds']:.0f} s)" for name, figure in found.items())
+            shown = ", ".join(
+                f"{name} {figure['perplexity']:.3f} ({figure['seconds']:.0f} s)" for name, figure in found.items()
+            )
             console.print(f"{model.name} {kernel}: {shown}", highlight=False)
             if json_file is not None:  # after every model: a long run can be stopped
                 json_file.write_text(json.dumps(results, indent=1) + "\n")

@@ -12,39 +12,14 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.subjects import Subject, open_subject, sampling_of
-from speech.dialogue import prompt_ids
-
-DATA = Path(__file__).with_name("data")
-
-
-def answers_of(subject: Subject, questions: list[str], seed: int, tokens: int) -> list[dict[str, Any]]:
-    """Every question with its answer, and whether that came to its end.
-
-    A model without a chat template goes on from the question as it stands.
-    """
-    options = sampling_of(subject.folder, seed, tokens)
-    if subject.template is None:
-        prompts = [subject.tokenizer.encode(question) for question in questions]
-    else:
-        prompts = [prompt_ids(subject.tokenizer, subject.template, question) for question in questions]
-    ends = {subject.tokenizer.eos_id}
-    written = subject.write(prompts, options)
-    return [
-        {
-            "question": question,
-            "answer": subject.tokenizer.decode(ids),
-            "finished": len(ids) < tokens or ids[-1] in ends,
-            "tokens": len(ids),
-        }
-        for question, ids in zip(questions, written, strict=True)
-    ]
+from conversion.subjects import open_subject, sampling_of
+from speech.answers import DATA, answers_of
 
 
 def main(
@@ -68,7 +43,7 @@ def main(
         "model": checkpoint.name,
         "weights_sha256": weights.hexdigest(),
         "sampling": {name: getattr(options, name) for name in names},
-        "conversations": answers_of(subject, asked, seed, tokens),
+        "conversations": answers_of(subject, asked, options),
     }
     into.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{into}: {len(asked)} conversations, {sum(item['tokens'] for item in result['conversations'])} tokens of answers")
