@@ -1,8 +1,9 @@
 """Questions with one right answer, made of a text without chance: the same text gives the same items.
 
-Two kinds. ``continuation``: which of four passages goes on from here? The wrong three are what goes on elsewhere in the text, from
-the nearest places, so that names and subject give little away. ``last word``: the last word of a sentence, given the sentence and
-what stands before it; only words that occurred before, as in LAMBADA (Paperno et al., arXiv 1606.06031), and no common ones.
+Two kinds. ``continuation``: which of four passages goes on from here? The wrong three are what goes on elsewhere in the
+text, from the nearest places, so that names and subject give little away. ``last word``: the last word of a sentence, given
+the sentence and what stands before it; only words that occurred before, as in LAMBADA (Paperno et al., arXiv 1606.06031),
+and no common ones.
 """
 
 from __future__ import annotations

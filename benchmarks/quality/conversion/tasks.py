@@ -2,9 +2,9 @@
 
     python benchmarks/quality/conversion/tasks.py MODEL... --text wizard_of_oz.txt [--items 200] [--kernel exact] [--json FILE]
 
-What the items are is in cloze.py. A continuation counts as right if its log-likelihood is the highest of the four (also per byte, as
-lm-eval's acc_norm), a last word if each of its tokens is the most likely one. Chance is 25 % and nearly 0. A MODEL that is no exported
-folder is a checkpoint, run in torch.
+What the items are is in cloze.py. A continuation counts as right if its log-likelihood is the highest of the four (also per
+byte, as lm-eval's acc_norm), a last word if each of its tokens is the most likely one. Chance is 25 % and nearly 0. A MODEL
+that is no exported folder is a checkpoint, run in torch.
 """
 
 from __future__ import annotations

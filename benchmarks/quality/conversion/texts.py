@@ -3,9 +3,9 @@
     python benchmarks/quality/conversion/texts.py MODEL... --wikitext wikitext2_test.txt --other wizard_of_oz.txt \
         [--conversations FILE] [--kernels exact,lut,dot] [--json FILE]
 
-``wikitext`` and ``wikitext-2``: tokens 0 to 2,047 of the first file, and the 16,384 that follow. ``other``: the first 8,192 tokens
-of the second file, another kind of text. All in windows of 1,024 without overlap, every token but the first of a window scored.
-``answers``: conversations that the float model wrote (speech/conversations.py), the assistant's words scored.
+``wikitext`` and ``wikitext-2``: tokens 0 to 2,047 of the first file, and the 16,384 that follow. ``other``: the first 8,192
+tokens of the second file, another kind of text. All in windows of 1,024 without overlap, every token but the first of a
+window scored. ``answers``: conversations that the float model wrote (speech/conversations.py), the assistant's words scored.
 A MODEL that is no exported folder is taken for a checkpoint.
 """
 

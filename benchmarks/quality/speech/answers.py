@@ -2,10 +2,10 @@
 
     python benchmarks/quality/speech/answers.py MODEL... --work DIR --vocabulary FILE... [--kernel exact] [--tokens 80] [--greedy]
 
-Every model, an exported folder or a float checkpoint, answers data/questions.json in its chat template; one without a template, a
-base model, goes on from data/openings.json. Answers are sampled as ``fairy2i chat`` samples, with fixed seeds. They are kept in
-DIR, a file per model, and not asked for again. What the rules are is in judge.py; --vocabulary are English texts, and answers of the
-float model (files of conversations.py) count as such, too.
+Every model, an exported folder or a float checkpoint, answers data/questions.json in its chat template; one without a
+template, a base model, goes on from data/openings.json. Answers are sampled as ``fairy2i chat`` samples, with fixed seeds.
+They are kept in DIR, a file per model, and not asked for again. What the rules are is in judge.py; --vocabulary are English
+texts, and answers of the float model (files of conversations.py) count as such, too.
 """
 
 from __future__ import annotations

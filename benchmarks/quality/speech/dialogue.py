@@ -1,7 +1,7 @@
 """Conversations in a file, and what of them is scored: the assistant's words, its end token included.
 
-A file is JSON: how it was made, and ``conversations``, each a ``question``, an ``answer`` and whether the answer is ``finished``
-(came to its end; else it was cut).
+A file is JSON: how it was made, and ``conversations``, each a ``question``, an ``answer`` and whether the answer is
+``finished`` (came to its end; else it was cut).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Whether a text speaks at all, by rules: empty, looping, off the language, or fine. Nothing is said of whether it is right.
 
-The rules know nothing of a model. Their limits were set so that answers of a float model pass and those of plainly broken ones do not;
-docs/quality.md has the counts for both.
+The rules know nothing of a model. Their limits were set so that answers of a float model pass and those of plainly broken
+ones do not; docs/quality.md has the counts for both.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections import Counter
@@ -43,7 +44,7 @@ class Judge:
         for text in texts:
             found = words_of(text)
             self.words.update(found)
-            self.pairs.update(zip(found, found[1:], strict=False))
+            self.pairs.update(itertools.pairwise(found))
 
     def verdict(self, text: str, kind: str = "") -> str:
         """One of CLASSES, the first that fits in the order empty, looping, off-language."""
@@ -67,7 +68,7 @@ class Judge:
         known = sum(word in self.words for word in words) / len(words)
         if len(words) < PAIR_WORDS:
             return known, 1.0
-        pairs = list(zip(words, words[1:], strict=False))
+        pairs = list(itertools.pairwise(words))
         return known, sum(pair in self.pairs for pair in pairs) / len(pairs)
 
 

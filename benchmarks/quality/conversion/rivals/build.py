@@ -1,9 +1,9 @@
-"""Build what the comparison with llama.cpp needs: its tools llama-quantize and llama-imatrix, its library, and the Python binding.
+"""Build what the comparison with llama.cpp needs: llama-quantize, llama-imatrix, the library and its Python binding.
 
     python benchmarks/quality/conversion/rivals/build.py DIR [--jobs 1]
 
-Everything comes from one source package of the package index, llama-cpp-python; nothing is installed outside DIR. Needs cmake and a
-C++ compiler, about two minutes of processor time and 700 MB of disk.
+Everything comes from one source package of the package index, llama-cpp-python; nothing is installed outside DIR. Needs
+cmake and a C++ compiler, about two minutes of processor time and 700 MB of disk.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python benchmarks/quality/conversion/rivals/llama_types.py CHECKPOINT --llama-cpp DIR --work WORK --calibrate TEXT... \
         --wikitext wikitext2_test.txt --other wizard_of_oz.txt [--types F16,IQ2_XXS,...] [--pure]
 
-DIR is what build.py made. The importance matrix is llama-imatrix's, of the windows that ``fairy2i-export --calibrate TEXT`` would read.
-Embedding and output layer are Q8_0 for every type, as the exporter's lm_head is int8; ``--pure`` gives all linear layers the same type,
-without it llama-quantize mixes types as it does for everybody. Sizes that are no multiples of 256 are padded (padded.py). F16 is
-the model before quantization: its figures say that nothing but the type makes the difference. Every type leaves a JSON file in
-WORK, and is not measured again.
+DIR is what build.py made. The importance matrix is llama-imatrix's, of the windows that ``fairy2i-export --calibrate TEXT``
+would read. Embedding and output layer are Q8_0 for every type, as the exporter's lm_head is int8; ``--pure`` gives all
+linear layers the same type, without it llama-quantize mixes types as it does for everybody. Sizes that are no multiples of
+256 are padded (padded.py). F16 is the model before quantization: its figures say that nothing but the type makes the
+difference. Every type leaves a JSON file in WORK, and is not measured again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A LLaMA checkpoint as a GGUF file with 16-bit weights whose columns are multiples of 256, the block of llama.cpp's small types.
+"""A LLaMA checkpoint as a GGUF file with 16-bit weights, padded to multiples of 256, the block of llama.cpp's small types.
 
-What is missing is filled with zeros and changes nothing: the hidden width, the inner width, and heads (whole groups, so that every
-query head keeps its key-value head). RMS norms take their mean over the padded width p instead of h, which a factor sqrt(h / p) of
-their weights and h / p of their epsilon makes up for.
+What is missing is filled with zeros and changes nothing: the hidden width, the inner width, and heads (whole groups, so that
+every query head keeps its key-value head). RMS norms take their mean over the padded width p instead of h, which a factor
+sqrt(h / p) of their weights and h / p of their epsilon makes up for.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _add_tokenizer(writer: Any, checkpoint: Path, config: dict[str, Any], types:
 
 
 def bits_per_weight(gguf: Path, checkpoint: Path) -> float:
-    """Stored bits of the decoder's linear layers per weight, as if nothing had been padded: each tensor counts with its own size."""
+    """Stored bits of the decoder's linear layers per weight; a tensor counts with the size it had before it was padded."""
     from gguf import GGUFReader
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
