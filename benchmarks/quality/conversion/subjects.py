@@ -14,6 +14,7 @@ import numpy as np
 
 from fairy2i_runtime import load
 from fairy2i_runtime.commands.chat import CHAT_DEFAULTS
+from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.measure.scoring import TokenScores, score_tokens, token_log_probs
 from fairy2i_runtime.text.chat_template import ChatTemplate
 from fairy2i_runtime.text.options import GenerationOptions
@@ -62,7 +63,8 @@ class Exported:
     """A folder that fairy2i-export wrote."""
 
     def __init__(self, folder: Path, kernel: str, threads: int | None) -> None:
-        self.model = load(folder, kernel=kernel, threads=threads)
+        # a folder of another backend has no kernels to choose from
+        self.model = load(folder, kernel=kernel if open_folder(folder).needs_library else None, threads=threads)
         self.folder, self.tokenizer, self.template = folder, self.model.tokenizer, self.model.chat_template
         self._cache = self.model.decoder.new_cache()  # its beginning serves texts that begin alike
 
@@ -73,8 +75,9 @@ class Exported:
         written = []
         for number, prompt in enumerate(prompts):
             result = self.model.generate(list(prompt), **vars(_for_prompt(options, number)))
-            end = [min(self.model.eos_ids)] if result.finish_reason == "eos" else []
-            written.append([*result.tokens, *end])
+            end = self.tokenizer.eos_id  # which one it was is not told
+            ended = result.finish_reason == "eos"
+            written.append([*result.token_ids, *([min(self.model.eos_ids) if end is None else end] if ended else [])])
         return written
 
 

@@ -3,7 +3,7 @@
     python benchmarks/quality/conversion/texts.py MODEL... --wikitext wikitext2_test.txt --other wizard_of_oz.txt \
         [--conversations FILE] [--kernels exact,lut,dot] [--json FILE]
 
-``wikitext`` and ``wikitext-2``: tokens 0 to 2,047 of the first file, and the 16,384 that follow. ``other``: the first 8,192
+``wiki-2k`` and ``wiki-16k``: tokens 0 to 2,047 of the first file, and the 16,384 that follow. ``other``: the first 8,192
 tokens of the second file, another kind of text. All in windows of 1,024 without overlap, every token but the first of a
 window scored. ``answers``: conversations that the float model wrote (speech/conversations.py), the assistant's words scored.
 A MODEL that is no exported folder is taken for a checkpoint.
@@ -33,8 +33,8 @@ from fairy2i_runtime.measure.perplexity import Windows, measure
 
 WINDOW = 1024
 CONVERSATIONS = Path(__file__).resolve().parents[1] / "speech" / "data" / "conversations.json"
-TEXTS = ("wikitext", "wikitext-2", "other", "answers")
-LENGTHS = {"wikitext": 2_048, "wikitext-2": 16_384, "other": 8_192}
+TEXTS = ("wiki-2k", "wiki-16k", "other", "answers")
+LENGTHS = {"wiki-2k": 2_048, "wiki-16k": 16_384, "other": 8_192}
 
 
 def texts_of(
@@ -61,7 +61,7 @@ def texts_of(
 
     found: dict[str, Windows] = {}
     if wikitext is not None:
-        names = ("wikitext", "wikitext-2")
+        names = ("wiki-2k", "wiki-16k")
         parts = parts_of(folder, wikitext, [LENGTHS[name] for name in names], window)
         found |= dict(zip(names, parts, strict=True))
     if other is not None:

@@ -47,12 +47,11 @@ class Judge:
             self.pairs.update(itertools.pairwise(found))
 
     def verdict(self, text: str, kind: str = "") -> str:
-        """One of CLASSES, the first that fits in the order empty, looping, off-language."""
-        words = words_of(text)
-        if len(words) < FEWEST_WORDS.get(kind, FEWEST):
-            return "empty"
-        if is_looping(text):
+        """One of CLASSES, the first that fits in the order looping, empty, off-language."""
+        if is_looping(text):  # also one endless word
             return "looping"
+        if len(words_of(text)) < FEWEST_WORDS.get(kind, FEWEST):
+            return "empty"
         return "off-language" if self.is_off_language(text) else "fine"
 
     def is_off_language(self, text: str) -> bool:
