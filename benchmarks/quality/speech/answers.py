@@ -4,8 +4,8 @@
 
 Every model, an exported folder or a float checkpoint, answers data/questions.json in its chat template; one without a
 template, a base model, goes on from data/openings.json. Answers are sampled as ``fairy2i chat`` samples, with fixed seeds.
-They are kept in DIR, a file per model, and not asked for again. What the rules are is in judge.py; --vocabulary are English
-texts, and answers of the float model (files of conversations.py) count as such, too.
+They are kept in DIR, a file per model, and not asked for again. What the rules
+are is in judge.py; --vocabulary are further English texts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from fairy2i_runtime.commands.measure import read_text
 from fairy2i_runtime.text.options import GenerationOptions
 
 DATA = Path(__file__).with_name("data")
+# what the judge knows of English at least; more texts make it surer
+ENGLISH = (DATA / "conversations.json", DATA.parents[3] / "examples" / "data" / "tinystories" / "tinystories_train_197k.txt")
 
 
 def answers_of(subject: Subject, questions: list[str], options: GenerationOptions) -> list[dict[str, Any]]:
@@ -141,7 +143,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write counts and failures there.")] = None,
 ) -> None:
     """Ask, judge and print."""
-    judge = make_judge([*vocabulary, DATA / "conversations.json"])
+    judge = make_judge([*ENGLISH, *vocabulary])
     results = []
     for model in models:
         found = kept_answers(work, model, kernel, tokens, greedy, threads)

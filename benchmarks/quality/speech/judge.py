@@ -7,6 +7,7 @@ ones do not; docs/quality.md has the counts for both.
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import zlib
 from collections import Counter
@@ -19,11 +20,12 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.S)
 LOOP_WORDS = 20  # shorter texts have no room for a loop that trigrams tell
 DISTINCT_TRIGRAMS = 0.6  # of a text's trigrams of words so many are different ones; of any half of it, at least
-ZLIB_BYTES = 120
+ZLIB_BYTES = 48
 ZLIB_RATIO = 0.32
 KNOWN_WORDS = 0.75
-KNOWN_PAIRS = 0.35
+PAIR_GAIN = 0.1  # share of known pairs of words, less that of the same words in any order: what the order is worth
 PAIR_WORDS = 12
+_SHUFFLES = 20
 
 
 def words_of(text: str) -> list[str]:
@@ -55,20 +57,25 @@ class Judge:
         return "off-language" if self.is_off_language(text) else "fine"
 
     def is_off_language(self, text: str) -> bool:
-        """Too many words that no text had, or too many pairs of words that never stood together; code is left out."""
-        known, pairs = self.shares(text)
-        return known < KNOWN_WORDS or pairs < KNOWN_PAIRS
+        """Too many words that no text had, or an order of words as good as any other; code is left out."""
+        known, gain = self.shares(text)
+        return known < KNOWN_WORDS or gain < PAIR_GAIN
 
     def shares(self, text: str) -> tuple[float, float]:
-        """Share of known words, and of known pairs of words; 1 where there are too few to tell."""
+        """Share of known words, and what their order adds to the share of known pairs; 1 where there are too few to tell."""
         words = [word for word in words_of(_CODE.sub(" ", text)) if not word.isdigit()]
         if len(words) < FEWEST:
             return 1.0, 1.0
         known = sum(word in self.words for word in words) / len(words)
         if len(words) < PAIR_WORDS:
             return known, 1.0
-        pairs = list(itertools.pairwise(words))
-        return known, sum(pair in self.pairs for pair in pairs) / len(pairs)
+        draw = random.Random(0)
+        shuffled = [self.known_pairs(draw.sample(words, len(words))) for _ in range(_SHUFFLES)]
+        return known, self.known_pairs(words) - sum(shuffled) / _SHUFFLES
+
+    def known_pairs(self, words: list[str]) -> float:
+        """Share of pairs of neighbours that stood together in some text."""
+        return sum(pair in self.pairs for pair in itertools.pairwise(words)) / (len(words) - 1)
 
 
 def is_looping(text: str) -> bool:
