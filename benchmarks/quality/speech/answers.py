@@ -98,6 +98,7 @@ def judged(found: dict[str, Any], judge: Judge) -> dict[str, Any]:
     return {
         "model": found["model"],
         "kernel": found["kernel"],
+        "judge": {"words": len(judge.words), "pairs": len(judge.pairs)},
         "asked": len(verdicts),
         "counts": counts,
         "failures": failures,

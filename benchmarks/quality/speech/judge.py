@@ -20,6 +20,8 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.S)
 LOOP_WORDS = 20  # shorter texts have no room for a loop that trigrams tell
 DISTINCT_TRIGRAMS = 0.6  # of a text's trigrams of words so many are different ones; of any half of it, at least
+BLANK_CHARACTERS = 40
+BLANK_SHARE = 0.5  # more is white space: one newline after the other
 ZLIB_BYTES = 48
 ZLIB_RATIO = 0.32
 KNOWN_WORDS = 0.75
@@ -84,6 +86,8 @@ def is_looping(text: str) -> bool:
     for part in (words, words[len(words) // 2 :]):
         if len(part) >= LOOP_WORDS and distinct_trigrams(part) < DISTINCT_TRIGRAMS:
             return True
+    if len(text) >= BLANK_CHARACTERS and sum(map(str.isspace, text)) > BLANK_SHARE * len(text):
+        return True
     raw = text.encode("utf-8")
     return any(
         len(part) >= ZLIB_BYTES and len(zlib.compress(part, 9)) < ZLIB_RATIO * len(part)
