@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from marked import print_or_put
 from runs import EXPERIMENTS, Run
 
 Result = dict[str, Any]
@@ -135,18 +136,7 @@ def tables(
         if images is not None and name == "stories":
             images.mkdir(parents=True, exist_ok=True)
             draw(directory / name, name, images / f"quality-{name}.png")
-    if into is None:
-        for name, lines in blocks.items():
-            print(f"{name}\n\n" + "\n".join(lines) + "\n")
-        return
-    text = into.read_text(encoding="utf-8")
-    for name, lines in blocks.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if begin not in text or end not in text:
-            raise typer.BadParameter(f"{into}: has no place {begin} ... {end}")
-        head, rest = text.split(begin, 1)
-        text = head + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
-    into.write_text(text, encoding="utf-8")
+    print_or_put(into, blocks)
 
 
 if __name__ == "__main__":
