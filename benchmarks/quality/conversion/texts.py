@@ -93,6 +93,7 @@ def main(
     wikitext: Annotated[Path | None, typer.Option(help="WikiText-2 test text.")] = None,
     other: Annotated[Path | None, typer.Option(help="Text of another kind.")] = None,
     conversations: Annotated[Path | None, typer.Option(help="Conversations that the float model wrote.")] = CONVERSATIONS,
+    only: Annotated[str, typer.Option(help="Texts to measure.")] = ",".join(TEXTS),
     kernels: Annotated[str, typer.Option(help="Kernels, the one to compare with first.")] = "exact,lut",
     threads: Annotated[int | None, typer.Option(help="Threads.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
@@ -105,6 +106,7 @@ def main(
         None if other is None else read_text(other),
         None if conversations is None else read_conversations(conversations),
     )
+    texts = {name: windows for name, windows in texts.items() if name in only.split(",")}
     results: list[dict[str, Any]] = []
     for model in models:
         for kernel in kernels.split(",") if is_exported(model) else [FLOAT]:

@@ -101,6 +101,7 @@ def main(
     wikitext: Annotated[Path | None, typer.Option(help="WikiText-2 test text.")] = None,
     other: Annotated[Path | None, typer.Option(help="Text of another kind.")] = None,
     conversations: Annotated[Path | None, typer.Option(help="Conversations that the float model wrote.")] = CONVERSATIONS,
+    only: Annotated[str, typer.Option(help="Texts to measure now; the others can follow.")] = ",".join(TEXTS),
     types: Annotated[str, typer.Option(help="llama.cpp's names of types.")] = TYPES,
     pure: Annotated[bool, typer.Option(help="One type for all linear layers.")] = False,
     threads: Annotated[int, typer.Option(help="Threads.")] = 2,
@@ -113,6 +114,7 @@ def main(
         None if other is None else read_text(other),
         None if conversations is None else read_conversations(conversations),
     )
+    texts = {name: windows for name, windows in texts.items() if name in only.split(",")}
     f16 = work / "f16.gguf"
     if not f16.exists():
         unfinished = work / "f16.partial"
