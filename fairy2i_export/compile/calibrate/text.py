@@ -39,7 +39,7 @@ class CalibrationText:
     warnings: tuple[str, ...] = ()
 
     def description(self, without: Sequence[str]) -> str:
-        """For the metadata of a model: method, what of it was left out, whether norms are tuned, hash and size of the text; JSON."""
+        """For the metadata of a model, JSON: method, what was left out, whether norms are tuned, hash and size of the text."""
         left_out = {"without": list(without)} if without else {}
         tuned = "tuning" not in without
         return json.dumps({"method": METHOD, **left_out, "tuned": tuned, "text_sha256": self.sha256, "tokens": self.ids.size})

@@ -1,7 +1,7 @@
 """The quantized model as torch computes it, with what is tuned as parameters: a factor per output row, and the norms.
 
-Codes and scales stay. A factor of a row acts on outputs, so its gradient needs no gradient of a weight, and a step costs about as much
-as three passes of its windows forward.
+Codes and scales stay. A factor of a row acts on outputs, so its gradient needs no gradient of a weight, and a step costs about as
+much as three passes of its windows forward.
 """
 
 from __future__ import annotations
