@@ -103,6 +103,7 @@ sanitize: $(VENV)/.installed-test
 	$(WORK)/sanitize/test_sizes
 	$(WORK)/sanitize/test_quantize
 	$(WORK)/sanitize/test_quantize_arguments
+	$(WORK)/sanitize/test_search
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnx.numpy_helper
 import onnxruntime as ort
 
 import fairy2i_runtime
 from export_helpers import cache_shapes, write_tokenizer
 from fairy2i_export import ExportReport, quantize
+from fairy2i_export.codes.layout import unpack
+from fairy2i_export.output.contract.nodes import read_nodes
 
 VOCABULARY = 96
 SIZES: dict[str, Any] = {
@@ -77,6 +81,21 @@ def dequantized(directory: Path, report: ExportReport) -> Any:
         module = model.get_submodule(linear.name)
         q = quantize(module.weight.detach().numpy(), report.options.stages, name=linear.name)
         module.weight = torch.nn.Parameter(torch.from_numpy(q.dequantize("none")))  # a new one: unties a tied lm_head
+    return model
+
+
+def take_parts(model: Any, folder: Path) -> Any:
+    """Give a transformers model the layers and norms of an exported folder; returns it."""
+    import torch
+
+    for node in read_nodes(folder / "model.onnx"):
+        dense = torch.from_numpy(unpack(node.operands).dequantize("none"))
+        model.get_submodule(node.name).weight = torch.nn.Parameter(dense)  # a new one: unties a tied lm_head
+    written = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
+    offset = 1.0 if model.config.model_type.startswith("gemma") else 0.0  # which the graph has in it
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data = torch.from_numpy(onnx.numpy_helper.to_array(written[name]) - np.float32(offset))
     return model
 
 

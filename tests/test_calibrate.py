@@ -29,6 +29,7 @@ from architecture_helpers import (
     reference_logits,
     save_tiny,
     stepwise_logits,
+    take_parts,
 )
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import export, quantize
@@ -66,7 +67,7 @@ def text(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(source: Path, text: Path) -> Path:
-    """Without rotation: its layers can be put into a model of transformers beside the source's own norms."""
+    """Without rotation: what is neither layer nor norm is as in the source."""
     out, options = source.parent / "out", {"calibrate_tokens": TOKENS, "calibrate_without": "rotation"}
     export(source, out, calibrate=[text], lm_head="float", jobs=1, **options)
     return out
@@ -176,13 +177,11 @@ def test_every_layer_of_a_model_beats_rounding(source: Path, text: Path, folder:
     from transformers import AutoModelForCausalLM
 
     exact = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model = dequantized(source, folder)
     nodes = read_nodes(folder / "model.onnx")
     caught: dict[str, torch.Tensor] = {}
     for node in nodes:
-        module = model.get_submodule(node.name)
-        module.weight.data = torch.from_numpy(unpack(node.operands).dequantize("none"))
-        module.register_forward_pre_hook(
+        model.get_submodule(node.name).register_forward_pre_hook(
             lambda _, x, name=node.name: caught.update({name: x[0].reshape(-1, x[0].shape[-1])})
         )
     ids = read_texts(open_checkpoint(source), [text], TOKENS, 96).ids
@@ -200,19 +199,16 @@ def test_the_model_says_how_it_was_made(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     said = json.loads(metadata["fairy2i.calibration"])
-    assert said["tokens"] == 576  # 6 windows of 96
+    assert (said["tokens"], said["tuned"], said["without"]) == (576, True, ["rotation"])  # 6 windows of 96
     assert (metadata["fairy2i.stages"], metadata["fairy2i.row_multiplier"]) == ("4", "calibrated")
 
 
 def dequantized(source: Path, folder: Path) -> Any:
-    """The source's transformers model with the layers of an exported one."""
+    """The source's transformers model with the layers and norms of an exported one."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
-    for node in read_nodes(folder / "model.onnx"):
-        dense = torch.from_numpy(unpack(node.operands).dequantize("none"))
-        model.get_submodule(node.name).weight = torch.nn.Parameter(dense)  # a new one: unties a tied lm_head
-    return model
+    return take_parts(model, folder)
 
 
 def assert_equals_torch(source: Path, folder: Path) -> None:
@@ -232,6 +228,7 @@ def test_verify_and_ppl_take_the_layers_of_the_model(
     tools_cli.main(["verify", str(folder), "--against", str(source), "--text", str(text), "--tokens", "90"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "found by calibration" in printed
+    assert "norms were tuned" in printed
     assert "exact : torch" in printed
     assert "differ from" not in printed  # neither codes from the source, nor logits from torch
     command = [
@@ -252,6 +249,7 @@ def test_verify_and_ppl_take_the_layers_of_the_model(
     assert tools_cli.main(command) == 0
     printed = capsys.readouterr()
     assert "own dequantized layers" in printed.err
+    assert "norms were tuned" in printed.err
     for difference in json.loads(printed.out)["against"]["differences"]:
         assert abs(difference["log_ratio"]) < 1e-4
 

@@ -123,8 +123,9 @@ def test_every_backend_computes_the_dense_product(
 def test_verify_and_inspect_honour_them(model: tuple[Path, dict[str, dict[str, np.ndarray]]], tmp_path: Path) -> None:
     source, learned = model
     export(source, tmp_path / "out")
-    nodes, metadata = read_nodes(tmp_path / "out" / "model.onnx"), fairy2i_runtime.load(tmp_path / "out").metadata
-    assert list(SourceWeights(open_checkpoint(source), metadata).differing(nodes)) == []
+    file = tmp_path / "out" / "model.onnx"
+    nodes, metadata = read_nodes(file), fairy2i_runtime.load(tmp_path / "out").metadata
+    assert list(SourceWeights(open_checkpoint(source), file, metadata).differing(nodes)) == []
     assert tools(["inspect", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| stages, profile, quantizer | 3, fp32, joint |" in card
@@ -141,7 +142,7 @@ def test_verify_and_inspect_honour_them(model: tuple[Path, dict[str, dict[str, n
         if key != "scales":
             changed["lm_head.weight"] = head["weight"] * factor
         other, _ = make_learned(tmp_path / key, replace=changed)
-        found = list(SourceWeights(open_checkpoint(other), metadata).differing(nodes))
+        found = list(SourceWeights(open_checkpoint(other), file, metadata).differing(nodes))
         assert [name for name, _ in found] == ["lm_head"]
         assert found[0][1] == reason or (key == "scales" and "codes differ" in found[0][1])
 

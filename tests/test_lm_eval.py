@@ -53,7 +53,8 @@ def twin() -> Any:
     from fairy2i_runtime import load
 
     folder = stories_folder()
-    model = torch_model(SourceWeights(open_checkpoint(CHECKPOINT), load(folder).metadata), read_nodes(folder / "model.onnx"))
+    file = folder / "model.onnx"
+    model = torch_model(SourceWeights(open_checkpoint(CHECKPOINT), file, load(folder).metadata), read_nodes(file))
     tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", device="cpu", max_length=512, batch_size=1)

@@ -30,10 +30,10 @@ from architecture_helpers import (
     reference_logits,
     save_tiny,
     stepwise_logits,
+    take_parts,
 )
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import ExportReport, export
-from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.native import Workers
 from fairy2i_export.commands import tools as tools_cli
 from fairy2i_export.commands.export import main
@@ -178,10 +178,7 @@ def test_an_export_is_the_rotated_model(
     """Against transformers on the rotated checkpoint; and near the plain one, which a wrong rotation is nowhere near."""
     source = save_tiny(tmp_path / "model", kind, **settings)
     report = convert(source, tmp_path / "out", text, embedding="float32", **options)
-    model = torch_model(rotated_copy(source, tmp_path / "rotated"))
-    for node in read_nodes(tmp_path / "out" / "model.onnx"):
-        matrix = torch.from_numpy(unpack(node.operands).dequantize("none"))
-        model.get_submodule(node.name).weight = torch.nn.Parameter(matrix)
+    model = take_parts(torch_model(rotated_copy(source, tmp_path / "rotated")), tmp_path / "out")
     ids = random_ids(1)
     mask = np.ones_like(ids)
     got = stepwise_logits(exact_session(tmp_path / "out"), ids, mask, PROMPT)
@@ -286,15 +283,20 @@ def test_the_report_measures_errors_of_the_rotated_weights(source: Path, folder:
 def test_a_step_can_be_left_out(source: Path, text: Path, tmp_path: Path, folder: Path) -> None:
     stated = json.loads(metadata_of(folder)["fairy2i.rotation"])
     assert (stated["residual"], stated["heads"]) == ("9 x 8", "1 x 8")
-    assert "without" not in json.loads(metadata_of(folder)["fairy2i.calibration"])
+    calibration = json.loads(metadata_of(folder)["fairy2i.calibration"])
+    assert ("without" in calibration, calibration["tuned"]) == (False, True)
     assert "residual stream (9 x 8), values of heads (1 x 8)" in (folder / "README.md").read_text()
     convert(source, tmp_path / "out", text, lm_head="float", calibrate_without=("tuning", "rotation"))
     metadata = metadata_of(tmp_path / "out")
     assert "fairy2i.rotation" not in metadata
-    assert json.loads(metadata["fairy2i.calibration"])["without"] == ["rotation", "tuning"]
+    calibration = json.loads(metadata["fairy2i.calibration"])
+    assert (calibration["without"], calibration["tuned"]) == (["rotation", "tuning"], False)
     found = initializers(tmp_path / "out")
     assert np.array_equal(found["model.norm.weight"], open_checkpoint(source).read("model.norm.weight").astype(np.float32))
-    assert np.array_equal(initializers(folder)["model.norm.weight"], np.ones(72, np.float32))
+    convert(source, tmp_path / "rotated", text, lm_head="float", calibrate_without=("tuning",))
+    assert np.array_equal(initializers(tmp_path / "rotated")["model.norm.weight"], np.ones(72, np.float32))
+    tuned = initializers(folder)["model.norm.weight"]
+    assert 0 < np.abs(tuned - 1).max() < 0.1
     export(source, tmp_path / "again", codes_from=tmp_path / "out", lm_head="int8")
     assert "fairy2i.rotation" not in metadata_of(tmp_path / "again")
 

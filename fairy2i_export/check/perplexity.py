@@ -61,7 +61,7 @@ def _source(model: Model, name: str, note: Callable[[str], None]) -> SourceWeigh
     checkpoint = open_source(name)
     for text in checkpoint.notes:
         note(text)
-    source = SourceWeights(checkpoint, model.metadata)
+    source = SourceWeights(checkpoint, model.folder.model_file, model.metadata)
     if source.is_other:
         note(f"the model was exported from other files than those of {name}")
     return source

@@ -24,6 +24,7 @@ from fairy2i_export.decoder.rope import stretch_context
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.nodes import open_finished
+from fairy2i_export.output.contract.norms import read_norms
 from fairy2i_export.output.contract.origin import EMBEDDING, misfit, weight_name
 from fairy2i_export.output.metadata import ModelMetadata, key_names
 from fairy2i_export.source.checkpoint import Checkpoint
@@ -50,8 +51,7 @@ RECOVERED_NOTE = (
     "codes were recovered from a model that was dequantized already: nobody recorded how the source was quantized, "
     f"{_OWN_LAYERS}"
 )
-
-
+TUNED_NOTE = "norms were tuned on that text too (fairy2i.calibration), so they are the model's own as well"
 ROTATED_NOTE = "the source's weights were rotated as the model's were (fairy2i.rotation) before they were compared"
 
 
@@ -73,23 +73,25 @@ class SourceWeights:
     """Weights of a checkpoint, quantized as a model's metadata says it was exported.
 
     A calibrated model cannot be made again from the source alone, nor can one whose codes were recovered: their quantized layers
-    are taken from the model itself.
+    are taken from the model itself, and so are norms that were tuned.
 
     Attributes:
         note: why codes cannot be compared with the source; empty if they can.
         calibrated: the model's codes come from calibration.
         stagewise: the first stages of the codes alone approximate the weights.
         rotated: what the model's rotations make of the source's tensors, or None.
+        norms: weights of norms by tensor name that are the model's own; empty unless it was tuned.
 
     Args:
         checkpoint: the opened source.
+        model_file: the model.
         metadata: the model's metadata.
 
     Raises:
-        FormatError: if the metadata does not say how, or states a rotation that cannot be made again.
+        FormatError: if the metadata does not say how, or states a rotation that cannot be made again, or the model is damaged.
     """
 
-    def __init__(self, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, model_file: Path, metadata: Mapping[str, str]) -> None:
         self.checkpoint = checkpoint
         self.metadata = ModelMetadata(metadata)
         self.calibrated = self.metadata.is_calibrated
@@ -103,6 +105,11 @@ class SourceWeights:
             )
         strategy = STRATEGIES.get(self._how["quantizer"])
         self.rotated = _rotated(checkpoint, self.metadata)
+        self.norms: dict[str, F32] = {}
+        if self.metadata.is_tuned:
+            decoder = describe(stretch_context(checkpoint.config, self.metadata.rope_scaling))
+            self.norms = read_norms(open_finished(model_file), decoder.norm_offset)
+            self.note += f"; {TUNED_NOTE}"
         if self.rotated is not None and self.note:
             self.note += f"; {ROTATED_NOTE}"
         self.stagewise = strategy is not None and strategy.stagewise and not self.note
@@ -189,15 +196,15 @@ def model_logits(model: Any, ids: npt.NDArray[np.int64]) -> F32:
 def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
     """The source as a transformers model in float32, with dequantized weights in the rewritten layers.
 
-    A model that was rotated is compared with the source rotated in the same way; where there are no rewritten layers (``nodes``
-    is empty), the source as it is is meant.
+    A model that was rotated is compared with the source rotated in the same way, and one that was tuned with its own norms; where
+    there are no rewritten layers (``nodes`` is empty), the source as it is is meant.
 
     Raises:
         CheckpointError: if transformers cannot build the model, or its parameters are not those of the checkpoint.
     """
     import torch
 
-    checkpoint, rotated = source.checkpoint, source.rotated if nodes else None
+    checkpoint, rotated, norms = source.checkpoint, source.rotated if nodes else None, source.norms if nodes else {}
     rewritten = {node.name: node for node in nodes}
     # a quantized head no longer equals the embedding, nor does a rotated one
     untied = "lm_head" in rewritten or (rotated is not None and rotated.unties)
@@ -207,6 +214,8 @@ def torch_model(source: SourceWeights, nodes: list[Node]) -> Any:
         module, _, key = name.rpartition(".")
         if key == "weight" and module in rewritten:
             array = source.quantized(rewritten[module]).dequantize("none")
+        elif name in norms:
+            array = norms[name]
         elif name in checkpoint or module.endswith("lm_head"):
             array = checkpoint.read(name if name in checkpoint else source.tensor_of(module))
             change = None if rotated is None else rotated.change(module, key)

@@ -126,7 +126,7 @@ def verify(
     if checkpoint is not None:
         check_origin(model_file, checkpoint)
     model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa)
-    source = None if checkpoint is None else _Source(SourceWeights(checkpoint, model.metadata), nodes)
+    source = None if checkpoint is None else _Source(SourceWeights(checkpoint, model_file, model.metadata), nodes)
     ids, notes = _text_ids(model, content, min(tokens, model.context_length))
     with progress("layers", len(nodes), "layers") as advance:
         kernels = judge_kernels(model.folder.model_file, nodes, ids, isa=isa, done=lambda: advance(1))

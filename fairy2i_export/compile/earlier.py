@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.codes.calibrated import ScaledCalibrated
@@ -20,6 +21,7 @@ from fairy2i_export.compile.plan import Plan
 from fairy2i_export.errors import CheckpointError, FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
+from fairy2i_export.output.contract.norms import read_norms
 from fairy2i_export.output.contract.origin import misfit
 from fairy2i_export.output.data_file import DATA, MODEL
 from fairy2i_export.output.metadata import ModelMetadata
@@ -167,6 +169,22 @@ class EarlierExport:
     def linear(self, name: str) -> EarlierLinear:
         """The codes of a layer."""
         return EarlierLinear(unpack(self.nodes[name].operands))
+
+    def norms(self, offset: float) -> dict[str, npt.NDArray[np.float32]]:
+        """Weights of norms by tensor name that are not the source's: none unless the model was tuned.
+
+        Args:
+            offset: what the graph adds to them.
+
+        Raises:
+            OptionError: if they are not there.
+        """
+        if not self.metadata.is_tuned:
+            return {}
+        try:
+            return read_norms(self._model, offset)
+        except FormatError as error:
+            raise OptionError(f"codes from {self.folder}: {error}") from error
 
 
 class EarlierLinear:

@@ -84,6 +84,7 @@ def export(
             calibrate_model(prepared, workspace.calibrated, observer)
         elif prepared.earlier is not None:
             prepared.weights.calibrated = prepared.earlier.linear
+            prepared.weights.replaced = prepared.earlier.norms(decoder.norm_offset)
         observer.phase("quantizing", prepared.parameters)
         count = prepared.threads
         pool = ThreadPoolExecutor(count, "fairy2i-quantizer") if count > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -181,6 +182,15 @@ class ModelMetadata:
     def is_calibrated(self) -> bool:
         """Whether codes were found by calibration on a text."""
         return f"{_PREFIX}calibration" in self._props
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether calibration changed norms, so that they are not the source's."""
+        try:
+            said = json.loads(self.get("calibration", "{}"))
+        except ValueError:
+            return False
+        return isinstance(said, dict) and said.get("tuned") is True
 
     @property
     def is_recovered(self) -> bool:

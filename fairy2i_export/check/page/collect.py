@@ -121,7 +121,7 @@ def collect(
         CheckpointError: if the source does not fit the model.
     """
     check_origin(model.folder.model_file, checkpoint)
-    source = SourceWeights(checkpoint, model.metadata)
+    source = SourceWeights(checkpoint, model.folder.model_file, model.metadata)
     notes = []
     if source.is_other:
         notes.append("The model was exported from other files than the source given: errors below say little.")

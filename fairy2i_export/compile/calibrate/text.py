@@ -18,7 +18,7 @@ from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text.text_files import read_text, unknown_warnings
 from fairy2i_export.source.text.tokenizer import open_tokenizer
 
-METHOD = "error-feedback-1"  # a name for everything that codes depend on beside weights and text: other codes, other name
+METHOD = "error-feedback-2"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
 _FEWEST_WINDOWS = 2
 _GOOD = "some ten thousand tokens of the kind of text that the model is for are good"
@@ -39,9 +39,12 @@ class CalibrationText:
     warnings: tuple[str, ...] = ()
 
     def description(self, without: Sequence[str]) -> str:
-        """For the metadata of a model: method, what of it was left out, hash and size of the text, as JSON."""
+        """For the metadata of a model, JSON: method, what was left out, whether norms are tuned, hash and size of the text."""
         left_out = {"without": list(without)} if without else {}
-        return json.dumps({"method": METHOD, **left_out, "text_sha256": self.sha256, "tokens": self.ids.size})
+        tuned = "tuning" not in without
+        return json.dumps(
+            {"method": METHOD, **left_out, "tuned": tuned, "text_sha256": self.sha256, "tokens": self.ids.size}
+        )
 
 
 def check_torch() -> None:
