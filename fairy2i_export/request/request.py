@@ -20,7 +20,7 @@ from fairy2i_export.request.option import End, option
 from fairy2i_export.request.quantization import Quantization
 
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
-CALIBRATION_TOKENS: dict[Effort, int] = {"normal": 24_576, "high": 98_304}
+CALIBRATION_TOKENS: dict[Effort, int] = {"normal": 32_768, "high": 98_304}
 _CHECKPOINT: tuple[End, ...] = ("checkpoint",)
 _BOTH: tuple[End, ...] = ("checkpoint", "onnx")
 

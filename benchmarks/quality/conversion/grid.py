@@ -48,6 +48,7 @@ def ablation(bits: str) -> tuple[Case, ...]:
 
 CASES = (
     *(Case(f"{bits}", f"{bits} stages", bits, group="bits", all_samples=True) for bits in ("2", "3", "4")),
+    Case("2.0", "2 bits, mixed", "2.0", group="bits"),
     Case("2.25", "2.25 bits, mixed", "2.25", group="bits", all_samples=True),
     Case("2-high", "2 stages, high effort", "2", ("--calibrate-effort", "high"), group="bits"),
     *ablation("2"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from fairy2i_export.compile.calibrate.metric import HALVES, Statistics
 
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean diagonal of X^T X, added to the diagonal
+RIDGES = (0.3, 1.0, 3.0, 10.0)  # of the mean diagonal of X^T X, added to the diagonal
 
 
 class Ridge:

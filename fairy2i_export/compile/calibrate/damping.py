@@ -13,7 +13,7 @@ import numpy as np
 
 from fairy2i_export.compile.calibrate.feedback import feed_back
 from fairy2i_export.compile.calibrate.fit import start
-from fairy2i_export.compile.calibrate.metric import DAMPINGS, HALVES, Metric, Statistics
+from fairy2i_export.compile.calibrate.metric import DAMPINGS, Metric, Statistics
 
 _ROWS = 64  # complex rows that are tried
 
@@ -35,19 +35,19 @@ def trusted_metric(statistics: Statistics, name: str, weight: Any, stages: int) 
     n = len(weight) // 2
     rows = np.arange(0, n, -(-n // _ROWS))
     sample = weight[np.concatenate([rows, rows + n])]
-    losses = [sum(_loss(statistics, name, sample, stages, damping, half) for half in range(HALVES)) for damping in DAMPINGS]
+    losses = [_loss(statistics, name, sample, stages, damping) for damping in DAMPINGS]
     return statistics.metric(name, DAMPINGS[int(np.argmin(losses))])
 
 
-def _loss(statistics: Statistics, name: str, sample: Any, stages: int, damping: float, half: int) -> float:
-    """Squared error of outputs on the other half of the text, of codes found on one half."""
+def _loss(statistics: Statistics, name: str, sample: Any, stages: int, damping: float) -> float:
+    """Squared error of outputs on the second half of the text, of codes found on the first."""
     import torch
 
-    metric = statistics.metric(name, damping, half)
+    metric = statistics.metric(name, damping, 0)
     columns = torch.from_numpy(metric.columns)
     target = sample.T[columns].contiguous()
     candidate = start(target, metric, stages)
     feed_back(target, metric, candidate)
     error = target - torch.from_numpy(candidate.dense)
-    other = statistics.mean(1 - half)[columns][:, columns].float()
+    other = statistics.mean(1)[columns][:, columns].float()
     return float(((other @ error) * error).sum())
