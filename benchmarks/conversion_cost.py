@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fairy2i_export.compile.dry_run import dry_run
+from fairy2i_export.request.request import CALIBRATION_TOKENS
 from synthetic_checkpoint import llama_config, write_checkpoint
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -31,6 +32,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2.5-0.5B": {"layers": 24, "hidden": 896, "inner": 4864, "heads": 14, "kv_heads": 2, "vocab": 151936, "tied": True},
     "Llama-3.2-1B": {"layers": 16, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "vocab": 128256, "tied": True},
     "SmolLM2-1.7B": {"layers": 24, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 32, "vocab": 49152, "tied": True},
+    "Llama-2-7B": {"layers": 32, "hidden": 4096, "inner": 11008, "heads": 32, "kv_heads": 32, "vocab": 32000, "tied": False},
+    "Llama-2-7B, 1 layer": {"layers": 1, "hidden": 4096, "inner": 11008, "heads": 32, "kv_heads": 32, "vocab": 32000, "tied": False},
 }
 CONTEXT = 4096
 
@@ -39,7 +42,7 @@ def main(
     work: Annotated[Path, typer.Argument(help="Directory on a disk with room for the largest model.")],
     names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SHAPES)}; all by default.")] = None,
     stages: Annotated[int, typer.Option(help="Bits per weight.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = 24_576,
+    tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = CALIBRATION_TOKENS["normal"],
     plan: Annotated[bool, typer.Option(help="Sizes and memory as --dry-run estimates them; nothing is converted.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:

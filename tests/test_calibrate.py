@@ -134,7 +134,7 @@ def test_the_aim_makes_up_for_what_inputs_can_tell() -> None:
     wanted = inputs @ weight.T
     missing = wanted - changed @ weight.T
     ridge, sums = regression(changed[:2000], missing[:2000])
-    aim = ridge.aim(weight, sums)
+    (aim,) = ridge.aims([weight], [sums])
     before, after = ((wanted - changed @ found.T)[2000:].norm() for found in (weight, aim))
     assert float(after) < 0.35 * float(before)
     # the same as solving the regression with numpy, at one of the strengths that can be chosen
@@ -152,7 +152,7 @@ def test_noise_is_not_learned() -> None:
     weight = torch.randn(20, 60, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(400, 20, generator=torch.Generator().manual_seed(3))
     ridge, sums = regression(inputs, noise)
-    change = ridge.aim(weight, sums) - weight
+    change = ridge.aims([weight], [sums])[0] - weight
     learned = torch.linalg.solve(inputs.T @ inputs, (noise.T @ inputs).T).T
     assert float((inputs @ change.T).norm()) < 0.2 * float((inputs @ learned.T).norm())
 

@@ -91,12 +91,20 @@ def contents_table(run: DryRun) -> Table:
     return table
 
 
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{max(1, round(minutes))} min"
+
+
 def memory_table(run: DryRun) -> Table:
     """The memory to make the model and to run it."""
-    table = Table(show_header=False, title="memory (estimated)")
+    title = "memory (estimated)" if not run.calibration_seconds else "memory and time (estimated)"
+    table = Table(show_header=False, title=title)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("this export, at most", human_bytes(run.estimate.peak_ram_bytes))
+    if run.calibration_seconds:
+        table.add_row("its calibration, about, here", _duration(run.calibration_seconds))
     table.add_section()
     table.add_row("running it:", "")
     for row in memory_rows(run.device.as_dict(), run.device.context):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairy2i_export.compile.estimate import calibration_seconds, make_estimate
 from fairy2i_export.compile.options import ExportOptions
-from fairy2i_export.compile.prepare import Prepared, make_estimate, prepare
+from fairy2i_export.compile.prepare import Prepared, prepare
 from fairy2i_export.onnx_graph.formats import FORMATS, format_of, stored_bytes
 from fairy2i_export.onnx_graph.writer import CONSTANT
 from fairy2i_export.output.data_file import Place
@@ -53,6 +54,7 @@ class DryRun:
         estimate: size of the folder's model files, and peak memory of the export.
         device: memory to run the model.
         warnings: those of the export that need no weights.
+        calibration_seconds: about how long the calibration would take on this machine; 0 if there is none.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class DryRun:
     estimate: Estimate
     device: DeviceMemory
     warnings: tuple[str, ...]
+    calibration_seconds: float = 0.0
 
 
 @takes(Request, "checkpoint")
@@ -89,6 +92,7 @@ def dry_run(source: str | Path, out: str | Path | None = None, **options: Any) -
         estimate=estimate,
         device=device_memory(prepared),
         warnings=prepared.warnings,
+        calibration_seconds=calibration_seconds(prepared),
     )
 
 

@@ -14,7 +14,6 @@ import onnx_ir as ir
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.compile.cache_scales import calibration_text
 from fairy2i_export.compile.calibrate.stages.allocation import expected_stages
-from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
 from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, asked_text
 from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
@@ -25,11 +24,10 @@ from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, stretch_context
 from fairy2i_export.errors import FormatError, OptionError, check_path
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
-from fairy2i_export.onnx_graph.formats import FORMATS, stored_bytes
+from fairy2i_export.onnx_graph.formats import FORMATS
 from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
 from fairy2i_export.output.data_file import Place, place_tensors
 from fairy2i_export.output.progress import thread_count
-from fairy2i_export.output.sizes import Estimate
 from fairy2i_export.output.target import check_free
 from fairy2i_export.output.workspace import check_writable
 from fairy2i_export.request.request import Request
@@ -38,12 +36,8 @@ from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.rotation.choice import RotationChoice, choose_rotation, stated_rotation
 from fairy2i_export.source.rotation.weights import RotatedWeights
 from fairy2i_export.source.safetensors_file import numpy_dtype
-from fairy2i_export.source.tensor_stream import BUFFERS
 from fairy2i_export.source.text.tokenizer import open_tokenizer
 from fairy2i_export.source.text.tokenizer_files import SpecialTokens, chat_warnings, special_tokens
-
-_TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer, measured with SmolLM2-135M
-_BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
 
 
 @dataclass(frozen=True)
@@ -241,48 +235,6 @@ def _check_kernel(*, runs_the_model: bool) -> list[str]:
     if problem and runs_the_model:
         raise OptionError(f"kv cache int8: its scales are measured by running the model, and that will fail: {problem}")
     return [f"the exported model will not run in this environment: {problem}"] if problem else []
-
-
-def make_estimate(prepared: Prepared) -> Estimate:
-    """Peak memory and output size, from shapes alone."""
-    checkpoint, plan = prepared.checkpoint, prepared.plan
-    sizes = sorted(
-        (checkpoint.info(tensor).size for tensor in {task.tensor for task in prepared.tasks.values()}), reverse=True
-    )
-    packed = max(stored_bytes(x, prepared.options) for x in plan.rewritten)
-    if prepared.rotated is not None:  # a matrix is rotated to float32; int8 and int4 take it by rows
-        packed += max(4 * x.parameters for x in plan.linears.values() if x.treatment in ("fairy2i", "dense"))
-    nodes = 1500 * len(plan.linears) + sum(place.size for place in prepared.places.values() if place.offset is None)
-    peak = max(sum(sizes[:BUFFERS]) + packed, _calibration_bytes(prepared), _layer_calibration_bytes(prepared))
-    return Estimate(_BASE_RAM + peak, prepared.data_bytes + nodes)
-
-
-def _calibration_bytes(prepared: Prepared) -> int:
-    """Memory to measure the scales of an int8 cache: the model's weights, mapped, and keys and values of all layers."""
-    if prepared.calibration_ids is None:
-        return 0
-    decoder, tokens = prepared.decoder, prepared.calibration_ids.size
-    kept = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim
-    passing = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + decoder.heads * tokens
-    return prepared.data_bytes + 4 * tokens * (kept + passing)
-
-
-def _layer_calibration_bytes(prepared: Prepared) -> int:
-    """Memory to calibrate layers: torch, two copies of a decoder layer, hidden states, the metric and the largest matrix."""
-    if prepared.text is None:
-        return 0
-    decoder, widest = prepared.decoder, max(x.in_features for x in prepared.plan.rewritten)
-    inside = [x.parameters for x in prepared.plan.linears.values() if x.name != decoder.names.lm_head]
-    layer, largest = sum(inside) // decoder.layers, max(x.parameters for x in prepared.plan.rewritten)
-    embedding = decoder.vocab_size * decoder.hidden_size
-    hidden = 2 * prepared.text.ids.size * decoder.hidden_size
-    at_once = max(embedding, 2 * layer + 8 * largest + 12 * widest**2)  # the embedding is read before everything else
-    if prepared.options.bits is not None:  # inputs of all layers, beside a layer, what is in it, and the inputs' metrics
-        windows = min(WINDOWS, len(prepared.text.ids))
-        kept = (decoder.layers + 1) * windows * prepared.text.ids.shape[1] * decoder.hidden_size
-        passing = 3 * prepared.text.ids.shape[1] * max(decoder.vocab_size, 8 * decoder.intermediate_size)
-        at_once = max(at_once, kept - hidden + passing + max(embedding, layer + 8 * widest**2))
-    return _TORCH_RAM + 4 * (hidden + at_once)
 
 
 def _initializers(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -9,6 +9,7 @@ by what it explains of the half of the text that it has not seen, and there is n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fairy2i_export.compile.calibrate.metric import HALVES, Statistics
@@ -17,47 +18,58 @@ RIDGES = (0.3, 1.0, 3.0, 10.0)  # of the mean diagonal of X^T X, added to the di
 
 
 class Ridge:
-    """Regressions on the inputs of one group of layers, whose matrices are factored once.
+    """Regressions on the inputs of one group of layers.
 
     Args:
         statistics: of the inputs.
     """
 
     def __init__(self, statistics: Statistics) -> None:
-        import torch
+        self._grams = statistics.grams.float()
+        self._whole = self._grams.sum(0)
+        self._mean = float(self._whole.diagonal().mean()) / HALVES or 1.0
 
-        self.grams = statistics.grams.float()
-        self.whole = self.grams.sum(0)
-        self._identity = torch.eye(len(self.whole))
-        self._mean = float(self.whole.diagonal().mean()) / HALVES
-        self._factors: dict[tuple[float, int | None], Any] = {}
-
-    def aim(self, weight: Any, missing: Any) -> Any:
-        """The weight plus the change that the missing outputs ask for.
+    def aims(self, weights: Sequence[Any], missing: Sequence[Any]) -> list[Any]:
+        """The weights plus the changes that the missing outputs ask for.
 
         Args:
-            weight: torch float32 [2n, 2m].
-            missing: torch float32 [HALVES, 2n, 2m], sums of (Y' - Y)^T X over each half of the text.
+            weights: of the layers of the group, torch float32 [2n, 2m] each.
+            missing: torch float32 [HALVES, 2n, 2m] each, sums of (Y' - Y)^T X over each half of the text.
         """
-        best, gain = None, 0.0
+        best: list[float | None] = [None] * len(weights)
+        gains = [0.0] * len(weights)
         for ridge in RIDGES:
-            explained = sum(self._explained(missing, ridge, half) for half in range(HALVES))
-            if explained > gain:
-                best, gain = ridge, explained
-        if best is None:
-            return weight
-        return weight + self._solve(missing.sum(0), best, None)
+            explained = [0.0] * len(weights)
+            for half in range(HALVES):
+                factor = self._factor(self._grams[half], ridge)
+                for index, sums in enumerate(missing):
+                    explained[index] += self._explained(sums, factor, half)
+            for index, gain in enumerate(explained):
+                if gain > gains[index]:
+                    best[index], gains[index] = ridge, gain
+        aims = list(weights)
+        for ridge in sorted({ridge for ridge in best if ridge is not None}):
+            factor = self._factor(self._whole, HALVES * ridge)
+            for index, weight in enumerate(weights):
+                if best[index] == ridge:
+                    aims[index] = weight + _solve(missing[index].sum(0), factor)
+        return aims
 
-    def _explained(self, missing: Any, ridge: float, half: int) -> float:
+    def _explained(self, missing: Any, factor: Any, half: int) -> float:
         """How much of the missing outputs of the other half the regression on one half takes away (squares)."""
-        change = self._solve(missing[half], ridge, half)
-        return float((change * (2 * missing[1 - half] - change @ self.grams[1 - half])).sum())
+        change = _solve(missing[half], factor)
+        return float((change * (2 * missing[1 - half] - change @ self._grams[1 - half])).sum())
 
-    def _solve(self, right: Any, ridge: float, half: int | None) -> Any:
+    def _factor(self, gram: Any, ridge: float) -> Any:
+        """Of X^T X with so many mean diagonals of a half added to the diagonal."""
         import torch
 
-        if (ridge, half) not in self._factors:
-            gram, count = (self.whole, HALVES) if half is None else (self.grams[half], 1)
-            damped = gram + ridge * count * (self._mean or 1.0) * self._identity
-            self._factors[ridge, half] = torch.linalg.cholesky(damped)
-        return torch.cholesky_solve(right.T, self._factors[ridge, half]).T
+        damped = gram.clone()
+        damped.diagonal().add_(ridge * self._mean)
+        return torch.linalg.cholesky(damped)
+
+
+def _solve(right: Any, factor: Any) -> Any:
+    import torch
+
+    return torch.cholesky_solve(right.T, factor).T

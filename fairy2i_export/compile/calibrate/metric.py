@@ -19,6 +19,7 @@ from fairy2i_export.errors import WeightError
 
 DAMPINGS = (0.03, 0.1, 0.3, 1.0)  # of the mean diagonal of H, added to the diagonal; which of them: damping.py
 HALVES = 2  # of the text: what is learned from one can be tried on the other (aim.py)
+PRECISE = 4096  # features up to which sums and inverses are float64; above, that would take gigabytes
 _RETRIES = 4  # with ten times the damping each, where H is not positive definite in floating point
 
 
@@ -50,14 +51,15 @@ class Statistics:
         features: 2m, the number of input features.
 
     Attributes:
-        grams: torch float64 [HALVES, 2m, 2m], of each half of the text.
+        grams: torch [HALVES, 2m, 2m], of each half of the text.
         tokens: of each half.
     """
 
     def __init__(self, features: int) -> None:
         import torch
 
-        self.grams = torch.zeros((HALVES, features, features), dtype=torch.float64)
+        precision = torch.float64 if features <= PRECISE else torch.float32
+        self.grams = torch.zeros((HALVES, features, features), dtype=precision)
         self.tokens = [0] * HALVES
 
     def add(self, inputs: Any, half: int) -> None:
@@ -67,7 +69,7 @@ class Statistics:
         self.tokens[half] += len(rows)
 
     def mean(self, half: int | None = None) -> Any:
-        """X^T X of the mean token, torch float64 [2m, 2m], of a half of the text or (None) of the whole."""
+        """X^T X of the mean token, torch [2m, 2m], of a half of the text or (None) of the whole."""
         if half is None:
             return self.grams.sum(0) / max(1, sum(self.tokens))
         return self.grams[half] / max(1, self.tokens[half])
@@ -78,7 +80,7 @@ class Statistics:
         Args:
             name: of a layer, for messages.
             damping: share of the mean diagonal that is added to the diagonal: directions the text did not show are not free.
-            half: of the text, for a trial in float32; None = the whole, in float64.
+            half: of the text, for a trial in float32; None = the whole.
 
         Raises:
             WeightError: inputs that are not finite.

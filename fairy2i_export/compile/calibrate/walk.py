@@ -103,7 +103,7 @@ def _calibrate_head(walk: Walk, quantized: Any, exact: Any, index: int, done: Ca
             statistics.add(inputs, half)
             cross[half] += _product(norm(exact[part]) - inputs, inputs)
         weight = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight))
-        aim = Ridge(statistics).aim(weight, weight @ cross)
+        (aim,) = Ridge(statistics).aims([weight], [weight @ cross])
         metric = trusted_metric(statistics, head.name, aim, head.stages)
         made = calibrate_matrix(aim, metric, head.stages, walk.sweeps)
         source = skeleton.checkpoint.read(head.weight)
@@ -124,7 +124,7 @@ def _calibrate_group(
     Args:
         walk: what is calibrated.
         group: names inside the decoder layer.
-        residual: the module that reads what the group's outputs are added to, if there is one.
+        residual: the module that reads what the group's outputs are added to, if there is one; such a group has one layer.
         stream: the decoder layer as far as it is quantized, its hidden states, and what it is called with.
         read: what the float layer's modules read.
         linears: by name inside the decoder layer.
@@ -145,11 +145,12 @@ def _calibrate_group(
         if residual is not None:
             difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
         cross[half] += _product(difference, got[-1])
-    metric, ridge = trusted_metric(statistics, first.name, weight, first.stages), Ridge(statistics)
+    weights = [layer.get_submodule(name).weight for name in group]
+    aims = Ridge(statistics).aims(weights, [cross] if residual is not None else [weight @ cross for weight in weights])
+    metric = trusted_metric(statistics, first.name, weight, first.stages)
     found = {}
-    for name in group:
-        weight, linear = layer.get_submodule(name).weight, linears[name]
-        aim = ridge.aim(weight, weight @ cross if residual is None else cross)
+    for name, aim in zip(group, aims, strict=True):
+        linear = linears[name]
         made = calibrate_matrix(aim, metric, linear.stages, walk.sweeps)
         source = walk.skeleton.checkpoint.read(linear.weight)
         found[linear.name] = CalibratedLinear.of(source, made.linear, made.error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_TOKENS = 256  # whose logits are there at a time
+TOKENS = 256  # whose logits are there at a time
 
 
 def divergence(student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None) -> Any:
@@ -36,8 +36,8 @@ def _function() -> Any:
             context: Any, student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None
         ) -> Any:
             gradient, total = torch.empty_like(student), 0.0
-            for start in range(0, len(student), _TOKENS):
-                part = slice(start, start + _TOKENS)
+            for start in range(0, len(student), TOKENS):
+                part = slice(start, start + TOKENS)
                 logits = (student[part].to(student_head.dtype) @ student_head.T).float()
                 wanted = (teacher[part].to(teacher_head.dtype) @ teacher_head.T).float()
                 found, slope = log_probabilities(logits, softcap)
