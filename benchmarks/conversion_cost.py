@@ -33,8 +33,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.2-1B": {"layers": 16, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "vocab": 128256, "tied": True},
     "SmolLM2-1.7B": {"layers": 24, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 32, "vocab": 49152, "tied": True},
     "Llama-2-7B": {"layers": 32, "hidden": 4096, "inner": 11008, "heads": 32, "kv_heads": 32, "vocab": 32000, "tied": False},
-    "Llama-2-7B, 1 layer": {"layers": 1, "hidden": 4096, "inner": 11008, "heads": 32, "kv_heads": 32, "vocab": 32000, "tied": False},
 }
+SHAPES["Llama-2-7B, 1 layer"] = {**SHAPES["Llama-2-7B"], "layers": 1}
 CONTEXT = 4096
 
 

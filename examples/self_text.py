@@ -19,11 +19,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # many small steps: threads that spin are slow where others compute, too
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 MARK = "@@"  # stands for the user's words
 SPARE = 16  # tokens that are written beyond those asked for: what is read back may have fewer
 SECONDS = 5.0  # between two messages
+TEMPERATURE, ANSWERS = 0.8, 0.6  # of what users say, so that it is varied; of answers, nearer to how they will be asked for
 OPENINGS = (
     "Once upon a time",
     "The history of the",
@@ -57,6 +65,39 @@ class Progress(StoppingCriteria):  # type: ignore[misc]
             self.said = time.monotonic()
             print(f"writing: {length} of {self.tokens} tokens of {len(input_ids)} texts", flush=True)
         return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class Sober(LogitsProcessor):  # type: ignore[misc]
+    """Sharpens the distribution where the assistant speaks.
+
+    Args:
+        begins: the tokens with which the template lets the assistant begin.
+        end: the token that ends its turn.
+    """
+
+    def __init__(self, begins: list[int], end: int | None) -> None:
+        self.begins, self.end = begins, end
+        self.speaks: list[bool] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        rows = input_ids[:, -len(self.begins) :].tolist()
+        self.speaks = self.speaks or [False] * len(rows)
+        self.speaks = [
+            row == self.begins or (before and row[-1] != self.end) for row, before in zip(rows, self.speaks, strict=True)
+        ]
+        return scores * torch.tensor([TEMPERATURE / ANSWERS if speaks else 1.0 for speaks in self.speaks])[:, None]
+
+
+def answering(tokenizer: Any) -> LogitsProcessorList:
+    """What sharpens answers, if the template says where they begin."""
+    asked = [{"role": "user", "content": MARK}]
+    try:
+        plain = tokenizer.apply_chat_template(asked, tokenize=False)
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Exception:  # as in opening()
+        return LogitsProcessorList()
+    begins = tokenizer(prompt.removeprefix(plain), add_special_tokens=False).input_ids if prompt.startswith(plain) else []
+    return LogitsProcessorList([Sober(begins, tokenizer.eos_token_id)] if begins else [])
 
 
 def opening(tokenizer: Any) -> str:
@@ -159,7 +200,8 @@ def main() -> None:
             attention_mask=seen,
             max_new_tokens=length - min(map(len, starts)),
             do_sample=True,
-            temperature=0.8,
+            temperature=TEMPERATURE,
+            logits_processor=answering(tokenizer) if options.conversations else LogitsProcessorList(),
             top_k=50,
             top_p=1.0,
             pad_token_id=0,
