@@ -153,7 +153,7 @@ def test_feedback_finds_the_best_of_all_combinations(stages: int, m: int, n: int
         assert found.sum() < TURNS[stages] * least.sum()
 
 
-# found in turns, as a share of the least cost; the nearest points of U and W by themselves give 1.5 to 4 times as much
+# what is found in turns, as a multiple of the least cost: 1.0 to 1.16 in feedback and 1.0 to 1.29 in descent in six such problems
 TURNS = {3: 1.25, 4: 1.25}
 
 
