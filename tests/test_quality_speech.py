@@ -63,6 +63,7 @@ def test_lists_and_refrains_do_not_loop() -> None:
     steps = [f"{number}. **{name}**: {name} a little every day." for number, name in enumerate(SPEECH.split()[:12], 1)]
     assert not is_looping("\n".join(steps))
     assert is_looping("\n".join(steps[:1] * 12))
+    assert is_looping("\n".join(f"{number}. The lazy old dog" for number in range(1, 9)))
 
 
 def test_shares_are_of_words_and_pairs() -> None:
