@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fairy2i_export.codes.layout import PackedLinear, pack, unpack
     from fairy2i_export.codes.quantized import QuantizedLinear
     from fairy2i_export.codes.quantizer import quantize
-    from fairy2i_export.compile.report import ExportReport
+    from fairy2i_export.compile.result.report import ExportReport
     from fairy2i_export.compile.run import export
     from fairy2i_export.output.progress import Observer
     from fairy2i_export.rewrite.pipeline import rewrite_onnx
@@ -32,7 +32,7 @@ __all__ = [
 ]
 # loaded on first use: numpy and onnx take a while to import, and a command hears Ctrl-C before it imports anything like them
 _MODULES = {
-    "ExportReport": "compile.report",
+    "ExportReport": "compile.result.report",
     "Observer": "output.progress",
     "PackedLinear": "codes.layout",
     "QuantizedLinear": "codes.quantized",

@@ -36,9 +36,9 @@ from fairy2i_export import export, quantize
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli
-from fairy2i_export.compile.calibrate.aim import RIDGES, Ridge
-from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
-from fairy2i_export.compile.calibrate.metric import Metric, Statistics
+from fairy2i_export.compile.calibrate.matrix.aim import RIDGES, Ridge
+from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
+from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.output.contract.nodes import read_nodes

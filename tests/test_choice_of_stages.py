@@ -178,8 +178,8 @@ def test_predicted_and_real_divergence(kind: str, source: Path, text: Path, tmp_
 
 def test_expected_losses_are_those_of_real_codes(source: Path, text: Path) -> None:
     """What calibrating a matrix leaves in its metric, against what was expected without doing it, at each number of stages."""
-    from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
-    from fairy2i_export.compile.calibrate.metric import Statistics
+    from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
+    from fairy2i_export.compile.calibrate.matrix.metric import Statistics
 
     sensitivities, weights, _ = measured(source, text)
     for name in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "model.layers.2.mlp.up_proj"):

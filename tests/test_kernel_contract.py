@@ -15,7 +15,7 @@ import fairy2i_runtime
 from export_helpers import make_checkpoint, tensors_of
 from fairy2i_export import export
 from fairy2i_export.commands.tools import main
-from fairy2i_export.compile.kernel_check import kernel_for_hosts, kernel_warning
+from fairy2i_export.compile.result.kernel_check import kernel_for_hosts, kernel_warning
 from fairy2i_export.output.contract.kernels import Verdict, judge_kernels, recorded
 from fairy2i_export.output.contract.layers import LIMITS, check_layers, families_of
 from fairy2i_export.output.contract.logits import compare

@@ -15,7 +15,7 @@ from architecture_helpers import dequantized, largest_difference, reference_logi
 from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.commands.tools import main
-from fairy2i_export.compile.cache_scales import key_scales
+from fairy2i_export.compile.result.cache_scales import key_scales
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.errors import OptionError
 from fairy2i_export.output.contract.logits import compare

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from export_helpers import make_checkpoint
 from fairy2i_export import export
-from fairy2i_export.compile import model_card
+from fairy2i_export.compile.result import model_card
 from fairy2i_export.errors import install_command, install_hint
 
 # what would fetch the project from an index: its name as an argument of an installer

@@ -212,8 +212,8 @@ def test_rows_are_independent(stages: int) -> None:
 def test_threads_of_torch_hardly_matter() -> None:
     """They split rows and sums of matrix products, over blocks of pairs; and blocks are the same as one search of everything."""
     torch = pytest.importorskip("torch")
-    from fairy2i_export.compile.calibrate.feedback import Candidate, descend, feed_back
-    from fairy2i_export.compile.calibrate.metric import Metric
+    from fairy2i_export.compile.calibrate.matrix.feedback import Candidate, descend, feed_back
+    from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
     made, threads = [], torch.get_num_threads()
     steps: list[Callable[..., None]] = [feed_back, descend]

@@ -11,7 +11,7 @@ from rich.progress import TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from fairy2i_export.compile.dry_run import DryRun
-from fairy2i_export.compile.report import ExportReport
+from fairy2i_export.compile.result.report import ExportReport
 from fairy2i_export.output.progress import Observer, Planned
 from fairy2i_export.output.sizes import Estimate, human_bytes
 from fairy2i_export.source.rotation.choice import rotation_words

@@ -13,7 +13,6 @@ from rich.console import Console
 from fairy2i_export.commands.declared import with_options
 from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_export.request.option import is_list
-from fairy2i_export.train.inputs import open_inputs
 from fairy2i_export.train.recipe import Recipe
 
 _NEEDED = ("torch", "transformers", "accelerate", "datasets", "matplotlib", "tensorboard")
@@ -41,6 +40,8 @@ def train_command(
         options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
     lists = {name: tuple(value or ()) for name, value in options.items() if is_list(Recipe, name)}
     recipe = Recipe(source, output, **{**options, **lists})
+    from fairy2i_export.train.inputs import open_inputs  # takes long to import
+
     inputs = open_inputs(recipe)
     from fairy2i_export.train.run import train_on  # torch, which takes a while
 

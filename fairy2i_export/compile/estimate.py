@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from fairy2i_export.compile.calibrate.metric import PRECISE
+from fairy2i_export.compile.calibrate.matrix.metric import PRECISE
 from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
 from fairy2i_export.compile.calibrate.streams import has_fast_bfloat16
 from fairy2i_export.compile.calibrate.tuning.divergence import TOKENS

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from fairy2i_export.codes.native import check_library, kernel_problem
-from fairy2i_export.compile.cache_scales import calibration_text
 from fairy2i_export.compile.calibrate.stages.allocation import expected_stages
 from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, asked_text
 from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
 from fairy2i_export.compile.plan import Plan, make_plan
+from fairy2i_export.compile.result.cache_scales import calibration_text
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.decoder.description import Decoder

@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from fairy2i_export.codes.native import Workers
 from fairy2i_export.codes.training_entry import says_trained
-from fairy2i_export.compile.cache_scales import calibrate_cache
 from fairy2i_export.compile.estimate import make_estimate
 from fairy2i_export.compile.identity import identity
-from fairy2i_export.compile.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, text_to_run
-from fairy2i_export.compile.model_card import model_card
 from fairy2i_export.compile.prepare import Prepared, prepare
-from fairy2i_export.compile.report import ExportReport
+from fairy2i_export.compile.result.cache_scales import calibrate_cache
+from fairy2i_export.compile.result.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, text_to_run
+from fairy2i_export.compile.result.model_card import model_card
+from fairy2i_export.compile.result.report import ExportReport
 from fairy2i_export.compile.tasks import Task
 from fairy2i_export.onnx_graph.formats import FORMATS, multiplier_bytes, stored_bytes
 from fairy2i_export.onnx_graph.stage_map import stage_entries

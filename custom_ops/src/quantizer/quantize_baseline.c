@@ -1,3 +1,3 @@
 /* quantize_baseline.c - the quantizer compiled for the baseline CPU. */
 #define F2I_QUANTIZER f2i_quantizer_baseline
-#include "quantizer/quantize_rows.h"
+#include "quantizer/loops/rows.h"

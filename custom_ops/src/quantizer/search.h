@@ -1,4 +1,4 @@
-/* search.h - what calibration's search shares between its arguments (search.c) and its loops (quantize_search.h). */
+/* search.h - what calibration's search shares between its arguments (search.c) and its loops (loops/search.h). */
 #ifndef F2I_SEARCH_H
 #define F2I_SEARCH_H
 

@@ -13,7 +13,7 @@ matrix after the division.
 
 Numeric profiles: ``bf16-reference`` quantizes the parts of U and W that the published training code sees, each step rounded
 to bfloat16, and rounds the fitted scales to bfloat16. Distances and fits are float32 and float64 in both profiles. Results
-depend neither on threads nor on the CPU: searching and adding is C (custom_ops/src/quantizer/quantize_joint.h, equal bits for every
+depend neither on threads nor on the CPU: searching and adding is C (custom_ops/src/quantizer/loops/joint.h, equal bits for every
 instruction set), sums are added in one order, and the systems of at most 4 equations are solved here, without LAPACK.
 """
 

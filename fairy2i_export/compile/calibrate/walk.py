@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
-from fairy2i_export.compile.calibrate.aim import Ridge
-from fairy2i_export.compile.calibrate.damping import trusted_metric
-from fairy2i_export.compile.calibrate.matrix import calibrate_matrix
-from fairy2i_export.compile.calibrate.metric import HALVES, Statistics
+from fairy2i_export.compile.calibrate.matrix.aim import Ridge
+from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
+from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
+from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of

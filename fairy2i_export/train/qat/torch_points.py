@@ -1,6 +1,6 @@
 """The search of the joint quantizer in torch: the nearest of all points, for scales that are given.
 
-The same float32 steps in the same order as custom_ops/src/quantizer/quantize_joint.h, so that codes are equal to the bit.
+The same float32 steps in the same order as custom_ops/src/quantizer/loops/joint.h, so that codes are equal to the bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 /* flags: -mavx2 */
 /* quantize_avx2.c - the quantizer compiled for AVX2. */
 #define F2I_QUANTIZER f2i_quantizer_avx2
-#include "quantizer/quantize_rows.h"
+#include "quantizer/loops/rows.h"

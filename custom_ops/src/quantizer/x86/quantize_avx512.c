@@ -1,4 +1,4 @@
 /* flags: -mavx512f -mavx512bw -mavx512vl -mavx512dq */
 /* quantize_avx512.c - the quantizer compiled for AVX-512. */
 #define F2I_QUANTIZER f2i_quantizer_avx512
-#include "quantizer/quantize_rows.h"
+#include "quantizer/loops/rows.h"

@@ -28,7 +28,7 @@ import numpy as np
 from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import CALIBRATED
-from fairy2i_export.compile.calibrate.metric import DAMPINGS
+from fairy2i_export.compile.calibrate.matrix.metric import DAMPINGS
 from fairy2i_export.compile.calibrate.skeleton import Skeleton, run_layer
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Linear

@@ -26,7 +26,7 @@ import numpy as np
 
 from fairy2i_export.codes.native import F32, U8, Points, Rows
 from fairy2i_export.codes.search import Search
-from fairy2i_export.compile.calibrate.metric import Metric
+from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 _BLOCK = 32  # pairs whose feedback to all later columns is one matrix product
 

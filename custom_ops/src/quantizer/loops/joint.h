@@ -1,17 +1,17 @@
-/* quantize_joint.h - the joint quantizer: the codes of all stages of an entry at once, those of the nearest point.
+/* loops/joint.h - the joint quantizer: the codes of all stages of an entry at once, those of the nearest point.
  *
  * With T stages an entry becomes one of 4^T points. Every set of points is symmetric to both
  * axes, so an entry is reflected into the first quadrant (a part below zero changes its sign), compared with the points
  * there (2, 6, 20 or 72 of them), and the codes found are reflected back: 0 <-> 2 or 1 <-> 3. Distances are
  * (x - X)^2 + (y - Y)^2 in float32, each step rounded; among equal ones the lowest combination counts, stage 1 first.
  */
-#ifndef F2I_QUANTIZE_JOINT_H
-#define F2I_QUANTIZE_JOINT_H
+#ifndef F2I_LOOPS_JOINT_H
+#define F2I_LOOPS_JOINT_H
 
 #include <string.h>
 
+#include "quantizer/loops/codes.h"
 #include "quantizer/points.h"
-#include "quantizer/quantize_codes.h"
 
 F2I_INLINE int32_t distance_key(float dx, float dy) {
   return (int32_t)bits_of(dx * dx + dy * dy); /* bits of numbers from 0 up are ordered as the numbers */

@@ -1,6 +1,6 @@
-/* quantize_parts.h - a chunk of a complex row: from the latent weights to the parts of U and W. */
-#ifndef F2I_QUANTIZE_PARTS_H
-#define F2I_QUANTIZE_PARTS_H
+/* loops/parts.h - a chunk of a complex row: from the latent weights to the parts of U and W. */
+#ifndef F2I_LOOPS_PARTS_H
+#define F2I_LOOPS_PARTS_H
 
 #include <stdint.h>
 #include <string.h>

@@ -1,7 +1,7 @@
-/* quantize_rows.h - the quantizer, one complex row at a time: what quantize.h wants of an ISA.
+/* loops/rows.h - the quantizer, one complex row at a time: what quantize.h wants of an ISA.
  *
  * Included by one file per ISA, which defines F2I_QUANTIZER. Plain C that compilers vectorize: every loop runs over a
- * chunk of columns (quantize_parts.h) that stays in the first-level cache, and sums are kept in F2I_LANES lanes that
+ * chunk of columns (loops/parts.h) that stays in the first-level cache, and sums are kept in F2I_LANES lanes that
  * are added in a fixed order, so that every ISA gives the same bits.
  *
  * Nothing of a stage is stored between calls: the residual of stage t is computed again from the latent weights and the
@@ -10,12 +10,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quantizer/loops/codes.h"
+#include "quantizer/loops/joint.h"
+#include "quantizer/loops/parts.h"
+#include "quantizer/loops/search.h"
 #include "quantizer/points.h"
 #include "quantizer/quantize.h"
-#include "quantizer/quantize_codes.h"
-#include "quantizer/quantize_joint.h"
-#include "quantizer/quantize_parts.h"
-#include "quantizer/quantize_search.h"
 
 enum { F2I_LANES = 16 };
 

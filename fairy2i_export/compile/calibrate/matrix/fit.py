@@ -12,8 +12,8 @@ import numpy as np
 from fairy2i_export.codes.native import F32, Points
 from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
 from fairy2i_export.codes.strategies.joint import STARTS
-from fairy2i_export.compile.calibrate.feedback import Candidate, round_pair
-from fairy2i_export.compile.calibrate.metric import Metric
+from fairy2i_export.compile.calibrate.matrix.feedback import Candidate, round_pair
+from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 # signs of Re and Im of U and of W in the upper half of a matrix (column j for Re, j + m for Im), and in the lower (the other)
 _SIGNS = (((1, 1), (-1, 1)), ((1, -1), (1, 1)))

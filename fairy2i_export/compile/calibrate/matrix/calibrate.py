@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fairy2i_export.codes.quantized import QuantizedLinear
-from fairy2i_export.compile.calibrate.feedback import descend, feed_back
-from fairy2i_export.compile.calibrate.fit import loss, refit_rows, refit_scales, start
-from fairy2i_export.compile.calibrate.metric import Metric
+from fairy2i_export.compile.calibrate.matrix.feedback import descend, feed_back
+from fairy2i_export.compile.calibrate.matrix.fit import loss, refit_rows, refit_scales, start
+from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
-from fairy2i_export.compile.report import ExportReport
+from fairy2i_export.compile.result.report import ExportReport
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import install_command
 from fairy2i_export.onnx_graph.formats import FORMATS

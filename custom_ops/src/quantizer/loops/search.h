@@ -1,4 +1,4 @@
-/* quantize_search.h - codes of a pair of columns that belong together, in a metric: what calibration searches with.
+/* loops/search.h - codes of a pair of columns that belong together, in a metric: what calibration searches with.
  *
  * Columns j and j + m of a real matrix hold the complex entries (U, W) of column j: with u and w the chosen points of a
  * complex row,
@@ -11,13 +11,13 @@
  *
  * Plain C over chunks of complex rows that compilers vectorize; no sums across rows, so every ISA gives the same bits.
  */
-#ifndef F2I_QUANTIZE_SEARCH_H
-#define F2I_QUANTIZE_SEARCH_H
+#ifndef F2I_LOOPS_SEARCH_H
+#define F2I_LOOPS_SEARCH_H
 
 #include <stdint.h>
 
 #include "fairy2i.h"
-#include "quantizer/quantize_codes.h"
+#include "quantizer/loops/codes.h"
 #include "quantizer/search.h"
 
 enum {

@@ -1,8 +1,8 @@
-/* quantize_codes.h - codes of a chunk: the nearest one, what codes stand for, and the greedy quantizer. */
-#ifndef F2I_QUANTIZE_CODES_H
-#define F2I_QUANTIZE_CODES_H
+/* loops/codes.h - codes of a chunk: the nearest one, what codes stand for, and the greedy quantizer. */
+#ifndef F2I_LOOPS_CODES_H
+#define F2I_LOOPS_CODES_H
 
-#include "quantizer/quantize_parts.h"
+#include "quantizer/loops/parts.h"
 
 /* The nearest axis direction of re + i im as code k, which stands for i^k. Sectors are those of the reference,
  * [-pi/4, pi/4) -> 1 and so on counter-clockwise, decided by magnitudes instead of angles: on a border equal signs go

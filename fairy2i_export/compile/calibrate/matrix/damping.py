@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fairy2i_export.compile.calibrate.feedback import feed_back
-from fairy2i_export.compile.calibrate.fit import start
-from fairy2i_export.compile.calibrate.metric import DAMPINGS, Metric, Statistics
+from fairy2i_export.compile.calibrate.matrix.feedback import feed_back
+from fairy2i_export.compile.calibrate.matrix.fit import start
+from fairy2i_export.compile.calibrate.matrix.metric import DAMPINGS, Metric, Statistics
 
 _ROWS = 64  # complex rows that are tried
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fairy2i_export.compile.calibrate.metric import HALVES, Statistics
+from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 
 RIDGES = (0.3, 1.0, 3.0, 10.0)  # of the mean diagonal of X^T X, added to the diagonal
 

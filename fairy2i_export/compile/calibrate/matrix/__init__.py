@@ -1,0 +1,1 @@
+"""One matrix: the metric of its inputs, what it should be, and the search for its codes."""
