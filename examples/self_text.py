@@ -32,6 +32,7 @@ MARK = "@@"  # stands for the user's words
 SPARE = 16  # tokens that are written beyond those asked for: what is read back may have fewer
 SECONDS = 5.0  # between two messages
 TEMPERATURE, ANSWERS = 0.8, 0.6  # of what users say, so that it is varied; of answers, nearer to how they will be asked for
+PENALTY = 1.1  # of words that were said: small models go in circles
 OPENINGS = (
     "Once upon a time",
     "The history of the",
@@ -204,6 +205,7 @@ def main() -> None:
             logits_processor=answering(tokenizer) if options.conversations else LogitsProcessorList(),
             top_k=50,
             top_p=1.0,
+            repetition_penalty=PENALTY,
             pad_token_id=0,
             cache_implementation="static",
             disable_compile=True,
