@@ -247,7 +247,7 @@ def test_what_compares_with_the_source_rotates_it(
     given = [str(folder), "--text", str(text), "--tokens", "90"]
     tools_cli.main(["verify", *given, "--against", str(source), "--json"])
     verified = json.loads(capsys.readouterr().out)
-    # a random model with perplexities of millions: what 8-bit tables make of it is by chance within the limits or not
+    # a random model with perplexities in the billions: what 8-bit tables make of it is by chance within the limits or not
     assert all(problem.startswith("kernel lut: ") for problem in verified["problems"])
     assert "rotated as the model's were" in " ".join(verified["notes"])
     pairs = {(entry["kernel"], entry["reference"]): entry for entry in verified["logits"]}

@@ -42,7 +42,9 @@ class CalibrationText:
         """For the metadata of a model, JSON: method, what was left out, whether norms are tuned, hash and size of the text."""
         left_out = {"without": list(without)} if without else {}
         tuned = "tuning" not in without
-        return json.dumps({"method": METHOD, **left_out, "tuned": tuned, "text_sha256": self.sha256, "tokens": self.ids.size})
+        return json.dumps(
+            {"method": METHOD, **left_out, "tuned": tuned, "text_sha256": self.sha256, "tokens": self.ids.size}
+        )
 
 
 def check_torch() -> None:
