@@ -37,6 +37,7 @@ from fairy2i_export.compile.calibrate.tuning.divergence import divergence
 from fairy2i_export.compile.calibrate.tuning.run import Schedule, tune
 from fairy2i_export.errors import WeightError
 from fairy2i_export.output.contract.nodes import read_nodes
+from fairy2i_export.output.metadata import ModelMetadata
 from fairy2i_export.source.checkpoint import open_checkpoint
 from test_calibrate import TOKENS, write_text
 from test_codes_from import contents
@@ -232,6 +233,21 @@ def test_other_forms_of_a_tuned_model(tmp_path: Path, watched: Watched) -> None:
         export(model, tmp_path / "fresh", **{**options, **form}, force=True)
         export(model, tmp_path / "again", codes_from=tmp_path / "first", **form, force=True)
         assert contents(tmp_path / "again") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("said", "tuned"),
+    [
+        ({}, False),
+        ({"calibration": '{"method": "error-feedback-1", "text_sha256": "0", "tokens": 576}'}, False),  # of earlier versions
+        ({"calibration": '{"method": "error-feedback-2", "without": ["tuning"], "tuned": false}'}, False),
+        ({"calibration": '{"method": "error-feedback-2", "tuned": true}'}, True),
+        ({"calibration": "edited"}, False),
+        ({"calibration": "[]"}, False),
+    ],
+)
+def test_models_say_whether_they_were_tuned(said: dict[str, str], tuned: bool) -> None:
+    assert ModelMetadata({f"fairy2i.{key}": value for key, value in said.items()}).is_tuned == tuned
 
 
 def test_what_was_tuned_is_kept(tmp_path: Path) -> None:
