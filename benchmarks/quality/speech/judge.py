@@ -1,7 +1,7 @@
 """Whether a text speaks at all, by rules: empty, looping, off the language, or fine. Nothing is said of whether it is right.
 
 The rules know nothing of a model. Their limits were set so that answers of a float model pass and those of plainly broken
-ones do not; 
+ones do not.
 """
 
 from __future__ import annotations
