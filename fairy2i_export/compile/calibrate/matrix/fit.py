@@ -23,10 +23,12 @@ _SAMPLED_ROWS = 128  # complex rows that scales are fitted to
 
 
 def start(target: Any, metric: Metric, stages: int) -> Candidate:
-    """A candidate without codes: the scales and row multipliers with which plain rounding does best on a sample of columns.
+    """A candidate without codes: usual scales, and the row multipliers with which plain rounding does best on a sample of columns.
 
-    Scales are those of :data:`~fairy2i_export.codes.strategies.joint.STARTS`. A row's multiplier is its root mean square times one
-    of a few factors, the same for both rows of a complex one. Errors of a column count by its weight in the metric.
+    Scales are the first of :data:`~fairy2i_export.codes.strategies.joint.STARTS`: once feedback, descent and fits have done their
+    work they leave 3 to 4 % less error than the second at 3 and 4 stages, and the same at 2 (measured on layers of SmolLM2-135M),
+    and their stages cancel less, which the 8-bit tables of the kernel lut like. A row's multiplier is its root mean square
+    times one of a few factors, the same for both rows of a complex one. Errors of a column count by its weight in the metric.
 
     Args:
         target: torch float32 [2m, 2n].
@@ -41,24 +43,18 @@ def start(target: Any, metric: Metric, stages: int) -> Candidate:
     sample = values.reshape(-1, 2, 2 * n)[::step] / rows
     weight = metric.diagonal.reshape(-1, 2, 1)[::step]
     codes, found = np.empty((stages, 2, len(sample), n), np.uint8), np.empty_like(sample)
-    best: tuple[float, F32, F32] | None = None
-    for parts in STARTS[stages]:
-        # parts of U and W are half the sum of two entries of unit variance
-        scales = np.repeat(np.array(parts, np.float32)[:, None] * np.float32(0.5**0.5), 2, axis=1)
-        points = Points(scales[:, 0]), Points(scales[:, 1])
-        losses = np.empty((len(_SHRINKING), n))
-        for index, factor in enumerate(_SHRINKING):
-            round_pair(sample / np.float32(factor), points, codes, found)
-            found *= np.float32(factor)
-            loss = (weight * (sample - found) ** 2).sum(axis=(0, 1), dtype=np.float64) * rows.astype(np.float64) ** 2
-            losses[index] = loss[:n] + loss[n:]
-        least = float(losses.min(axis=0).sum())
-        if best is None or least < best[0]:
-            factors = np.array(_SHRINKING, np.float32)[losses.argmin(axis=0)]
-            best = least, scales, rows * np.tile(factors, 2)
-    assert best is not None  # there are starts for every number of stages
+    # parts of U and W are half the sum of two entries of unit variance
+    scales = np.repeat(np.array(STARTS[stages][0], np.float32)[:, None] * np.float32(0.5**0.5), 2, axis=1)
+    points = Points(scales[:, 0]), Points(scales[:, 1])
+    losses = np.empty((len(_SHRINKING), n))
+    for index, factor in enumerate(_SHRINKING):
+        round_pair(sample / np.float32(factor), points, codes, found)
+        found *= np.float32(factor)
+        loss = (weight * (sample - found) ** 2).sum(axis=(0, 1), dtype=np.float64) * rows.astype(np.float64) ** 2
+        losses[index] = loss[:n] + loss[n:]
+    factors = np.array(_SHRINKING, np.float32)[losses.argmin(axis=0)]
     no_codes = np.zeros((stages, 2, count // 2, n), np.uint8)
-    return Candidate(best[1], best[2], np.ones(count, np.float32), no_codes, np.zeros_like(values))
+    return Candidate(scales, rows * np.tile(factors, 2), np.ones(count, np.float32), no_codes, np.zeros_like(values))
 
 
 def refit_rows(target: Any, metric: Metric, candidate: Candidate) -> None:
