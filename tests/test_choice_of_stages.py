@@ -113,7 +113,9 @@ def measured(source: Path, text: Path, tokens: int = 2304, **changes: Any) -> tu
     from fairy2i_export.compile.prepare import prepare
     from fairy2i_export.request.request import Request
 
-    request = Request(calibrate=(text,), calibrate_tokens=tokens, lm_head="fairy2i", jobs=1, **changes)
+    # the source's own weights: the same model is computed by transformers
+    plain: Any = {"calibrate_without": ("rotation",), "lm_head": "fairy2i", "jobs": 1}
+    request = Request(calibrate=(text,), calibrate_tokens=tokens, **plain, **changes)
     prepared = prepare(source, source.parent / "nowhere", request)
     linears = {linear.name: linear for linear in prepared.plan.rewritten}
     done: list[int] = []
