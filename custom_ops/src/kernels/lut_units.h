@@ -14,9 +14,9 @@
 
 #include "kernels/kernels.h"
 
-/* The int8 entries of a block's tables. Byte columns of even and of odd number have units of their own, multiplier[0] and
- * multiplier[1] times `unit`: with s[0] and s[1] the integer sums over the former and the latter, a row's sum is worth
- * unit * (float)(multiplier[0] * s[0] + multiplier[1] * s[1]). */
+/* The int8 entries of a block's tables. Byte columns of even and of odd number have units of their own, multiplier[0]
+ * and multiplier[1] times `unit`: with s[0] and s[1] the integer sums over the former and the latter, a row's sum is
+ * worth unit * (float)(multiplier[0] * s[0] + multiplier[1] * s[1]). */
 typedef struct f2i_lut_units {
   float unit;
   float inverse[2];      /* entry steps per value; 0 where all entries are 0 */

@@ -104,7 +104,8 @@ float f2i_build_lut__neon(const float *re, const float *im, const float *scales,
       plane_terms terms;
       fill_terms(re, im, scales + (place[0] * 2 + place[1]) * 2, place[1], &terms);
       for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
-        store_tables(&terms, j, vdupq_n_f32(units.inverse[j / 2 % 2]), (uint8_t *)tables + place_of(plane, j) + 64 * nibble);
+        store_tables(&terms, j, vdupq_n_f32(units.inverse[j / 2 % 2]),
+                     (uint8_t *)tables + place_of(plane, j) + 64 * nibble);
       }
     }
   }

@@ -210,7 +210,7 @@ static inline __m512i twice(__m512i v) { return _mm512_slli_epi16(v, 1); }
 
 static inline word_sums widen_all(const deep_sums *s) {
   const byte_sums rest = {s->ones, s->twos, _mm512_add_epi16(s->fours, twice(s->all)),
-                    _mm512_add_epi16(_mm512_srli_epi16(s->fours, 8), twice(s->odd))};
+                          _mm512_add_epi16(_mm512_srli_epi16(s->fours, 8), twice(s->odd))};
   return widen(&rest);
 }
 
@@ -292,7 +292,8 @@ static void f2i_block_lut__avx512_panel(const f2i_panel *p) {
   }
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     const uint8_t *packed = p->packed + tile * tile_bytes, *ahead = p->ahead + tile * tile_bytes;
-    const uint8_t *next = operands + tables * TABLE_BYTES + EXTRA_BYTES; /* the tables of the next block, a share for each tile */
+    const uint8_t *next =
+        operands + tables * TABLE_BYTES + EXTRA_BYTES; /* the tables of the next block, a share for each tile */
     prefetch(ahead, ahead + tile_bytes);
     prefetch(next + tile * tables / p->tiles * TABLE_BYTES, next + (tile + 1) * tables / p->tiles * TABLE_BYTES);
     for (int plane = 0; plane < p->stages; ++plane) {
