@@ -100,17 +100,21 @@ static void lut_row(const f2i_block *b, size_t row) {
   memcpy(multiplier, tables + planes * F2I_PLANE_ENTRIES, sizeof multiplier);
   for (size_t tile = 0; tile < b->tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {
     for (size_t i = 0; i < F2I_TILE_ROWS; ++i) {
-      int32_t re[2] = {-bias, -bias}, im[2] = {-bias, -bias}; /* of even and of odd byte columns */
+      int32_t even_re = -bias, even_im = -bias, odd_re = -bias, odd_im = -bias; /* byte columns */
       for (size_t plane = 0; plane < planes; ++plane) {
-        for (size_t column = 0; column < 2 * F2I_BLOCK_CELLS; ++column) {
-          const uint8_t byte = byte_at(packed + plane * F2I_PLANE_BYTES, column, i);
+        for (size_t column = 0; column < 2 * F2I_BLOCK_CELLS; column += 2) {
+          const uint8_t *bytes = packed + plane * F2I_PLANE_BYTES;
+          const uint8_t first = byte_at(bytes, column, i), second = byte_at(bytes, column + 1, i);
           const uint8_t *table = tables + plane * F2I_PLANE_ENTRIES + table_of(column);
-          re[column % 2] += table[byte & 15] + table[64 + (byte >> 4)];
-          im[column % 2] += table[32 + (byte & 15)] + table[96 + (byte >> 4)];
+          even_re += table[first & 15] + table[64 + (first >> 4)];
+          even_im += table[32 + (first & 15)] + table[96 + (first >> 4)];
+          table += 16;
+          odd_re += table[second & 15] + table[64 + (second >> 4)];
+          odd_im += table[32 + (second & 15)] + table[96 + (second >> 4)];
         }
       }
-      acc[i] += unit * (float)(multiplier[0] * re[0] + multiplier[1] * re[1]);
-      acc[F2I_TILE_ROWS + i] += unit * (float)(multiplier[0] * im[0] + multiplier[1] * im[1]);
+      acc[i] += unit * (float)(multiplier[0] * even_re + multiplier[1] * odd_re);
+      acc[F2I_TILE_ROWS + i] += unit * (float)(multiplier[0] * even_im + multiplier[1] * odd_im);
     }
   }
 }
