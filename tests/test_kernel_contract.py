@@ -135,20 +135,25 @@ def test_names_are_recorded_in_one_order() -> None:
     assert (recorded(["dot", "exact"]), recorded([])) == ("exact,dot", "")
 
 
-@pytest.mark.parametrize("outliers", [False, True])
-def test_a_conversion_records_what_it_found(tmp_path: Path, outliers: bool) -> None:
+@pytest.mark.parametrize(("outliers", "rotated"), [(False, True), (True, False), (True, True)])
+def test_a_conversion_records_what_it_found(tmp_path: Path, outliers: bool, rotated: bool) -> None:
+    """Outliers are too much for the default kernel, unless a rotation has spread them."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     source = with_outliers(tmp_path / "model") if outliers else make_checkpoint(tmp_path / "model")
     text = tmp_path / "text"
     text.write_text(" ".join(f"w{i}" for i in np.random.default_rng(1).integers(3, 90, 4000)))
-    report = export(source, tmp_path / "out", calibrate=[text], calibrate_tokens=600, stages=2, jobs=1)
+    without = () if rotated else ("rotation",)
+    report = export(
+        source, tmp_path / "out", calibrate=[text], calibrate_tokens=600, calibrate_without=without, stages=2, jobs=1
+    )
+    coarse = outliers and not rotated
     holding = [kernel for kernel, found in report.verdicts.items() if found.holds]
     assert metadata_of(tmp_path / "out")["fairy2i.kernels"] == ",".join(holding)
     options = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
-    assert options.get("fairy2i.kernel") == ("exact" if outliers else None)
-    assert any("kernel lut is too coarse" in warning for warning in report.warnings) == outliers
-    assert ("lut" in holding) != outliers
+    assert options.get("fairy2i.kernel") == ("exact" if coarse else None)
+    assert any("kernel lut is too coarse" in warning for warning in report.warnings) == coarse
+    assert ("lut" in holding) != coarse
     assert main(["verify", str(tmp_path / "out"), "--text", str(text)]) == 0  # it passes its own check
 
 
