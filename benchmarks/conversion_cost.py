@@ -43,7 +43,7 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SHAPES)}; all by default.")] = None,
     stages: Annotated[int, typer.Option(help="Bits per weight.")] = 4,
     tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = CALIBRATION_TOKENS["normal"],
-    plan: Annotated[bool, typer.Option(help="Sizes and memory as --dry-run estimates them; nothing is converted.")] = False,
+    plan: Annotated[bool, typer.Option(help="Sizes, memory and time as --dry-run estimates them; nothing is converted.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and print."""
@@ -104,7 +104,7 @@ def planned(name: str, source: Path, text: Path, stages: int, tokens: int) -> di
         "tokens": tokens,
         "source_bytes": size_of(source, "*.safetensors"),
         "folder_bytes": found.estimate.output_bytes,
-        "seconds": None,
+        "seconds": found.calibration_seconds,
         "processor_seconds": None,
         "peak_bytes": found.estimate.peak_ram_bytes,
         "run_bytes": found.device.as_dict()["total"],
