@@ -66,27 +66,17 @@ def lut(
                 imag = [s_re * im, s_im * re, -(s_re * im), -(s_im * re)]
                 terms[t, matrix] = np.array([real, imag], np.float32)
         pairs = {k: v[:, :, None, 0::2] + v[:, None, :, 1::2] for k, v in terms.items()}  # [re/im, first, second, pair]
-        louds = [np.float32(max(np.abs(p[..., odd::2]).max() for p in pairs.values())) for odd in range(2)]
-        loudest = max(louds)
-        if loudest < np.float32(1e-30):
+        largest = max(np.abs(p).max() for p in pairs.values())
+        if largest < np.float32(1e-30):
             continue
-        per_value = np.float32(32767) / loudest
-        weighted = np.zeros((2, n), np.int64)
-        for odd, loud in enumerate(louds):  # even and odd pairs of columns have steps of their own
-            multiplier = min(int(np.ceil(loud * per_value)), 32767)
-            if multiplier == 0:
-                continue
-            inverse = np.float32(127) / np.float32(multiplier) * per_value
-            for (t, matrix), p in pairs.items():
-                table = np.rint(p[..., odd::2] * inverse).astype(np.int64)
-                assert np.abs(table).max() <= 127
-                first = full[t, matrix, :, start + 2 * odd : start + block : 4]
-                second = full[t, matrix, :, start + 2 * odd + 1 : start + block : 4]
-                columns = np.arange(block // 4)
-                for part in range(2):
-                    weighted[part] += multiplier * table[part][first, second, columns].sum(axis=1)
-        unit = loudest * (np.float32(1) / np.float32(127 * 32767))
-        acc = acc + unit * weighted.astype(np.float32)
+        per_value = np.float32(127) / largest
+        total = np.zeros((2, n), np.int64)
+        for (t, matrix), p in pairs.items():
+            table = np.rint(p * per_value).astype(np.int64)
+            first, second = full[t, matrix, :, start : start + block : 2], full[t, matrix, :, start + 1 : start + block : 2]
+            columns = np.arange(block // 2)
+            total += np.stack([table[part][first, second, columns].sum(axis=1) for part in range(2)])
+        acc = acc + (largest / np.float32(127)) * total.astype(np.float32)
     return acc.reshape(-1)
 
 

@@ -12,7 +12,6 @@ import pytest
 import oracle
 from fairy2i_export import pack
 from fairy2i_export.codes.quantized import QuantizedLinear
-from fairy2i_export.codes.quantizer import quantize
 from fairy2i_runtime import core
 
 RUNNABLE = [(k.family, k.isa) for k in core.kernels() if k.available]
@@ -108,31 +107,6 @@ def test_real_size_layer_meets_the_accuracy_contract(family: str, isa: str) -> N
     layer = linear(q, family, isa)
     assert oracle.relative(layer(x), oracle.layer(x, q)) < limits[0]
     assert oracle.relative(layer(outliers), oracle.layer(outliers, q)) < limits[1]
-
-
-@pytest.mark.parametrize(("stages", "limits"), [(2, (0.009, 0.015)), (3, (0.0115, 0.02)), (4, (0.0125, 0.021))])
-def test_lut_on_codes_that_were_chosen_together(stages: int, limits: tuple[float, float]) -> None:
-    """The harder case: such stages partly cancel, so that the product is small against what tables hold."""
-    rng = np.random.default_rng(8)
-    q = quantize(rng.standard_normal((256, 2048)).astype(np.float32), stages, "fp32", quantizer="joint")
-    x = rng.standard_normal((8, 2048)).astype(np.float32)
-    outliers = x.copy()
-    outliers[:, rng.choice(2048, 8, replace=False)] *= 30
-    for values, limit in zip((x, outliers), limits, strict=True):
-        assert oracle.relative(linear(q)(values), oracle.layer(values, q)) < limit
-
-
-@pytest.mark.parametrize("isa", LUT)
-@pytest.mark.parametrize("loud", [0, 1])
-def test_quiet_columns_are_rounded_apart_from_loud_ones(isa: str, loud: int) -> None:
-    """Pairs of columns with even and with odd number: what one kind says is not lost beside the other, 1000 times larger."""
-    rng = np.random.default_rng(9)
-    q = random_layer(rng, 64, 96, 2)
-    x = rng.standard_normal((40, 192)).astype(np.float32)
-    is_loud = np.arange(192) % 96 // 2 % 2 == loud
-    both = np.where(is_loud, 1000 * x, x)
-    quiet = linear(q, "lut", isa)(both).astype(np.float64) - linear(q, "lut", isa)(np.where(is_loud, both, 0))
-    assert oracle.relative(quiet, oracle.layer(np.where(is_loud, 0, x), q)) < 0.02
 
 
 @pytest.mark.parametrize("isa", LUT)

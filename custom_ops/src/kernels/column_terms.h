@@ -24,4 +24,14 @@ static inline f2i_terms f2i_column_terms(float re, float im, const float scale[2
   return t;
 }
 
+/* Value of one unit of an int8 table entry, for the largest magnitude among a block's entries; *inverse is units per
+ * value. 0 (and inverse 0) when all entries are so small that they count as zero, NaN when the largest is not finite.
+ */
+static inline float f2i_lut_unit(float largest, float *inverse) {
+  const int usable = largest >= 1e-30f && largest <= FLT_MAX;
+  *inverse = usable ? 127.0f / largest : 0.0f;
+  if (usable) return largest / 127.0f;
+  return largest < 1e-30f ? 0.0f : NAN;
+}
+
 #endif

@@ -8,25 +8,25 @@
 /* clang-format off */
 #if defined(F2I_HAVE_LUT_AVX512)
 F2I_KERNEL(FAMILY("lut") ISA("avx512") NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           EXTRA_BYTES(F2I_LUT_EXTRA) BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512)
+           BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512)
            ORDER(f2i_order_lut__avx512) PANEL(f2i_panel_lut__avx512))
 #endif
 #if defined(F2I_HAVE_LUT_AVX2)
 F2I_KERNEL(FAMILY("lut") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           EXTRA_BYTES(F2I_LUT_EXTRA) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
+           BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
            ORDER(f2i_order_lut__avx2))
 #endif
 #if defined(F2I_HAVE_LOOKUP_NEON82)
 /* "lut" uses no dot products: having the instruction tells cores with a fast two-register TBL from older ones */
 F2I_KERNEL(FAMILY("lut") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           EXTRA_BYTES(F2I_LUT_EXTRA) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon82))
+           BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon82))
 #endif
 #if defined(F2I_HAVE_LUT_NEON)
 F2I_KERNEL(FAMILY("lut") ISA("neon") NEEDS(F2I_CPU_NEON) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           EXTRA_BYTES(F2I_LUT_EXTRA) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon))
+           BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon))
 #endif
 F2I_KERNEL(FAMILY("lut") ISA("scalar") OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           EXTRA_BYTES(F2I_LUT_EXTRA) BUILD(f2i_build_lut__scalar) BLOCK(f2i_block_lut__scalar))
+           BUILD(f2i_build_lut__scalar) BLOCK(f2i_block_lut__scalar))
 #if defined(F2I_HAVE_EXACT_AVX512)
 F2I_KERNEL(FAMILY("exact") ISA("avx512") NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(4 * F2I_PLANE_ENTRIES)
            BUILD(f2i_build_exact__avx512) BLOCK(f2i_block_exact__avx512))

@@ -19,7 +19,6 @@ enum {
   /* table entries of one byte plane of a block: [cell][low re, low im, high re, high im][byte column][16] */
   F2I_CELL_ENTRIES = 4 * 2 * 16,
   F2I_PLANE_ENTRIES = F2I_BLOCK_CELLS * F2I_CELL_ENTRIES,
-  F2I_LUT_EXTRA = 64,                      /* what "lut" keeps behind the tables of a block, lut_units.h */
   F2I_DOT_BYTES = 128,                     /* operands of a "dot" kernel for one K-block, dot_operands.h */
   F2I_DOT_MATRIX_BYTES = 256,              /* the same, arranged for matrix instructions, dot_neon86.c */
   F2I_SHARED_BYTES = 128 * F2I_MAX_STAGES, /* what a kernel derives from the scales of a layer */
@@ -33,7 +32,7 @@ extern const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2];
 /* Operands of one K-block for one row of x.
  *   re, im    the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
  *   scales    [stages][2][2]
- *   operands  out: stages * operand_bytes + extra_bytes bytes of the kernel, 64-byte aligned
+ *   operands  out: operand_bytes(stages) bytes, 64-byte aligned
  *   returns   the value of one unit of a sum; NaN if an activation is not finite */
 typedef float f2i_build_fn(const float *re, const float *im, const float *scales, int stages, void *operands);
 
@@ -91,8 +90,7 @@ typedef struct f2i_kernel {
   const char *family;
   const char *isa;
   uint32_t needs;       /* CPU feature bits, cpu.h */
-  size_t operand_bytes; /* of one K-block of one row of x, for each byte plane, plus ... */
-  size_t extra_bytes;   /* ... once for each K-block */
+  size_t operand_bytes; /* of one K-block and byte plane of one row of x */
   f2i_prepare_fn *prepare;
   f2i_build_fn *build;
   f2i_block_fn *block;

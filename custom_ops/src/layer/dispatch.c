@@ -12,7 +12,6 @@
 #define ISA(name)
 #define NEEDS(bits)
 #define OPERAND_BYTES(count)
-#define EXTRA_BYTES(count)
 #define PREPARE(name) f2i_prepare_fn name;
 #define BUILD(name) f2i_build_fn name;
 #define BLOCK(name) f2i_block_fn name;
@@ -24,7 +23,6 @@
 #undef ISA
 #undef NEEDS
 #undef OPERAND_BYTES
-#undef EXTRA_BYTES
 #undef PREPARE
 #undef BUILD
 #undef BLOCK
@@ -37,7 +35,6 @@
 #define ISA(name) .isa = name,
 #define NEEDS(bits) .needs = bits,
 #define OPERAND_BYTES(count) .operand_bytes = count,
-#define EXTRA_BYTES(count) .extra_bytes = count,
 #define PREPARE(name) .prepare = name,
 #define BUILD(name) .build = name,
 #define BLOCK(name) .block = name,

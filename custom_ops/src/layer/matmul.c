@@ -51,9 +51,7 @@ static f2i_call shape_call(const f2i_plan *plan) {
   return c;
 }
 
-static size_t operand_bytes(const f2i_call *c) {
-  return (size_t)c->w->stages * c->kernel->operand_bytes + c->kernel->extra_bytes;
-}
+static size_t operand_bytes(const f2i_call *c) { return (size_t)c->w->stages * c->kernel->operand_bytes; }
 
 f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
                                      f2i_message *message) {

@@ -5,20 +5,18 @@
 #include <arm_neon.h>
 
 #include "kernels/kernels.h"
-#include "kernels/lut_units.h"
 
 /* Inlined into each call with constant counts: the loops over them must unroll, or the sums would live in memory. */
 #define F2I_INLINE inline __attribute__((always_inline))
 
-/* Both row halves of a tile: [row half][8 rows] sums of int8 entries over the even or the odd byte columns of a block,
- * as 16-bit numbers that may wrap around. */
+/* Both row halves of a tile: [row half][8 rows] sums of int8 entries, as 16-bit numbers that may wrap around. */
 typedef struct f2i_neon_sums {
   uint16x8_t re[2][2], im[2][2]; /* [row half][rows 0-7, 8-15] */
 } f2i_neon_sums;
 
 /* What a sum starts from: minus the 128 that each look-up adds. The total fits a signed 16-bit number. */
 static inline uint16x8_t f2i_neon_start(int stages) {
-  return vdupq_n_u16((uint16_t)(-128 * 2 * F2I_BLOCK_CELLS * stages));
+  return vdupq_n_u16((uint16_t)(-128 * 4 * F2I_BLOCK_CELLS * stages));
 }
 
 static inline f2i_neon_sums f2i_neon_clear(int stages) {
@@ -27,30 +25,22 @@ static inline f2i_neon_sums f2i_neon_clear(int stages) {
   return s;
 }
 
-/* acc[0..7] += unit * (multiplier[0] * even + multiplier[1] * odd) */
-static inline void f2i_neon_add_rows(uint16x8_t even, uint16x8_t odd, int16x4_t multiplier, float32x4_t unit,
-                                     float *acc) {
-  const int16x8_t a = vreinterpretq_s16_u16(even), b = vreinterpretq_s16_u16(odd);
-  const int32x4_t first = vmull_lane_s16(vget_low_s16(a), multiplier, 0);
-  const int32x4_t second = vmull_high_lane_s16(a, multiplier, 0);
-  const int32x4_t low = vmlal_lane_s16(first, vget_low_s16(b), multiplier, 1);
-  const int32x4_t high = vmlal_high_lane_s16(second, b, multiplier, 1);
-  vst1q_f32(acc, vaddq_f32(vld1q_f32(acc), vmulq_f32(unit, vcvtq_f32_s32(low))));
-  vst1q_f32(acc + 4, vaddq_f32(vld1q_f32(acc + 4), vmulq_f32(unit, vcvtq_f32_s32(high))));
+/* acc[0..7] += unit * sums */
+static inline void f2i_neon_add_rows(uint16x8_t sums, float32x4_t unit, float *acc) {
+  const int16x8_t v = vreinterpretq_s16_u16(sums);
+  const float32x4_t low = vmulq_f32(unit, vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))));
+  const float32x4_t high = vmulq_f32(unit, vcvtq_f32_s32(vmovl_high_s16(v)));
+  vst1q_f32(acc, vaddq_f32(vld1q_f32(acc), low));
+  vst1q_f32(acc + 4, vaddq_f32(vld1q_f32(acc + 4), high));
 }
 
-/* Adds the sums of a row of x and a tile to their accumulators. */
-static inline void f2i_neon_flush(const f2i_block *b, size_t row, size_t tile, const f2i_neon_sums *even,
-                                  const f2i_neon_sums *odd) {
-  const float32x4_t unit = vdupq_n_f32(b->units[row * b->unit_stride]);
-  const int32_t both = f2i_lut_multipliers(b->operands + row * b->operand_stride, b->stages);
-  const int16x4_t multiplier = vreinterpret_s16_s32(vdup_n_s32(both));
-  float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
+/* The accumulators of one row tile. */
+static inline void f2i_neon_flush(const f2i_neon_sums *sums, float unit, float *acc) {
+  const float32x4_t units = vdupq_n_f32(unit);
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 2; ++i) {
-      float *rows = acc + 16 * half + 8 * i;
-      f2i_neon_add_rows(even->re[half][i], odd->re[half][i], multiplier, unit, rows);
-      f2i_neon_add_rows(even->im[half][i], odd->im[half][i], multiplier, unit, rows + F2I_TILE_ROWS);
+      f2i_neon_add_rows(sums->re[half][i], units, acc + 16 * half + 8 * i);
+      f2i_neon_add_rows(sums->im[half][i], units, acc + F2I_TILE_ROWS + 16 * half + 8 * i);
     }
   }
 }

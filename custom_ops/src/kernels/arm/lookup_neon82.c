@@ -18,15 +18,11 @@ static inline void split(uint8x16_t bytes, uint8x16_t *low, uint8x16_t *high) {
   *low = vbslq_u8(vdupq_n_u8(15), bytes, column);
 }
 
-/* Indices of a row half of two byte columns: [rows 0-7, 8-15]. */
-static inline void split_columns(uint8x16_t first, uint8x16_t second, uint8x16_t low[2], uint8x16_t high[2]) {
-  split(vzip1q_u8(first, second), &low[0], &high[0]);
-  split(vzip2q_u8(first, second), &low[1], &high[1]);
-}
-
-/* The same of a cell. */
+/* Indices of a row half of a cell: [rows 0-7, 8-15]. */
 static inline void split_half(const uint8_t *bytes, uint8x16_t low[2], uint8x16_t high[2]) {
-  split_columns(vld1q_u8(bytes), vld1q_u8(bytes + 16), low, high);
+  const uint8x16_t even = vld1q_u8(bytes), odd = vld1q_u8(bytes + 16);
+  split(vzip1q_u8(even, odd), &low[0], &high[0]);
+  split(vzip2q_u8(even, odd), &low[1], &high[1]);
 }
 
 /* Adds what the tables of two byte columns say for one output. */
@@ -45,33 +41,24 @@ static inline void look_up_all(const uint8_t *table, const uint8x16_t low[2][2],
   look_up(table + 96, high, sums->im);
 }
 
-/* Sums over the even or the odd byte columns of a block, for one tile and `rows` (1 or 2) rows of x, which share the
- * indices. Those of two cells go together. */
-static F2I_INLINE void lut_columns(const f2i_block *b, size_t row, size_t tile, const int rows, const int column,
-                                   f2i_neon_sums sums[2]) {
+/* One tile for `rows` (1 or 2) rows of x, which share the indices. */
+static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, const int rows) {
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS, tile_bytes = cells * F2I_CELL_BYTES;
-  const uint8_t *packed = b->packed + tile * tile_bytes + 16 * column;
-  const uint8_t *ahead = b->ahead + tile * tile_bytes + (size_t)column * tile_bytes / 2;
-  const uint8_t *table = b->operands + row * b->operand_stride + column * F2I_CELL_ENTRIES;
-  sums[0] = sums[1] = f2i_neon_clear(b->stages);
-  for (size_t two = 0; two < cells / 2; ++two, packed += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES) {
+  const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
+  const uint8_t *table = b->operands + row * b->operand_stride;
+  f2i_neon_sums sums[2] = {f2i_neon_clear(b->stages), f2i_neon_clear(b->stages)};
+  for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
     __builtin_prefetch(ahead);
     ahead += F2I_CELL_BYTES;
     uint8x16_t low[2][2], high[2][2];
-    for (int half = 0; half < 2; ++half) {
-      const uint8_t *bytes = packed + 32 * half;
-      split_columns(vld1q_u8(bytes), vld1q_u8(bytes + F2I_CELL_BYTES), low[half], high[half]);
-    }
+    for (int half = 0; half < 2; ++half) split_half(packed + 32 * half, low[half], high[half]);
     look_up_all(table, low, high, &sums[0]);
     if (rows == 2) look_up_all(table + b->operand_stride, low, high, &sums[1]);
   }
-}
-
-static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, const int rows) {
-  f2i_neon_sums even[2], odd[2];
-  lut_columns(b, row, tile, rows, 0, even);
-  lut_columns(b, row, tile, rows, 1, odd);
-  for (int r = 0; r < rows; ++r) f2i_neon_flush(b, row + (size_t)r, tile, &even[r], &odd[r]);
+  for (int r = 0; r < rows; ++r) {
+    const size_t x = row + (size_t)r;
+    f2i_neon_flush(&sums[r], b->units[x * b->unit_stride], b->acc + x * b->acc_stride + tile * F2I_ACC_PER_TILE);
+  }
 }
 
 void f2i_block_lut__neon82(const f2i_block *b) {

@@ -4,9 +4,12 @@
  * Look-ups use the 8-byte form of TBL: its result is what the widening addition takes, and on Cortex-A57 and A72 two of
  * them cost two operations where the 16-byte form costs three (docs/arm.md).
  */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
 #include "kernels/arm/lookup_neon.h"
 #include "kernels/column_terms.h"
-#include "kernels/lut_units.h"
 
 f2i_build_fn f2i_build_lut__neon;
 f2i_block_fn f2i_block_lut__neon;
@@ -15,8 +18,9 @@ f2i_block_fn f2i_block_lut__neon;
 
 static float32x4_t magnitude(const float *values) { return vabsq_f32(vld1q_f32(values)); }
 
-/* Sums of neighbouring columns' largest terms are the largest entries: every sign combination is in the table. */
-static f2i_lut_units find_units(const float *re, const float *im, const float *scales, int stages) {
+/* The largest magnitude among all entries of the block, or infinity if an activation is not finite. Sums of
+ * neighbouring columns' largest terms are the largest entries: every sign combination is in the table. */
+static float find_largest(const float *re, const float *im, const float *scales, int stages) {
   float32x4_t largest = vdupq_n_f32(0.0f);
   uint32x4_t finite = vdupq_n_u32(UINT32_MAX);
   for (int j = 0; j < F2I_BLOCK_COLS; j += 8) {
@@ -37,10 +41,7 @@ static f2i_lut_units find_units(const float *re, const float *im, const float *s
       largest = vmaxq_f32(largest, vaddq_f32(of_im[0], of_im[1]));
     }
   }
-  if (vminvq_u32(finite) != UINT32_MAX) return f2i_lut_units_for(INFINITY, INFINITY);
-  /* a lane holds a pair of columns, a byte column: even, odd, even, odd */
-  const float32x2_t both = vmax_f32(vget_low_f32(largest), vget_high_f32(largest));
-  return f2i_lut_units_for(vget_lane_f32(both, 0), vget_lane_f32(both, 1));
+  return vminvq_u32(finite) == UINT32_MAX ? vmaxvq_f32(largest) : INFINITY;
 }
 
 /* Terms of the columns of one plane: re and im outputs, [column][stored code]. */
@@ -85,18 +86,18 @@ static inline void store_tables(const plane_terms *terms, int column, float32x4_
   vst1q_u8(out + 32, vreinterpretq_u8_u64(vzip2q_u64(first, last)));
 }
 
-/* Place of the tables of a column pair among those of the block: [plane][two cells][byte column][table][cell]. */
+/* Place of the tables of a column pair among those of the block. */
 static inline size_t place_of(int plane, int column) {
-  return (size_t)plane * F2I_PLANE_ENTRIES + (size_t)column / (2 * F2I_CELL_COLS) * (2 * F2I_CELL_ENTRIES) +
-         (size_t)column % F2I_CELL_COLS / 2 * F2I_CELL_ENTRIES + (size_t)column / F2I_CELL_COLS % 2 * 16;
+  return (size_t)plane * F2I_PLANE_ENTRIES + (size_t)column / F2I_CELL_COLS * F2I_CELL_ENTRIES +
+         (size_t)column % F2I_CELL_COLS / 2 * 16;
 }
 
 float f2i_build_lut__neon(const float *re, const float *im, const float *scales, int stages, void *tables) {
-  const f2i_lut_units units = find_units(re, im, scales, stages);
-  f2i_lut_keep(&units, stages, tables);
-  if (f2i_lut_is_empty(&units)) {
-    f2i_lut_clear(stages, tables);
-    return units.unit;
+  float inverse;
+  const float unit = f2i_lut_unit(find_largest(re, im, scales, stages), &inverse);
+  if (inverse == 0.0f) {
+    memset(tables, 128, (size_t)stages * F2I_PLANE_ENTRIES);
+    return unit;
   }
   for (int plane = 0; plane < stages; ++plane) {
     for (int nibble = 0; nibble < 2; ++nibble) {
@@ -104,12 +105,11 @@ float f2i_build_lut__neon(const float *re, const float *im, const float *scales,
       plane_terms terms;
       fill_terms(re, im, scales + (place[0] * 2 + place[1]) * 2, place[1], &terms);
       for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
-        store_tables(&terms, j, vdupq_n_f32(units.inverse[j / 2 % 2]),
-                     (uint8_t *)tables + place_of(plane, j) + 64 * nibble);
+        store_tables(&terms, j, vdupq_n_f32(inverse), (uint8_t *)tables + place_of(plane, j) + 64 * nibble);
       }
     }
   }
-  return units.unit;
+  return unit;
 }
 
 /* --- sums --- */
@@ -152,46 +152,41 @@ static inline void look_up(const tables *t, const indices *i, uint16x8_t re[2], 
   im[1] = vaddw_u8(im[1], high_im1);
 }
 
-/* Sums over the even or the odd byte columns of a block, for what lut_tiles takes together. */
-static F2I_INLINE void lut_columns(const f2i_block *b, size_t row, size_t tile, const int rows, const int tiles_here,
-                                   const int column, f2i_neon_sums sums[2]) {
+/* `tiles` (1 or 2) neighbouring tiles for `rows` (1 or 2) rows of x: tiles share the loaded tables, rows the indices.
+ */
+static F2I_INLINE void lut_tiles(const f2i_block *b, size_t row, size_t tile, const int rows, const int tiles_here) {
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS, tile_bytes = cells * F2I_CELL_BYTES;
-  const uint8_t *packed = b->packed + tile * tile_bytes + 16 * column;
-  const uint8_t *ahead = b->ahead + tile * tile_bytes + (size_t)column * tile_bytes / 2;
-  const uint8_t *table = b->operands + row * b->operand_stride + column * F2I_CELL_ENTRIES;
-  sums[0] = sums[1] = f2i_neon_clear(b->stages); /* one for each tile or row */
-  for (size_t two = 0; two < cells / 2; ++two, table += 2 * F2I_CELL_ENTRIES) {
+  const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
+  const uint8_t *table = b->operands + row * b->operand_stride;
+  f2i_neon_sums sums[2] = {f2i_neon_clear(b->stages), f2i_neon_clear(b->stages)}; /* one for each tile or row */
+  for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
     for (int t = 0; t < tiles_here; ++t) __builtin_prefetch(ahead + (size_t)t * tile_bytes);
     ahead += F2I_CELL_BYTES;
-    for (int cell = 0; cell < 2; ++cell, packed += F2I_CELL_BYTES) {
-      const tables first = tables_at(table + 16 * cell);
+    for (int column = 0; column < 2; ++column) {
+      const tables first = tables_at(table + 16 * column);
       if (rows == 1) {
         for (int t = 0; t < tiles_here; ++t) {
           for (int half = 0; half < 2; ++half) {
-            const indices i = split(packed + (size_t)t * tile_bytes + 32 * half);
+            const indices i = split(packed + (size_t)t * tile_bytes + 32 * half + 16 * column);
             look_up(&first, &i, sums[t].re[half], sums[t].im[half]);
           }
         }
       } else {
-        const tables second = tables_at(table + b->operand_stride + 16 * cell);
+        const tables second = tables_at(table + b->operand_stride + 16 * column);
         for (int half = 0; half < 2; ++half) {
-          const indices i = split(packed + 32 * half);
+          const indices i = split(packed + 32 * half + 16 * column);
           look_up(&first, &i, sums[0].re[half], sums[0].im[half]);
           look_up(&second, &i, sums[1].re[half], sums[1].im[half]);
         }
       }
     }
   }
-}
-
-/* `tiles` (1 or 2) neighbouring tiles for `rows` (1 or 2) rows of x: tiles share the loaded tables, rows the indices.
- */
-static F2I_INLINE void lut_tiles(const f2i_block *b, size_t row, size_t tile, const int rows, const int tiles_here) {
-  f2i_neon_sums even[2], odd[2];
-  lut_columns(b, row, tile, rows, tiles_here, 0, even);
-  lut_columns(b, row, tile, rows, tiles_here, 1, odd);
   for (int t = 0; t < tiles_here; ++t) {
-    for (int r = 0; r < rows; ++r) f2i_neon_flush(b, row + (size_t)r, tile + (size_t)t, &even[t + r], &odd[t + r]);
+    for (int r = 0; r < rows; ++r) {
+      const size_t x = row + (size_t)r;
+      f2i_neon_flush(&sums[t + r], b->units[x * b->unit_stride],
+                     b->acc + x * b->acc_stride + (tile + (size_t)t) * F2I_ACC_PER_TILE);
+    }
   }
 }
 

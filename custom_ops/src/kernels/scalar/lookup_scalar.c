@@ -4,7 +4,6 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
-#include "kernels/lut_units.h"
 
 f2i_build_fn f2i_build_lut__scalar;
 f2i_block_fn f2i_block_lut__scalar;
@@ -53,32 +52,28 @@ static void for_each_table(const float *re, const float *im, const float *scales
 
 typedef struct lut_state {
   uint8_t *tables;
-  float largest[2], inverse[2]; /* of even and of odd byte columns */
+  float largest, inverse;
 } lut_state;
 
-static int is_odd(size_t offset) { return offset / 16 % 2 != 0; }
-
 static void find_largest(void *state, size_t offset, const float sum[16]) {
-  float *largest = &((lut_state *)state)->largest[is_odd(offset)];
-  for (int i = 0; i < 16; ++i) *largest = fmaxf(*largest, fabsf(sum[i]));
+  lut_state *s = state;
+  (void)offset;
+  for (int i = 0; i < 16; ++i) s->largest = fmaxf(s->largest, fabsf(sum[i]));
 }
 
 static void store_bytes(void *state, size_t offset, const float sum[16]) {
   const lut_state *s = state;
-  const float inverse = s->inverse[is_odd(offset)];
-  for (int i = 0; i < 16; ++i) s->tables[offset + (size_t)i] = (uint8_t)((int)rintf(sum[i] * inverse) + 128);
+  for (int i = 0; i < 16; ++i) s->tables[offset + (size_t)i] = (uint8_t)((int)rintf(sum[i] * s->inverse) + 128);
 }
 
 float f2i_build_lut__scalar(const float *re, const float *im, const float *scales, int stages, void *tables) {
-  lut_state state = {tables, {0.0f, 0.0f}, {0.0f, 0.0f}};
+  lut_state state = {tables, 0.0f, 0.0f};
   if (all_finite(re, im)) for_each_table(re, im, scales, stages, find_largest, &state);
-  else state.largest[0] = INFINITY;
-  const f2i_lut_units units = f2i_lut_units_for(state.largest[0], state.largest[1]);
-  memcpy(state.inverse, units.inverse, sizeof state.inverse);
-  if (f2i_lut_is_empty(&units)) f2i_lut_clear(stages, tables);
+  else state.largest = INFINITY;
+  const float unit = f2i_lut_unit(state.largest, &state.inverse);
+  if (state.inverse == 0.0f) memset(tables, 128, (size_t)stages * F2I_PLANE_ENTRIES);
   else for_each_table(re, im, scales, stages, store_bytes, &state);
-  f2i_lut_keep(&units, stages, tables);
-  return units.unit;
+  return unit;
 }
 
 /* The byte of one row: byte column 0 to 15 of a byte plane. */
@@ -92,29 +87,23 @@ static inline size_t table_of(size_t byte_column) { return byte_column / 2 * F2I
 
 static void lut_row(const f2i_block *b, size_t row) {
   const size_t planes = (size_t)b->stages;
-  const int32_t bias = 128 * 2 * F2I_BLOCK_CELLS * b->stages; /* 128 for each look-up */
+  const int32_t bias = 128 * 2 * 2 * F2I_BLOCK_CELLS * b->stages; /* 128 for each look-up */
   const uint8_t *tables = b->operands + row * b->operand_stride, *packed = b->packed;
   const float unit = b->units[row * b->unit_stride];
   float *acc = b->acc + row * b->acc_stride;
-  int16_t multiplier[2];
-  memcpy(multiplier, tables + planes * F2I_PLANE_ENTRIES, sizeof multiplier);
   for (size_t tile = 0; tile < b->tiles; ++tile, packed += planes * F2I_PLANE_BYTES, acc += F2I_ACC_PER_TILE) {
     for (size_t i = 0; i < F2I_TILE_ROWS; ++i) {
-      int32_t even_re = -bias, even_im = -bias, odd_re = -bias, odd_im = -bias; /* byte columns */
+      int32_t sum_re = -bias, sum_im = -bias;
       for (size_t plane = 0; plane < planes; ++plane) {
-        for (size_t column = 0; column < 2 * F2I_BLOCK_CELLS; column += 2) {
-          const uint8_t *bytes = packed + plane * F2I_PLANE_BYTES;
-          const uint8_t first = byte_at(bytes, column, i), second = byte_at(bytes, column + 1, i);
+        for (size_t column = 0; column < 2 * F2I_BLOCK_CELLS; ++column) {
+          const uint8_t byte = byte_at(packed + plane * F2I_PLANE_BYTES, column, i);
           const uint8_t *table = tables + plane * F2I_PLANE_ENTRIES + table_of(column);
-          even_re += table[first & 15] + table[64 + (first >> 4)];
-          even_im += table[32 + (first & 15)] + table[96 + (first >> 4)];
-          table += 16;
-          odd_re += table[second & 15] + table[64 + (second >> 4)];
-          odd_im += table[32 + (second & 15)] + table[96 + (second >> 4)];
+          sum_re += table[byte & 15] + table[64 + (byte >> 4)];
+          sum_im += table[32 + (byte & 15)] + table[96 + (byte >> 4)];
         }
       }
-      acc[i] += unit * (float)(multiplier[0] * even_re + multiplier[1] * odd_re);
-      acc[F2I_TILE_ROWS + i] += unit * (float)(multiplier[0] * even_im + multiplier[1] * odd_im);
+      acc[i] += unit * (float)sum_re;
+      acc[F2I_TILE_ROWS + i] += unit * (float)sum_im;
     }
   }
 }

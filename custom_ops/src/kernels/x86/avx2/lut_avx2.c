@@ -5,7 +5,6 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
-#include "kernels/lut_units.h"
 
 f2i_build_fn f2i_build_lut__avx2;
 f2i_block_fn f2i_block_lut__avx2;
@@ -19,7 +18,14 @@ static __m256 pair_maximum(__m256 largest, __m256 column) {
   return _mm256_max_ps(largest, _mm256_add_ps(column, neighbour));
 }
 
-static f2i_lut_units find_units(const float *re, const float *im, const float *scales, int stages) {
+static float horizontal_maximum(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  m = _mm_max_ss(m, _mm_shuffle_ps(m, m, 1));
+  return _mm_cvtss_f32(m);
+}
+
+static float find_largest(const float *re, const float *im, const float *scales, int stages) {
   __m256 largest = _mm256_setzero_ps(), finite = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
   for (int j = 0; j < F2I_BLOCK_COLS; j += 8) {
     const __m256 r = magnitude(_mm256_loadu_ps(re + j)), i = magnitude(_mm256_loadu_ps(im + j));
@@ -32,10 +38,7 @@ static f2i_lut_units find_units(const float *re, const float *im, const float *s
       largest = pair_maximum(largest, _mm256_max_ps(_mm256_mul_ps(s_re, i), _mm256_mul_ps(s_im, r)));
     }
   }
-  if (_mm256_movemask_ps(finite) != 0xFF) return f2i_lut_units_for(INFINITY, INFINITY);
-  /* a pair of lanes holds a pair of columns, a byte column: even, odd, even, odd */
-  const __m128 both = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
-  return f2i_lut_units_for(_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehl_ps(both, both)));
+  return _mm256_movemask_ps(finite) == 0xFF ? horizontal_maximum(largest) : INFINITY;
 }
 
 /* Eight even columns and the eight odd ones beside them. */
@@ -95,14 +98,13 @@ static inline column_pairs negated(column_pairs p) {
 }
 
 float f2i_build_lut__avx2(const float *re, const float *im, const float *scales, int stages, void *operands) {
-  const f2i_lut_units units = find_units(re, im, scales, stages);
-  f2i_lut_keep(&units, stages, operands);
-  if (f2i_lut_is_empty(&units)) {
-    f2i_lut_clear(stages, operands);
-    return units.unit;
+  float inverse;
+  const float unit = f2i_lut_unit(find_largest(re, im, scales, stages), &inverse);
+  if (inverse == 0.0f) {
+    memset(operands, 128, (size_t)stages * F2I_PLANE_ENTRIES);
+    return unit;
   }
-  const __m256 per_value = _mm256_setr_ps(units.inverse[0], units.inverse[1], units.inverse[0], units.inverse[1],
-                                          units.inverse[0], units.inverse[1], units.inverse[0], units.inverse[1]);
+  const __m256 per_value = _mm256_set1_ps(inverse);
   for (int j = 0; j < F2I_BLOCK_COLS; j += 16) {
     const column_pairs x_re = load_pairs(re + j), x_im = load_pairs(im + j);
     for (int plane = 0; plane < stages; ++plane) {
@@ -118,7 +120,7 @@ float f2i_build_lut__avx2(const float *re, const float *im, const float *scales,
       }
     }
   }
-  return units.unit;
+  return unit;
 }
 
 /* Sums of unsigned bytes kept in 16-bit lanes: `all` adds even + 256 * odd, `odd` the odd bytes alone. */
@@ -132,13 +134,14 @@ static inline void add_bytes(byte_sums *sums, __m256i bytes) {
 }
 
 /* Where the driver finds the outputs among the accumulators of a tile, [re, im][row]. A row half has four vectors, each
- * of every second one of eight rows of re and then of im: what pairing 16-bit lanes gives without moving them. */
-#define PLACE(part, row) 2 * ((row) & 16) + 16 * ((row) % 2) + (row) % 16 / 8 * 8 + 4 * (part) + (row) % 8 / 2
-#define PLACES_4(part, row) PLACE(part, row), PLACE(part, (row) + 1), PLACE(part, (row) + 2), PLACE(part, (row) + 3)
+ * of every fourth row of re and then of im: what widening 16-bit lanes gives without moving them. */
+#define PLACES_4(part, row)                                                                    \
+  2 * ((row) & 16) + (part) + (row) % 16 / 4, 2 * ((row) & 16) + (part) + (row) % 16 / 4 + 16, \
+      2 * ((row) & 16) + (part) + (row) % 16 / 4 + 8, 2 * ((row) & 16) + (part) + (row) % 16 / 4 + 24
 #define PLACES_16(part, row) \
   PLACES_4(part, row), PLACES_4(part, (row) + 4), PLACES_4(part, (row) + 8), PLACES_4(part, (row) + 12)
-const uint8_t f2i_order_lut__avx2[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(1, 0),
-                                                       PLACES_16(1, 16)};
+const uint8_t f2i_order_lut__avx2[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(4, 0),
+                                                       PLACES_16(4, 16)};
 
 /* Every look-up adds 128: start with minus the sum of that in a byte column, in `all` for even and for odd bytes. */
 static inline byte_sums start(int stages) {
@@ -147,35 +150,29 @@ static inline byte_sums start(int stages) {
   return s;
 }
 
-/* What a sum is worth: the unit, and in 16-bit lanes the multipliers of the two byte columns. */
-typedef struct worth {
-  __m256 unit;
-  __m256i multipliers;
-} worth;
-
-static inline void add_to(float *acc, const worth *w, __m256i sums) {
-  const __m256 total = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, w->multipliers));
-  _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc), _mm256_mul_ps(w->unit, total)));
+/* Adds the two byte columns, the lanes of re and of im: rows of re, then of im. */
+static inline __m256i add_columns(__m256i re, __m256i im) {
+  return _mm256_add_epi16(_mm256_permute2x128_si256(re, im, 0x20), _mm256_permute2x128_si256(re, im, 0x31));
 }
 
-/* 16-bit sums of the two byte columns, the lanes of re and of im: rows of re, then of im. acc: [2][8] */
-static inline void add_columns(float *acc, const worth *w, __m256i re, __m256i im) {
-  const __m256i first = _mm256_permute2x128_si256(re, im, 0x20), second = _mm256_permute2x128_si256(re, im, 0x31);
-  add_to(acc, w, _mm256_unpacklo_epi16(first, second));
-  add_to(acc + 8, w, _mm256_unpackhi_epi16(first, second));
+static inline void add_to(float *acc, __m256 unit, __m256i sum) {
+  _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_loadu_ps(acc), _mm256_mul_ps(unit, _mm256_cvtepi32_ps(sum))));
 }
 
 /* One row half. acc: [4][8] */
-static inline void flush(const byte_sums *re, const byte_sums *im, const worth *w, float *acc) {
-  add_columns(acc, w, _mm256_sub_epi16(re->all, _mm256_slli_epi16(re->odd, 8)),
-              _mm256_sub_epi16(im->all, _mm256_slli_epi16(im->odd, 8)));
-  add_columns(acc + 16, w, re->odd, im->odd);
+static inline void flush(const byte_sums *re, const byte_sums *im, __m256 unit, float *acc) {
+  const __m256i even = add_columns(_mm256_sub_epi16(re->all, _mm256_slli_epi16(re->odd, 8)),
+                                   _mm256_sub_epi16(im->all, _mm256_slli_epi16(im->odd, 8)));
+  const __m256i odd = add_columns(re->odd, im->odd);
+  add_to(acc, unit, _mm256_srai_epi32(_mm256_slli_epi32(even, 16), 16)); /* rows 0, 4, ... */
+  add_to(acc + 8, unit, _mm256_srai_epi32(even, 16));                    /* rows 2, 6, ... */
+  add_to(acc + 16, unit, _mm256_srai_epi32(_mm256_slli_epi32(odd, 16), 16));
+  add_to(acc + 24, unit, _mm256_srai_epi32(odd, 16));
 }
 
 static void lut_row(const f2i_block *b, size_t row) {
   const __m256i low4 = _mm256_set1_epi8(15);
-  const worth w = {_mm256_set1_ps(b->units[row * b->unit_stride]),
-                   _mm256_set1_epi32(f2i_lut_multipliers(b->operands + row * b->operand_stride, b->stages))};
+  const __m256 unit = _mm256_set1_ps(b->units[row * b->unit_stride]);
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS;
   const uint8_t *packed = b->packed, *ahead = b->ahead;
   float *acc = b->acc + row * b->acc_stride;
@@ -200,7 +197,7 @@ static void lut_row(const f2i_block *b, size_t row) {
         add_bytes(&im[half], _mm256_shuffle_epi8(high_im, high));
       }
     }
-    for (int half = 0; half < 2; ++half) flush(&re[half], &im[half], &w, acc + half * F2I_TILE_ROWS);
+    for (int half = 0; half < 2; ++half) flush(&re[half], &im[half], unit, acc + half * F2I_TILE_ROWS);
   }
 }
 

@@ -8,44 +8,37 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
-#include "kernels/lut_units.h"
 #include "kernels/x86/avx512/byte_sums.h"
 
 f2i_block_fn f2i_block_lut__avx512;
 extern const uint8_t f2i_order_lut__avx512[F2I_ACC_PER_TILE];
 
-/* Where the driver finds the outputs among the accumulators of a tile, [re, im][row]: a float vector holds every second
- * one of eight rows of each row half, that is what pairing 16-bit lanes gives without moving them. */
-#define PLACE(part, row) 32 * ((row) % 2) + (row) % 16 / 8 * 16 + 8 * (part) + (row) / 16 * 4 + (row) % 8 / 2
-#define PLACES_4(part, row) PLACE(part, row), PLACE(part, (row) + 1), PLACE(part, (row) + 2), PLACE(part, (row) + 3)
+/* Where the driver finds the outputs among the accumulators of a tile, [re, im][row]: a float vector holds every fourth
+ * row, that is what widening 16-bit lanes gives without moving them. */
+#define PLACES_4(part, row) \
+  (part) + (row) / 4, (part) + (row) / 4 + 32, (part) + (row) / 4 + 16, (part) + (row) / 4 + 48
 #define PLACES_16(part, row) \
   PLACES_4(part, row), PLACES_4(part, (row) + 4), PLACES_4(part, (row) + 8), PLACES_4(part, (row) + 12)
-const uint8_t f2i_order_lut__avx512[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(1, 0),
-                                                         PLACES_16(1, 16)};
+const uint8_t f2i_order_lut__avx512[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(8, 0),
+                                                         PLACES_16(8, 16)};
 
-/* What a sum is worth: the unit, and in 16-bit lanes the multipliers of the two byte columns. */
-typedef struct worth {
-  __m512 unit;
-  __m512i multipliers;
-} worth;
-
-static inline void add_to(float *acc, const worth *w, __m512i sums) {
-  const __m512 total = _mm512_cvtepi32_ps(_mm512_madd_epi16(sums, w->multipliers));
-  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(w->unit, total)));
+/* Adds the two byte columns. Lanes of re and im: rows 0-15 of the first and of the second one, then rows 16-31.
+ * Returns re of rows 0-15, of rows 16-31, then im. */
+static inline __m512i add_columns(__m512i re, __m512i im) {
+  return _mm512_add_epi16(_mm512_shuffle_i64x2(re, im, 0x88), _mm512_shuffle_i64x2(re, im, 0xDD));
 }
 
-/* 16-bit sums of the two byte columns. Lanes of re and im: rows 0-15 of the first and of the second one, then rows
- * 16-31. acc: [2][16] */
-static inline void add_columns(float *acc, const worth *w, __m512i re, __m512i im) {
-  const __m512i first = _mm512_shuffle_i64x2(re, im, 0x88), second = _mm512_shuffle_i64x2(re, im, 0xDD);
-  add_to(acc, w, _mm512_unpacklo_epi16(first, second));
-  add_to(acc + 16, w, _mm512_unpackhi_epi16(first, second));
+static inline void add_to(float *acc, __m512 unit, __m512i sum) {
+  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sum))));
 }
 
-static inline void flush(const byte_sums *re_bytes, const byte_sums *im_bytes, const worth *w, float *acc) {
+static inline void flush(const byte_sums *re_bytes, const byte_sums *im_bytes, __m512 unit, float *acc) {
   const word_sums re = widen(re_bytes), im = widen(im_bytes);
-  add_columns(acc, w, re.even, im.even);
-  add_columns(acc + 32, w, re.odd, im.odd);
+  const __m512i even = add_columns(re.even, im.even), odd = add_columns(re.odd, im.odd);
+  add_to(acc, unit, _mm512_srai_epi32(_mm512_slli_epi32(even, 16), 16)); /* rows 0, 4, ... */
+  add_to(acc + 16, unit, _mm512_srai_epi32(even, 16));                   /* rows 2, 6, ... */
+  add_to(acc + 32, unit, _mm512_srai_epi32(_mm512_slli_epi32(odd, 16), 16));
+  add_to(acc + 48, unit, _mm512_srai_epi32(odd, 16));
 }
 
 static inline __m512i table_at(const uint8_t *table) {
@@ -90,9 +83,7 @@ static inline byte_sums start(int stages) {
 }
 
 static inline void flush_row(const f2i_block *b, size_t row, size_t tile, const byte_sums *re, const byte_sums *im) {
-  const worth w = {_mm512_set1_ps(b->units[row * b->unit_stride]),
-                   _mm512_set1_epi32(f2i_lut_multipliers(b->operands + row * b->operand_stride, b->stages))};
-  flush(re, im, &w, b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE);
+  flush(re, im, _mm512_set1_ps(b->units[row * b->unit_stride]), b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE);
 }
 
 /* One row of x, `count` (1 or 2) tiles `apart`: their bytes share the loaded tables. */

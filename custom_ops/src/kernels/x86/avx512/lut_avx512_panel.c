@@ -9,7 +9,6 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
-#include "kernels/lut_units.h"
 #include "kernels/x86/avx512/byte_sums.h"
 
 extern const f2i_panel_kernel f2i_panel_lut__avx512;
@@ -21,7 +20,6 @@ enum {
   TABLE_BYTES = 16 * ENTRY_BYTES,
   CELL_TABLES = 4, /* [byte column][low, high nibble] */
   PLANE_TABLES = F2I_BLOCK_CELLS * CELL_TABLES,
-  EXTRA_BYTES = 4 * ROWS, /* behind the tables: the multipliers of each row of x */
 };
 
 /* Sums of one row of the matrix. A 32-bit lane of bytes belongs to four neighbouring rows of x: widened to a lane of
@@ -63,12 +61,11 @@ static inline __m512 larger_term(__m512 re, __m512 im, const float *scale) {
                        _mm512_mul_ps(_mm512_set1_ps(fabsf(scale[1])), im));
 }
 
-/* The largest magnitudes in the tables of even and of odd byte columns, for HALF rows: infinity where an activation is
- * not finite. */
-static void find_largest(const columns *x, int half, const float *scales, int stages, __m512 largest[2]) {
+/* What find_largest of lut_avx2.c finds, for HALF rows: infinity where an activation is not finite. */
+static __m512 find_largest(const columns *x, int half, const float *scales, int stages) {
   const __m512 most = _mm512_set1_ps(FLT_MAX);
+  __m512 largest = _mm512_setzero_ps();
   __mmask16 finite = 0xFFFF;
-  largest[0] = largest[1] = _mm512_setzero_ps();
   for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
     __m512 re[2], im[2];
     for (int i = 0; i < 2; ++i) {
@@ -79,10 +76,10 @@ static void find_largest(const columns *x, int half, const float *scales, int st
     for (const float *scale = scales; scale < scales + 4 * stages; scale += 2) {
       const __m512 real = _mm512_add_ps(larger_term(re[0], im[0], scale), larger_term(re[1], im[1], scale));
       const __m512 imaginary = _mm512_add_ps(larger_term(im[0], re[0], scale), larger_term(im[1], re[1], scale));
-      largest[j / 2 % 2] = _mm512_max_ps(largest[j / 2 % 2], _mm512_max_ps(real, imaginary));
+      largest = _mm512_max_ps(largest, _mm512_max_ps(real, imaginary));
     }
   }
-  largest[0] = _mm512_mask_blend_ps(finite, _mm512_set1_ps(INFINITY), largest[0]);
+  return _mm512_mask_blend_ps(finite, _mm512_set1_ps(INFINITY), largest);
 }
 
 static inline lanes scaled(float scale, const lanes *x) {
@@ -143,34 +140,23 @@ static inline void store_table(const columns *x, int j, const float *scale, int 
 
 static void build(const float *re, const float *im, const float *scales, int stages, void *operands, float *units) {
   columns x;
-  lanes inverse[2]; /* of even and of odd byte columns */
-  int16_t *multipliers = (int16_t *)(void *)((uint8_t *)operands + (size_t)stages * PLANE_TABLES * TABLE_BYTES);
+  lanes inverse;
   for (int half = 0; half < 2; ++half, re += HALF * F2I_BLOCK_COLS, im += HALF * F2I_BLOCK_COLS) {
     for (int j = 0; j < F2I_BLOCK_COLS; j += 4) {
       transpose(re + j, half, x.re + j);
       transpose(im + j, half, x.im + j);
     }
-    __m512 largest[2];
-    float even[HALF], odd[HALF], per_value[2][HALF];
-    find_largest(&x, half, scales, stages, largest);
-    _mm512_storeu_ps(even, largest[0]);
-    _mm512_storeu_ps(odd, largest[1]);
-    for (int i = 0; i < HALF; ++i) {
-      const f2i_lut_units u = f2i_lut_units_for(even[i], odd[i]);
-      units[half * HALF + i] = u.unit;
-      for (int j = 0; j < 2; ++j) {
-        per_value[j][i] = u.inverse[j];
-        multipliers[(half * HALF + i) * 2 + j] = u.multiplier[j];
-      }
-    }
-    for (int j = 0; j < 2; ++j) inverse[j].half[half] = _mm512_loadu_ps(per_value[j]);
+    float largest[HALF], per_value[HALF];
+    _mm512_storeu_ps(largest, find_largest(&x, half, scales, stages));
+    for (int i = 0; i < HALF; ++i) units[half * HALF + i] = f2i_lut_unit(largest[i], &per_value[i]);
+    inverse.half[half] = _mm512_loadu_ps(per_value);
   }
   uint8_t *table = operands;
   for (int plane = 0; plane < stages; ++plane) {
     for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
       for (int nibble = 0; nibble < 2; ++nibble, table += TABLE_BYTES) {
         const uint8_t *place = f2i_byte_planes[stages - 1][plane][nibble]; /* stage and matrix */
-        store_table(&x, j, scales + 4 * place[0] + 2 * place[1], place[1], &inverse[j / 2 % 2], table);
+        store_table(&x, j, scales + 4 * place[0] + 2 * place[1], place[1], &inverse, table);
       }
     }
   }
@@ -186,18 +172,11 @@ static inline void index_plane(const uint8_t *packed, uint16_t *out) {
   }
 }
 
-/* What a sum is worth for each row of x: value[i] of row_sums goes with unit[i], and with multipliers[i], those of even
- * and of odd byte columns in neighbouring 16-bit lanes. */
-typedef struct worth {
-  __m512 unit[4];
-  __m512i multipliers[4];
-} worth;
-
-/* value[i] += worth of the sums of bytes 4 j + i: `low` halves of 32-bit lanes or not. */
-static inline void add_to(row_sums *out, int i, const worth *w, __m512i even, __m512i odd, int low) {
-  const __m512i first = low ? even : _mm512_srli_epi32(even, 16), second = low ? _mm512_slli_epi32(odd, 16) : odd;
-  const __m512i total = _mm512_madd_epi16(_mm512_mask_blend_epi16(0xAAAAAAAA, first, second), w->multipliers[i]);
-  out->value[i] = _mm512_add_ps(out->value[i], _mm512_mul_ps(w->unit[i], _mm512_cvtepi32_ps(total)));
+/* value[i] += unit * sum, for the rows of x of vector i; sums of bytes 4 j + i are `low` halves of 32-bit lanes or not.
+ */
+static inline void add_to(__m512 *value, __m512 unit, __m512i sums, int low) {
+  const __m512i wide = _mm512_srai_epi32(low ? _mm512_slli_epi32(sums, 16) : sums, 16);
+  *value = _mm512_add_ps(*value, _mm512_mul_ps(unit, _mm512_cvtepi32_ps(wide)));
 }
 
 /* Everything added while a block lasts: ones + 2 twos + 4 fours + 8 (the widened eights), bytes. `all` adds even + 256
@@ -208,63 +187,51 @@ typedef struct deep_sums {
 
 static inline __m512i twice(__m512i v) { return _mm512_slli_epi16(v, 1); }
 
-static inline word_sums widen_all(const deep_sums *s) {
-  const byte_sums rest = {s->ones, s->twos, _mm512_add_epi16(s->fours, twice(s->all)),
-                          _mm512_add_epi16(_mm512_srli_epi16(s->fours, 8), twice(s->odd))};
-  return widen(&rest);
+static inline void flush(const deep_sums *s, const __m512 unit[4], row_sums *out) {
+  byte_sums rest = {s->ones, s->twos, _mm512_add_epi16(s->fours, twice(s->all)),
+                    _mm512_add_epi16(_mm512_srli_epi16(s->fours, 8), twice(s->odd))};
+  const word_sums words = widen(&rest);
+  add_to(&out->value[0], unit[0], words.even, 1);
+  add_to(&out->value[1], unit[1], words.odd, 1);
+  add_to(&out->value[2], unit[2], words.even, 0);
+  add_to(&out->value[3], unit[3], words.odd, 0);
 }
 
-static inline void flush(const word_sums *even, const word_sums *odd, const worth *w, row_sums *out) {
-  add_to(out, 0, w, even->even, odd->even, 1);
-  add_to(out, 1, w, even->odd, odd->odd, 1);
-  add_to(out, 2, w, even->even, odd->even, 0);
-  add_to(out, 3, w, even->odd, odd->odd, 0);
-}
-
-/* Looks up a byte column of two neighbouring cells: a carry of weight four. table: the first of the two that the column
- * has in the first cell; offsets: as index_plane lays them out */
+/* Looks up one cell: a carry of weight four. table: its CELL_TABLES; offsets: as index_plane lays them out */
 static inline __m512i look_up(deep_sums *s, const uint8_t *table, const uint16_t *offsets) {
   const __m512i a = _mm512_load_si512(table + offsets[0]);
   const __m512i b = _mm512_load_si512(table + TABLE_BYTES + offsets[32]);
-  table += CELL_TABLES * TABLE_BYTES;
-  offsets += 2 * F2I_CELL_BYTES;
-  const __m512i c = _mm512_load_si512(table + offsets[0]);
-  const __m512i d = _mm512_load_si512(table + TABLE_BYTES + offsets[32]);
+  const __m512i c = _mm512_load_si512(table + 2 * TABLE_BYTES + offsets[16]);
+  const __m512i d = _mm512_load_si512(table + 3 * TABLE_BYTES + offsets[48]);
   const __m512i first = add_carry(&s->ones, a, b), second = add_carry(&s->ones, c, d);
   return add_carry(&s->twos, first, second);
 }
 
-/* The sums over the even or the odd byte columns of a block, for one row of a tile; table, at: of the first of them. */
-static inline word_sums add_columns(const uint8_t *table, const uint16_t *at, int stages) {
-  /* every look-up adds 128: start with minus an eighth of all that, as it counts eight times; in `all` for even bytes
-   * and 256 times for odd ones */
-  const int bias = -128 * PLANE_TABLES / 2 * stages / 8;
-  const __m512i zero = _mm512_setzero_si512();
-  deep_sums s = {zero, zero, zero, _mm512_set1_epi16((short)(bias * 257)), _mm512_set1_epi16((short)bias)};
-  for (int plane = 0; plane < stages; ++plane) {
-#pragma GCC unroll 2
-    for (int i = 0; i < F2I_BLOCK_CELLS / 4; ++i) {
-      const __m512i first = look_up(&s, table, at);
-      const __m512i second = look_up(&s, table + 2 * CELL_TABLES * TABLE_BYTES, at + 4 * F2I_CELL_BYTES);
-      const __m512i eights = add_carry(&s.fours, first, second);
-      s.all = _mm512_add_epi16(s.all, eights);
-      s.odd = _mm512_add_epi16(s.odd, _mm512_srli_epi16(eights, 8));
-      table += 4 * CELL_TABLES * TABLE_BYTES;
-      at += 8 * F2I_CELL_BYTES;
-    }
-  }
-  return widen_all(&s);
-}
-
 /* One K-block for the 32 rows of a tile. tables: [plane][PLANE_TABLES][TABLE_BYTES]; offsets: of index_plane, [plane]
  */
-static inline void add_tile(const uint8_t *tables, const uint16_t *offsets, const worth *w, row_sums *state,
+static inline void add_tile(const uint8_t *tables, const uint16_t *offsets, const __m512 unit[4], row_sums *state,
                             int stages) {
+  /* every look-up adds 128: start with minus an eighth of all that, as it counts eight times; in `all` for even bytes
+   * and 256 times for odd ones */
+  const int bias = -128 * PLANE_TABLES * stages / 8;
+  const __m512i zero = _mm512_setzero_si512();
   for (int row = 0; row < F2I_TILE_ROWS; ++row) {
     const uint16_t *at = offsets + row / F2I_HALF_ROWS * F2I_CELL_BYTES + row % F2I_HALF_ROWS;
-    const word_sums even = add_columns(tables, at, stages);
-    const word_sums odd = add_columns(tables + CELL_TABLES / 2 * TABLE_BYTES, at + F2I_HALF_ROWS, stages);
-    flush(&even, &odd, w, &state[row]);
+    const uint8_t *table = tables;
+    deep_sums s = {zero, zero, zero, _mm512_set1_epi16((short)(bias * 257)), _mm512_set1_epi16((short)bias)};
+    for (int plane = 0; plane < stages; ++plane) {
+#pragma GCC unroll 4
+      for (int i = 0; i < F2I_BLOCK_CELLS / 2; ++i) {
+        const __m512i first = look_up(&s, table, at);
+        const __m512i second = look_up(&s, table + CELL_TABLES * TABLE_BYTES, at + 2 * F2I_CELL_BYTES);
+        const __m512i eights = add_carry(&s.fours, first, second);
+        s.all = _mm512_add_epi16(s.all, eights);
+        s.odd = _mm512_add_epi16(s.odd, _mm512_srli_epi16(eights, 8));
+        table += 2 * CELL_TABLES * TABLE_BYTES;
+        at += 4 * F2I_CELL_BYTES;
+      }
+    }
+    flush(&s, unit, &state[row]);
   }
 }
 
@@ -277,29 +244,21 @@ static void f2i_block_lut__avx512_panel(const f2i_panel *p) {
   const size_t tables = (size_t)p->stages * PLANE_TABLES; /* of a block */
   const uint8_t *operands = p->operands;
   _Alignas(64) uint16_t offsets[F2I_MAX_STAGES * 2 * F2I_PLANE_BYTES];
-  const int32_t *multipliers = (const int32_t *)(const void *)(operands + tables * TABLE_BYTES);
-  worth w;
+  __m512 unit[4];
   for (int i = 0; i < 4; ++i) {
-    float unit[ROWS / 4][2]; /* [four rows of a half, half][real, imaginary] */
-    int32_t both[ROWS / 4][2];
-    for (int j = 0; j < ROWS / 4; ++j) {
-      const int row = j % 2 * HALF + j / 2 * 4 + i;
-      unit[j][0] = unit[j][1] = p->units[row];
-      both[j][0] = both[j][1] = multipliers[row];
-    }
-    w.unit[i] = _mm512_loadu_ps(unit);
-    w.multipliers[i] = _mm512_loadu_si512(both);
+    float by_lane[ROWS / 4][2]; /* [four rows of a half, half][real, imaginary] */
+    for (int j = 0; j < ROWS / 4; ++j) by_lane[j][0] = by_lane[j][1] = p->units[j % 2 * HALF + j / 2 * 4 + i];
+    unit[i] = _mm512_loadu_ps(by_lane);
   }
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     const uint8_t *packed = p->packed + tile * tile_bytes, *ahead = p->ahead + tile * tile_bytes;
-    const uint8_t *next =
-        operands + tables * TABLE_BYTES + EXTRA_BYTES; /* the tables of the next block, a share for each tile */
+    const uint8_t *next = operands + tables * TABLE_BYTES; /* the tables of the next block, a share for each tile */
     prefetch(ahead, ahead + tile_bytes);
     prefetch(next + tile * tables / p->tiles * TABLE_BYTES, next + (tile + 1) * tables / p->tiles * TABLE_BYTES);
     for (int plane = 0; plane < p->stages; ++plane) {
       index_plane(packed + plane * F2I_PLANE_BYTES, offsets + plane * 2 * F2I_PLANE_BYTES);
     }
-    add_tile(operands, offsets, &w, (row_sums *)p->state + tile * F2I_TILE_ROWS, p->stages);
+    add_tile(operands, offsets, unit, (row_sums *)p->state + tile * F2I_TILE_ROWS, p->stages);
   }
 }
 
@@ -321,7 +280,7 @@ const f2i_panel_kernel f2i_panel_lut__avx512 = {.rows = ROWS,
                                                 .strip_most = 32,
                                                 .strip_least = 2,
                                                 .operand_bytes = PLANE_TABLES * TABLE_BYTES,
-                                                .extra_bytes = EXTRA_BYTES,
+                                                .extra_bytes = 0,
                                                 .state_bytes = F2I_TILE_ROWS * sizeof(row_sums),
                                                 .build = build,
                                                 .block = f2i_block_lut__avx512_panel,

@@ -7,7 +7,6 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
-#include "kernels/lut_units.h"
 
 f2i_build_fn f2i_build_lut__avx512;
 
@@ -48,7 +47,7 @@ static inline __m512 larger_terms(pairs a, pairs b) {
 
 static inline __mmask16 is_finite(__m512 v) { return _mm512_cmp_ps_mask(v, _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ); }
 
-static inline f2i_lut_units find_units(pairs re, pairs im, const float *scales, int stages) {
+static inline float find_largest(pairs re, pairs im, const float *scales, int stages) {
   const pairs r = magnitudes(re), i = magnitudes(im);
   __m512 largest = _mm512_setzero_ps();
   for (const float *scale = scales; scale < scales + 4 * stages; scale += 2) {
@@ -57,11 +56,7 @@ static inline f2i_lut_units find_units(pairs re, pairs im, const float *scales, 
     largest = _mm512_max_ps(largest, larger_terms(scaled(s_re, i), scaled(s_im, r)));
   }
   const __mmask16 finite = is_finite(r.even) & is_finite(r.odd) & is_finite(i.even) & is_finite(i.odd);
-  if (finite != 0xFFFF) return f2i_lut_units_for(INFINITY, INFINITY);
-  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(largest), _mm512_extractf32x8_ps(largest, 1));
-  const __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  const __m128 both = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter)); /* even, odd */
-  return f2i_lut_units_for(_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both)));
+  return finite == 0xFFFF ? _mm512_reduce_max_ps(largest) : INFINITY;
 }
 
 static inline __m512i rounded(__m512 sum, __m512 inverse) { return _mm512_cvtps_epi32(_mm512_mul_ps(sum, inverse)); }
@@ -108,15 +103,13 @@ static inline void store_tables(const __m512i re[4], const __m512i im[4], uint8_
 
 float f2i_build_lut__avx512(const float *re, const float *im, const float *scales, int stages, void *operands) {
   const pairs x_re = load_pairs(re), x_im = load_pairs(im);
-  const f2i_lut_units units = find_units(x_re, x_im, scales, stages);
-  f2i_lut_keep(&units, stages, operands);
-  if (f2i_lut_is_empty(&units)) {
-    f2i_lut_clear(stages, operands);
-    return units.unit;
+  float inverse;
+  const float unit = f2i_lut_unit(find_largest(x_re, x_im, scales, stages), &inverse);
+  if (inverse == 0.0f) {
+    memset(operands, 128, (size_t)stages * F2I_PLANE_ENTRIES);
+    return unit;
   }
-  double two; /* the lanes of neighbouring pairs are those of an even and an odd byte column */
-  memcpy(&two, units.inverse, sizeof two);
-  const __m512 per_value = _mm512_castpd_ps(_mm512_set1_pd(two));
+  const __m512 per_value = _mm512_set1_ps(inverse);
   uint8_t *tables = operands;
   for (int plane = 0; plane < stages; ++plane, tables += F2I_PLANE_ENTRIES) {
     for (int nibble = 0; nibble < 2; ++nibble) {
@@ -130,5 +123,5 @@ float f2i_build_lut__avx512(const float *re, const float *im, const float *scale
       store_tables(of_re, of_im, tables + nibble * 64);
     }
   }
-  return units.unit;
+  return unit;
 }
