@@ -43,7 +43,9 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SHAPES)}; all by default.")] = None,
     stages: Annotated[int, typer.Option(help="Bits per weight.")] = 4,
     tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = CALIBRATION_TOKENS["normal"],
-    plan: Annotated[bool, typer.Option(help="Sizes, memory and time as --dry-run estimates them; nothing is converted.")] = False,
+    plan: Annotated[
+        bool, typer.Option(help="Sizes, memory and time as --dry-run estimates them; nothing is converted.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and print."""

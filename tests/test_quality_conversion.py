@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import typer
 
+import fairy2i_export
+import fairy2i_runtime
 from conftest import ROOT
 from export_helpers import make_checkpoint, write_tokenizer
 from runtime_models import stories_folder
@@ -193,7 +196,9 @@ def test_ablation_converts_measures_and_goes_on(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "wikitext.txt").write_text(words(400))
     monkeypatch.setattr(texts, "LENGTHS", {"wiki-2k": 96, "wiki-16k": 192, "other": 96})
     monkeypatch.setattr(texts.texts_of, "__defaults__", (48,))
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'runtime'}")
+    # the packages of this process, installed or not
+    places = [str(Path(str(package.__file__)).parents[1]) for package in (fairy2i_export, fairy2i_runtime)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
 
     def run() -> None:
         ablation.main(

@@ -44,14 +44,26 @@ def convert(checkpoint: Path, texts: list[Path], folder: Path, arguments: list[s
         SystemExit: it failed.
     """
     given = [word for text in texts for word in ("--calibrate", str(text))]
-    command = [sys.executable, "-c", _EXPORT, str(checkpoint), "-o", str(folder), *given, *arguments, "--force", "--quiet"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        _EXPORT,
+        str(checkpoint),
+        "-o",
+        str(folder),
+        *given,
+        *arguments,
+        "--force",
+        "--quiet",
+    ]
     began = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command[3:])} ended with {process.returncode}")
+        raise SystemExit(f"{' '.join(command[4:])} ended with {process.returncode}")
     return {
         "seconds": seconds,
         "processor_seconds": usage.ru_utime + usage.ru_stime,
@@ -62,7 +74,7 @@ def convert(checkpoint: Path, texts: list[Path], folder: Path, arguments: list[s
 def sizes(folder: Path) -> dict[str, float]:
     """Bits per weight of the converted layers, and bytes of the model's files."""
     shown = subprocess.run(
-        [sys.executable, "-c", _INSPECT, "inspect", str(folder), "--json"], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-P", "-c", _INSPECT, "inspect", str(folder), "--json"], stdout=subprocess.PIPE, check=True
     )
     bits = json.loads(shown.stdout)["totals"]["bits_per_weight"]
     return {"bits": bits, "model_bytes": sum(path.stat().st_size for path in folder.glob("model.onnx*"))}
