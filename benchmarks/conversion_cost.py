@@ -10,11 +10,9 @@ config.json; biases are left out. Memory to run is what ``fairy2i info`` estimat
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from conversions import convert
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.request.request import CALIBRATION_TOKENS
 from synthetic_checkpoint import llama_config, write_checkpoint
@@ -69,15 +68,7 @@ def measure(name: str, work: Path, stages: int, tokens: int, plan: bool) -> dict
         if plan:
             return planned(name, source, text, stages, tokens)
         arguments = [source, "-o", target, "--calibrate", text, "--calibrate-tokens", tokens, "--stages", stages]
-        code = "import sys; from fairy2i_export.commands.export import main; sys.exit(main())"
-        command = [sys.executable, "-c", code, *map(str, arguments), "--context-length", str(CONTEXT), "--quiet"]
-        start = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{name}: the conversion ended with {process.returncode}")
+        cost = convert([*arguments, "--context-length", CONTEXT])
         info = [sys.executable, "-m", "fairy2i_runtime", "info", str(target), "--json"]
         memory = json.loads(subprocess.run(info, stdout=subprocess.PIPE, check=True).stdout)["model"]["memory"]
         return {
@@ -86,9 +77,7 @@ def measure(name: str, work: Path, stages: int, tokens: int, plan: bool) -> dict
             "tokens": tokens,
             "source_bytes": size_of(source, "*.safetensors"),
             "folder_bytes": size_of(target, "*"),
-            "seconds": seconds,
-            "processor_seconds": usage.ru_utime + usage.ru_stime,
-            "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            **cost,
             "run_bytes": memory["total"],
         }
     finally:

@@ -12,16 +12,15 @@ on where it was interrupted. The folders are kept with --keep. The float model i
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.grid import CASES, Case
@@ -30,45 +29,11 @@ from conversion.subjects import FLOAT, open_subject
 from conversion.texts import CONVERSATIONS, measured, texts_of
 from speech.dialogue import read_conversations
 
+from conversions import convert
 from fairy2i_runtime.commands.measure import read_text
 from fairy2i_runtime.measure.perplexity import Windows
 
-_EXPORT = "import sys; from fairy2i_export.commands.export import main; sys.exit(main())"
 _INSPECT = "import sys; from fairy2i_export.commands.tools import main; sys.exit(main())"
-
-
-def convert(checkpoint: Path, texts: list[Path], folder: Path, arguments: list[str]) -> dict[str, float]:
-    """Run the exporter; what it took.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    given = [word for text in texts for word in ("--calibrate", str(text))]
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        _EXPORT,
-        str(checkpoint),
-        "-o",
-        str(folder),
-        *given,
-        *arguments,
-        "--force",
-        "--quiet",
-    ]
-    began = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[4:])} ended with {process.returncode}")
-    return {
-        "seconds": seconds,
-        "processor_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-    }
 
 
 def sizes(folder: Path) -> dict[str, float]:
@@ -96,7 +61,8 @@ def one_run(
     if note.exists() and (folder / "model.onnx").exists():
         cost = json.loads(note.read_text())
     else:
-        cost = convert(checkpoint, texts, folder, [*case.arguments, *extra])
+        given = [word for text in texts for word in ("--calibrate", text)]
+        cost = convert([checkpoint, "-o", folder, *given, *case.arguments, *extra, "--force"])
         write_json(note, cost)
     by_kernel = {kernel: measured(open_subject(folder, kernel, threads), evaluated) for kernel in kernels}
     named = {"case": case.name, "label": case.label, "group": case.group, "sample": sample}
