@@ -74,17 +74,8 @@ class QuantizedLinear:
                 bfloat16 step per entry.
         """
         rnd = keep if rounding == "none" else rounding_of(self.profile)
-        parts: list[tuple[F32, F32]] = []
-        for matrix in range(2):
-            re = np.zeros((self.n, self.m), np.float32)
-            im = np.zeros((self.n, self.m), np.float32)
-            for stage in range(self.stages):
-                code = self.codes[stage, matrix]
-                s_re, s_im = self.scales[stage, matrix]
-                re = rnd(re + CODE_RE[code] * s_re)
-                im = rnd(im + CODE_IM[code] * s_im)
-            parts.append((re, im))
-        dense = merge_widely_linear(*parts[0], *parts[1], rnd)
+        (u_re, u_im), (w_re, w_im) = sums_of(self.codes, self.scales, rnd)
+        dense = merge_widely_linear(u_re, u_im, w_re, w_im, rnd)
         if self.row_multiplier is not None:
             dense *= self.row_multiplier[:, None]
         if self.col_multiplier is not None:
@@ -109,6 +100,22 @@ class Coded(Protocol):
     def col_multiplier(self) -> F32 | None: ...
     def codes(self, rows: Rows) -> tuple[U8, F64]:
         """Codes [stages, 2, rows, m], and per complex row the sums of squares of A - Q(A) and A."""
+
+
+def sums_of(codes: U8, scales: F32, rnd: Rounding = keep) -> F32:
+    """What codes stand for: float32 [2 (U, W), 2 (re, im), ...], stages added in their order, each sum rounded.
+
+    Args:
+        codes: uint8 [stages, 2 (U, W), ...].
+        scales: float32 [stages, 2 (U, W), 2 (re, im)].
+        rnd: of a profile.
+    """
+    sums = np.zeros((2, 2, *codes.shape[2:]), np.float32)
+    for code, scale in zip(codes, scales, strict=True):
+        for matrix in range(2):
+            for axis, table in enumerate((CODE_RE, CODE_IM)):
+                sums[matrix, axis] = rnd(sums[matrix, axis] + table[code[matrix]] * scale[matrix, axis])
+    return sums
 
 
 def merge_widely_linear(u_re: F32, u_im: F32, w_re: F32, w_im: F32, rnd: Rounding = keep) -> F32:

@@ -11,7 +11,9 @@ import time
 
 import numpy as np
 
+from fairy2i_export.compile.calibrate.matrix.calibrate import ROUNDS
 from fairy2i_export.compile.calibrate.matrix.metric import PRECISE
+from fairy2i_export.compile.calibrate.run import SCHEDULES, SWEEPS
 from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
 from fairy2i_export.compile.calibrate.streams import has_fast_bfloat16
 from fairy2i_export.compile.calibrate.tuning.divergence import TOKENS
@@ -23,7 +25,7 @@ from fairy2i_export.source.tensor_stream import BUFFERS
 _BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
 _TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer
 _SEARCH = (12e3, 20e3, 28e3, 60e3)  # operations' worth of a pair of columns in one complex row, per pass, by stages
-_PASSES = 6  # of a search: feedback, descent, and what is fitted to it
+_FITS = 1  # passes of a search that fitting scales and rows takes
 _FORWARD = 4  # passes of the text through a decoder layer, float model included
 _OVERHEAD = 1.5  # of what is not counted
 _LAYER = re.compile(r"\.\d+\.")
@@ -79,18 +81,19 @@ def calibration_seconds(prepared: Prepared) -> float:
         names.down,
         names.lm_head,
     }  # of layers with the same inputs
+    without, effort = prepared.options.calibrate_without, prepared.options.calibrate_effort
+    passes = ROUNDS + _FITS + (0 if "descent" in without else SWEEPS[effort])
     inside = operations = 0.0
     for linear in prepared.plan.rewritten:
         rows, columns = linear.out_features, linear.in_features
         inside += linear.parameters if linear.name != names.lm_head else 0
         operations += linear.parameters * (2 * tokens * _FORWARD * bfloat16 + 16 * columns)
-        operations += _PASSES * linear.parameters * (_SEARCH[linear.stages - 1] / 4 + 2 * columns)
+        operations += passes * linear.parameters * (_SEARCH[linear.stages - 1] / 4 + 2 * columns)
         if _LAYER.sub(".{}.", linear.name) in first:
             operations += 2 * tokens * columns * (columns + min(rows, columns)) + 40.0 * columns**3
-    if "tuning" not in prepared.options.calibrate_without:
-        epochs = 2 if prepared.options.calibrate_effort == "high" else 1
+    if "tuning" not in without:
         head = decoder.vocab_size * decoder.hidden_size
-        operations += epochs * 2 * tokens * bfloat16 * (2 * inside + 3 * head) * 1.5
+        operations += SCHEDULES[effort].epochs * 2 * tokens * bfloat16 * (2 * inside + 3 * head) * 1.5
     return _OVERHEAD * operations / _products_per_second()
 
 

@@ -6,6 +6,16 @@
 
 #include "base/message.h"
 
+void f2i_point_of(int combination, const float *scales, int64_t stride, int64_t stages, float *re, float *im) {
+  *re = *im = 0;
+  for (int64_t t = 0; t < stages; ++t) {
+    const int code = combination >> (2 * (stages - 1 - t)) & 3;
+    const float scale = scales[stride * t + (code & 1)], value = code & 2 ? -scale : scale;
+    *re += code & 1 ? 0.0f : value;
+    *im += code & 1 ? value : 0.0f;
+  }
+}
+
 void f2i_points_fill(f2i_points *points, const float *scales, int64_t stride, int64_t stages) {
   memset(points, 0, sizeof *points);
   points->stages = stages;
@@ -15,13 +25,8 @@ void f2i_points_fill(f2i_points *points, const float *scales, int64_t stride, in
   }
   int64_t count = 0;
   for (int combination = 0; combination < 1 << (2 * stages); ++combination) {
-    float re = 0, im = 0;
-    for (int64_t t = 0; t < stages; ++t) {
-      const int code = combination >> (2 * (stages - 1 - t)) & 3;
-      const float scale = points->scales[t][code & 1], value = code & 2 ? -scale : scale;
-      re += code & 1 ? 0.0f : value;
-      im += code & 1 ? value : 0.0f;
-    }
+    float re, im;
+    f2i_point_of(combination, points->scales[0], 2, stages, &re, &im);
     /* below zero, or not a number: each of those would count as a new point, up to 4^stages of them */
     if (!(re >= 0 && im >= 0)) continue;
     int known = 0; /* the same point from a lower combination */

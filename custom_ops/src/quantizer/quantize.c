@@ -56,8 +56,8 @@ static f2i_status check(const f2i_latent *latent, int64_t begin, int64_t end, f2
   return F2I_OK;
 }
 
-static f2i_status check_count(const char *what, const void *pointer, size_t count, uint64_t expected,
-                              f2i_message *message) {
+f2i_status f2i_check_count(const char *what, const void *pointer, size_t count, uint64_t expected,
+                           f2i_message *message) {
   if (pointer != NULL && (uint64_t)count == expected) return F2I_OK;
   return f2i_fail(message, F2I_INVALID_ARGUMENT, "%s: expected %llu values, got %zu", what,
                   (unsigned long long)expected, pointer == NULL ? (size_t)0 : count);
@@ -66,7 +66,7 @@ static f2i_status check_count(const char *what, const void *pointer, size_t coun
 f2i_status f2i_quantize_squares(const f2i_latent *latent, int64_t begin, int64_t end, double *squares, size_t count,
                                 f2i_message *message) {
   f2i_status status = check(latent, begin, end, message);
-  if (status == F2I_OK) status = check_count("squares", squares, count, f2i_count(end - begin, 1, 2), message);
+  if (status == F2I_OK) status = f2i_check_count("squares", squares, count, f2i_count(end - begin, 1, 2), message);
   if (status != F2I_OK) return status;
   f2i_quantizer_of_cpu()->squares(latent, begin, end, squares);
   return f2i_ok(message);
@@ -80,8 +80,8 @@ f2i_status f2i_quantize_sums(const f2i_latent *latent, const float *scales, size
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "scales: expected 4 per earlier stage of %lld, got %zu",
                     (long long)latent->stages, scales == NULL ? (size_t)0 : scales_count);
   }
-  status = check_count("sums", sums, count, f2i_count(end - begin, 1, 4), message);
-  if (status == F2I_OK) status = check_count("counts", counts, count, f2i_count(end - begin, 1, 4), message);
+  status = f2i_check_count("sums", sums, count, f2i_count(end - begin, 1, 4), message);
+  if (status == F2I_OK) status = f2i_check_count("counts", counts, count, f2i_count(end - begin, 1, 4), message);
   if (status != F2I_OK) return status;
   f2i_quantizer_of_cpu()->sums(latent, scales, (int64_t)(scales_count / 4), begin, end, sums, counts);
   return f2i_ok(message);
@@ -93,12 +93,12 @@ f2i_status f2i_quantize_codes(const f2i_latent *latent, const float *scales, siz
   f2i_status status = check(latent, begin, end, message);
   if (status != F2I_OK) return status;
   const int64_t rows = end - begin;
-  status = check_count("scales", scales, scales_count, f2i_count(latent->stages, 1, 4), message);
+  status = f2i_check_count("scales", scales, scales_count, f2i_count(latent->stages, 1, 4), message);
   if (status == F2I_OK) {
-    status = check_count("codes", codes, codes_count, f2i_count(rows, latent->k, latent->stages), message);
+    status = f2i_check_count("codes", codes, codes_count, f2i_count(rows, latent->k, latent->stages), message);
   }
   if (status == F2I_OK && errors != NULL)
-    status = check_count("errors", errors, errors_count, f2i_count(rows, 1, 2), message);
+    status = f2i_check_count("errors", errors, errors_count, f2i_count(rows, 1, 2), message);
   if (status != F2I_OK) return status;
   f2i_quantizer_of_cpu()->codes(latent, scales, begin, end, codes, errors);
   return f2i_ok(message);
@@ -108,7 +108,7 @@ f2i_status f2i_quantize_parts(const f2i_latent *latent, int64_t begin, int64_t e
                               f2i_message *message) {
   f2i_status status = check(latent, begin, end, message);
   if (status == F2I_OK) {
-    status = check_count("parts", parts, count, f2i_count(end - begin, latent->k, 2), message);
+    status = f2i_check_count("parts", parts, count, f2i_count(end - begin, latent->k, 2), message);
   }
   if (status != F2I_OK) return status;
   f2i_quantizer_of_cpu()->parts(latent, begin, end, parts);
@@ -119,7 +119,7 @@ f2i_status f2i_quantize_dequantized(const f2i_latent *latent, const float *scale
                                     int64_t end, int64_t dtype, void *out, size_t out_bytes, f2i_message *message) {
   f2i_status status = check(latent, begin, end, message);
   if (status != F2I_OK) return status;
-  status = check_count("scales", scales, scales_count, f2i_count(latent->stages, 1, 4), message);
+  status = f2i_check_count("scales", scales, scales_count, f2i_count(latent->stages, 1, 4), message);
   if (status != F2I_OK) return status;
   if (dtype != F2I_FLOAT32 && dtype != F2I_BFLOAT16) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT,

@@ -27,6 +27,10 @@ typedef struct f2i_quantizer {
 
 const f2i_quantizer *f2i_quantizer_of_cpu(void);
 
+/* Refuses an array that is not there or has another length, naming it. */
+f2i_status f2i_check_count(const char *what, const void *pointer, size_t count, uint64_t expected,
+                           f2i_message *message);
+
 extern const f2i_quantizer f2i_quantizer_baseline, f2i_quantizer_avx2, f2i_quantizer_avx512;
 
 #endif

@@ -6,8 +6,8 @@ bfloat16, which halves it: it is only compared with, and rounding is small besid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from fairy2i_export.compile.calibrate.skeleton import Call, run_layer
@@ -49,28 +49,33 @@ def halves(states: Any) -> Iterator[tuple[int, slice]]:
         yield from ((0, slice(0, middle)), (1, slice(middle, len(states))))
 
 
+@contextmanager
+def listening(layer: Any, modules: Iterable[str], note: Callable[[str, Any], None]) -> Iterator[None]:
+    """Inside, ``note`` hears the name of every module that is called, and its input."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs: note(name, inputs[0])
+
+    hooks = [layer.get_submodule(name).register_forward_pre_hook(hook(name)) for name in modules]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
 def inputs_of(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> list[Any]:
     """What modules inside a layer are called with, in the order in which they are called; the rest is not computed."""
     seen: dict[str, Any] = {LAYER: hidden}
     wanted = [name for name in modules if name != LAYER]
 
-    def noting(name: str) -> Callable[..., None]:
-        def note(module: Any, inputs: tuple[Any, ...]) -> None:
-            seen[name] = inputs[0]
-            if all(other in seen for other in wanted):
-                raise _Reached
+    def note(name: str, inputs: Any) -> None:
+        seen[name] = inputs
+        if all(other in seen for other in wanted):
+            raise _Reached
 
-        return note
-
-    hooks = [layer.get_submodule(name).register_forward_pre_hook(noting(name)) for name in wanted]
-    try:
-        with products():
-            run_layer(layer, hidden, call)
-    except _Reached:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with suppress(_Reached), listening(layer, wanted, note), products():
+        run_layer(layer, hidden, call)
     return [seen[name].float() for name in modules]
 
 
@@ -96,26 +101,13 @@ class FloatLayer:
 
         self._read: dict[str, list[Any]] = {name: [] for name in modules}
         batch: dict[str, Any] = {}
-        inside = [name for name in modules if name != LAYER]
-
-        def noting(name: str) -> Callable[..., None]:
-            def note(module: Any, inputs: tuple[Any, ...]) -> None:
-                batch[name] = inputs[0]
-
-            return note
-
-        hooks = [layer.get_submodule(name).register_forward_pre_hook(noting(name)) for name in inside]
-        try:
+        with listening(layer, (name for name in modules if name != LAYER), batch.__setitem__), products():
             for _, part in halves(states):
                 batch[LAYER] = states[part]
-                with products():
-                    after = run_layer(layer, states[part], call)
+                after = run_layer(layer, states[part], call)
                 for name, kept in self._read.items():
                     kept.append(batch[name].to(torch.bfloat16))
                 states[part] = after
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def inputs(self, module: str, batch: int) -> Any:
         """What a module read in a batch (in the order of :func:`halves`), float32."""

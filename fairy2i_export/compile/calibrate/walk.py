@@ -10,6 +10,7 @@ one decoder layer, the hidden states of the whole text, what the modules of one 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
 from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
-from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of
+from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of, listening
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.formats.base import Linear
 
@@ -66,7 +67,8 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> Any:
         for index, call in enumerate(calls):
             prefix = f"model.layers.{index}."
             names = {name.removeprefix(prefix): linear for name, linear in walk.linears.items() if name.startswith(prefix)}
-            layer, original = skeleton.layer(index), skeleton.layer(index)
+            layer = skeleton.layer(index)
+            original = copy.deepcopy(layer)
             found = store.read(index)
             if found is None:
                 found = {}
@@ -177,22 +179,15 @@ def _groups(layer: Any, names: Sequence[str], hidden: Any, call: Call) -> list[l
     """Those of the named modules that get the same tensor, in the order in which they are called."""
     seen: list[tuple[Any, list[str]]] = []
 
-    def noting(name: str) -> Callable[..., None]:
-        def note(module: Any, inputs: tuple[Any, ...]) -> None:
-            for tensor, group in seen:
-                if tensor is inputs[0]:
-                    group.append(name)
-                    return
-            seen.append((inputs[0], [name]))
+    def note(name: str, inputs: Any) -> None:
+        for tensor, group in seen:
+            if tensor is inputs:
+                group.append(name)
+                return
+        seen.append((inputs, [name]))
 
-        return note
-
-    hooks = [layer.get_submodule(name).register_forward_pre_hook(noting(name)) for name in names]
-    try:
+    with listening(layer, names, note):
         run_layer(layer, hidden, call)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [group for _, group in seen]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from fairy2i_export.codes.native import F32
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.decoder.architectures import describe
-from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import CheckpointError, FormatError, OptionError
 from fairy2i_export.onnx_graph.formats.rounded import BLOCK
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
+from fairy2i_export.output.contract.norms import read_norms
 from fairy2i_export.output.contract.origin import misfit
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.metadata import ModelMetadata
@@ -30,7 +29,6 @@ from fairy2i_export.train.recipe import Recipe
 
 LEARNING_RATE = 2e-4  # in units of a layer's mean row multiplier: so careful that codes hardly change in a short run
 SAVE_DTYPE = "float32"  # 16-bit latent weights would leave the cells of some codes
-_ROTATION = "rotation"  # metadata: the residual stream is not the source's
 _ROUNDED = {".int8": 8, ".int4": 4}
 
 
@@ -75,7 +73,7 @@ class CalibratedFolder:
     @property
     def rotated(self) -> bool:
         """Whether its residual stream is another one than the source's: then no tensor of the source fits any layer."""
-        return self._metadata.get(_ROTATION, "none") not in ("", "none")
+        return self._metadata.rotation is not None
 
     @property
     def stored(self) -> dict[str, str]:
@@ -145,15 +143,17 @@ class CalibratedFolder:
             config: the source's config.json.
         """
         decoder = describe(config)
-        norms = _norm_patterns(decoder)
+        try:
+            norms = read_norms(self._model, decoder.norm_offset)
+        except FormatError as error:
+            raise OptionError(f"{self._where}: {error}") from error
+        yield from norms.items()
         values = {name: value.const_value for name, value in self._model.graph.initializers.items()}
         for name, value in values.items():
-            if value is None:
+            if value is None or name in norms:
                 continue
             module, _, kind = name.rpartition(".")
-            if kind == "weight" and any(fnmatchcase(module, pattern) for pattern in norms):
-                yield name, value.numpy().astype(np.float32) - np.float32(decoder.norm_offset)
-            elif kind == "bias":
+            if kind == "bias":
                 yield name, value.numpy().astype(np.float32)
             elif not self.rotated:
                 continue
@@ -183,13 +183,6 @@ def check_untrained(source: str, checkpoint: Checkpoint) -> None:
             f"{source}: config.json says that it comes from Fairy2i training; --from-calibrated needs the float model that was "
             "calibrated. To train this one further, leave the option out"
         )
-
-
-def _norm_patterns(decoder: Decoder) -> list[str]:
-    """Globs for the module names of all norms."""
-    n = decoder.names
-    names = (n.attention_norm, n.q_norm, n.k_norm, n.attention_post_norm, n.mlp_norm, n.mlp_post_norm, n.final_norm)
-    return [name.format("*") for name in names if name is not None]
 
 
 def _unrounded(data: npt.NDArray[np.uint8], scales: F32, bits: int, columns: int) -> F32:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fairy2i_export.codes.native import F32, LatentMatrix, Points
-from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
-from fairy2i_export.codes.quantized import QuantizedLinear, merge_widely_linear, split_widely_linear
+from fairy2i_export.codes.quantized import QuantizedLinear, merge_widely_linear, split_widely_linear, sums_of
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.errors import CheckpointError
 
@@ -38,7 +37,7 @@ def latents_of(quantized: QuantizedLinear, weight: F32 | None, name: str = "weig
     Raises:
         CheckpointError: there is no such weight: some points of the scales coincide.
     """
-    points = _points(quantized)
+    points = sums_of(quantized.codes, quantized.scales)
     share = np.zeros((2, quantized.n, quantized.m), np.float32)
     aim = points
     if weight is not None and inside > 0:
@@ -53,17 +52,6 @@ def latents_of(quantized: QuantizedLinear, weight: F32 | None, name: str = "weig
         found = _merged(quantized, points, aim, share)
         _check_points(quantized, found, _wrong(quantized, found), name)
     return found
-
-
-def _points(quantized: QuantizedLinear) -> F32:
-    """The points of all codes, float32 [2 (U, W), 2 (re, im), n, m], summed as the library does."""
-    total = np.zeros((2, 2, quantized.n, quantized.m), np.float32)
-    for stage in range(quantized.stages):
-        for matrix in range(2):
-            code, (s_re, s_im) = quantized.codes[stage, matrix], quantized.scales[stage, matrix]
-            total[matrix, 0] += CODE_RE[code] * s_re
-            total[matrix, 1] += CODE_IM[code] * s_im
-    return total
 
 
 def _multipliers(quantized: QuantizedLinear) -> F32:
@@ -126,7 +114,7 @@ def _check_points(
     if not wrong.any():
         return
     other = QuantizedLinear(_codes(quantized, latent), quantized.scales, "fp32")
-    difference = np.abs(_points(other) - _points(quantized)).max()
+    difference = np.abs(sums_of(other.codes, other.scales) - sums_of(quantized.codes, quantized.scales)).max()
     if not difference <= _SAME * np.abs(quantized.scales).max():
         raise CheckpointError(
             f"{name}: {int(wrong.sum())} codes of the calibrated layer are those of no weight, for two points of its scales are "

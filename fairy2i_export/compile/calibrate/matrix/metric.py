@@ -92,7 +92,7 @@ class Statistics:
             raise WeightError(
                 f"{name}: its inputs are not finite on the calibration text; the checkpoint is damaged or overflows in float32"
             )
-        damped = _damped(gram, damping * (float(gram.diagonal().mean()) or 1.0))
+        damped = damped_gram(gram, damping * (float(gram.diagonal().mean()) or 1.0))
         m = len(gram) // 2
         diagonal = damped.diagonal()
         order = torch.argsort(diagonal[:m] + diagonal[m:], descending=True, stable=True)
@@ -103,7 +103,7 @@ class Statistics:
         return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
 
 
-def _damped(gram: Any, damping: float) -> Any:
+def damped_gram(gram: Any, damping: float) -> Any:
     """The matrix with a constant, or as much more as makes it positive definite, added to its diagonal."""
     import torch
 

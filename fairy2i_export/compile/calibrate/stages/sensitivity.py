@@ -28,7 +28,7 @@ import numpy as np
 from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import CALIBRATED
-from fairy2i_export.compile.calibrate.matrix.metric import DAMPINGS
+from fairy2i_export.compile.calibrate.matrix.metric import DAMPINGS, damped_gram
 from fairy2i_export.compile.calibrate.skeleton import Skeleton, run_layer
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Linear
@@ -236,17 +236,11 @@ def _left_over(gram: Any) -> float:
     """Sum over the inputs, the heaviest first, of the variance that later ones do not tell; damped as in metric.py."""
     import torch
 
-    features = len(gram)
     diagonal = gram.diagonal()
-    half = features // 2
+    half = len(gram) // 2
     order = torch.argsort(
         diagonal[:half] + diagonal[half:], stable=True
     )  # a Cholesky factor goes from the last to the first
     columns = torch.stack([order + half, order], 1).flatten()
-    mean = float(diagonal.mean()) or 1.0
-    for attempt in range(4):
-        damped = gram[columns][:, columns] + torch.eye(features, dtype=gram.dtype) * (DAMPINGS[0] * 10**attempt * mean)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
-            return float(factor.diagonal().square().sum())
-    raise AssertionError("a positive semidefinite matrix plus a multiple of its mean diagonal has a Cholesky factor")
+    damped = damped_gram(gram[columns][:, columns], DAMPINGS[0] * (float(diagonal.mean()) or 1.0))
+    return float(torch.linalg.cholesky(damped).diagonal().square().sum())
