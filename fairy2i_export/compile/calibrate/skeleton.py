@@ -8,7 +8,6 @@ place of its layers, so that no architecture needs a description of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +40,6 @@ class Skeleton:
         rope_scaling: as asked for, or None.
         rotated: what becomes of the source's tensors before they are used, or None.
 
-    Attributes:
-        replaced: small tensors (norms, biases) by their names, float32, that stand in the place of the source's, rotated or not.
-
     Raises:
         CheckpointError: if transformers cannot build the model.
     """
@@ -52,7 +48,6 @@ class Skeleton:
         self, checkpoint: Checkpoint, decoder: Decoder, rope_scaling: str | None, rotated: RotatedWeights | None = None
     ) -> None:
         self.checkpoint = checkpoint
-        self.replaced: Mapping[str, npt.NDArray[np.float32]] = {}
         self._rotated = rotated
         attention = "eager" if decoder.attention_softcap is not None else "sdpa"
         self.model, self._config = meta_model(checkpoint, rope_scaling, attention)
@@ -79,8 +74,6 @@ class Skeleton:
             tensor: its name in the checkpoint, if that is not ``module.key``: a tied lm_head's is the embedding's.
         """
         name = tensor or f"{module}.{key}"
-        if name in self.replaced:
-            return self.replaced[name]
         change = None if self._rotated is None else self._rotated.change(module, key)
         return changed(self.checkpoint.read(name), change)
 
