@@ -1,9 +1,10 @@
 """Let a model write the text that it is then calibrated with: no data is needed, and it is of the kind the model is for.
 
-Conversations that a chat model makes up from its template: it goes on from the opening of a user's turn, answers, asks again.
-Beside them prose, stories and articles, from a few words: calibrated on conversations alone, a model unlearns other text. A model
-without a chat template writes prose only (--conversations 0). All are written at the same time.
-Usage: self_text.py CHECKPOINT TEXT [--conversations 16] [--prose 8] [--tokens 512] [--seed 0]
+Conversations that a chat model makes up from its template: it goes on from the first words of a question, answers, asks again.
+The first words differ, for a model left alone asks for few kinds of things, and is then converted for those. Beside them prose,
+stories and articles, from a few words: calibrated on conversations alone, a model unlearns other text. A model without a chat
+template writes prose only (--conversations 0). All are written at the same time.
+Usage: self_text.py CHECKPOINT TEXT [--conversations 32] [--prose 16] [--tokens 256] [--seed 0]
 """
 
 from __future__ import annotations
@@ -33,6 +34,36 @@ SPARE = 16  # tokens that are written beyond those asked for: what is read back 
 SECONDS = 5.0  # between two messages
 TEMPERATURE, ANSWERS = 0.8, 0.6  # of what users say, so that it is varied; of answers, nearer to how they will be asked for
 PENALTY = 1.1  # of words that were said: small models go in circles
+QUESTIONS = (
+    "What is",
+    "How does",
+    "Explain",
+    "",  # whatever it likes
+    "Write a short story about",
+    "Why do",
+    "Tell me about",
+    "How can I",
+    "What are the",
+    "Who was",
+    "Describe",
+    "",
+    "Give me some",
+    "What happens when",
+    "How do you",
+    "Write a poem about",
+    "Can you",
+    "When did",
+    "What is the difference between",
+    "",
+    "Write a letter to",
+    "What should I",
+    "Where do",
+    "Name three",
+    "Is it true that",
+    "Compare",
+    "How many",
+    "",
+)
 OPENINGS = (
     "Once upon a time",
     "The history of the",
@@ -160,10 +191,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--conversations", type=int, default=16)
-    parser.add_argument("--prose", type=int, default=8, help="pieces of prose")
-    # as many as a window of the calibration: then each of its windows begins as conversations do
-    parser.add_argument("--tokens", type=int, default=512, help="of each of them")
+    parser.add_argument("--conversations", type=int, default=32)
+    parser.add_argument("--prose", type=int, default=16, help="pieces of prose")
+    # two fill a window of the calibration: then each of its windows begins as conversations do
+    parser.add_argument("--tokens", type=int, default=256, help="of each of them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -182,7 +213,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
-        begun = [opening(tokenizer)] * options.conversations if options.conversations else []
+        first = opening(tokenizer) if options.conversations else ""
+        begun = [first + QUESTIONS[index % len(QUESTIONS)] for index in range(options.conversations)]
         model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=number_type()).eval()
     except (OSError, ValueError) as error:
         refuse(options.checkpoint, error)

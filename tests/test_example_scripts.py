@@ -93,4 +93,5 @@ def test_a_chat_model_writes(tmp_path: Path) -> None:
     written = (tmp_path / "t.txt").read_text(encoding="utf-8")
     assert written.count("user:") >= 2
     assert "Once upon a time" in written
-    assert written.startswith("user:")
+    assert written.startswith("user: What is")
+    assert "user: How does" in written

@@ -1,6 +1,6 @@
 """Convert a model in many ways and measure each: what every stage, bit and sample of text is worth, and what it costs.
 
-    python benchmarks/quality/conversion/ablation.py CHECKPOINT --work WORK --prose wikitext2_valid.txt --conversations 16 \
+    python benchmarks/quality/conversion/ablation.py CHECKPOINT --work WORK --prose wikitext2_valid.txt --conversations 48 \
         --wikitext wikitext2_test.txt --other wizard_of_oz.txt [--only 2,3,2-no-rotation] [--group bits] [--samples 3]
     python benchmarks/quality/conversion/reports.py WORK --into docs/quality.md
 
@@ -73,7 +73,7 @@ def main(
     checkpoint: Annotated[Path, typer.Argument(help="What is converted.")],
     work: Annotated[Path, typer.Option(help="For texts, folders and results.")],
     prose: Annotated[list[Path] | None, typer.Option(help="Text to convert with; may be repeated.")] = None,
-    conversations: Annotated[int, typer.Option(help="Of 512 tokens, that the model writes to be converted with.")] = 0,
+    conversations: Annotated[int, typer.Option(help="Of 256 tokens, that the model writes to be converted with.")] = 0,
     samples: Annotated[int, typer.Option(help="Of the text, for the cases that are made of all.")] = 3,
     wikitext: Annotated[Path | None, typer.Option(help="WikiText-2 test text.")] = None,
     other: Annotated[Path | None, typer.Option(help="Text of another kind.")] = None,

@@ -42,7 +42,7 @@ def sample_texts(
         prose: text files.
         sample: from 0; also the seed of the conversations.
         samples: how many there are; each reads another part of every prose file.
-        conversations: of 512 tokens each; 0: none.
+        conversations: of 256 tokens each; 0: none.
         work: where the files go.
     """
     files = []
