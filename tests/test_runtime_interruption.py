@@ -12,17 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 
 from conftest import heed_interrupts
 from fairy2i_runtime import Model, load
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.text.generation import TextStream
-from runtime_models import chat_folder
+from runtime_models import SlowSession, chat_folder
 
 PROMPT = "Once upon a time"
 LONG = {"max_new_tokens": 400, "ignore_eos": True}
@@ -36,45 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(folder: Path) -> Model:
     return load(folder, kernel="exact", threads=1)
-
-
-def endless_session() -> ort.InferenceSession:
-    """A graph that runs for hours: what a long prompt is to a small machine."""
-    onnx = pytest.importorskip("onnx")
-    make = onnx.helper
-    body = make.make_graph(
-        [make.make_node("Identity", ["go"], ["go_on"]), make.make_node("Add", ["x", "x"], ["y"])],
-        "body",
-        [make.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9), ("x", 1))],
-        [make.make_tensor_value_info(name, kind, []) for name, kind in (("go_on", 9), ("y", 1))],
-    )
-    graph = make.make_graph(
-        [make.make_node("Loop", ["count", "", "start"], ["end"], body=body)],
-        "endless",
-        [make.make_tensor_value_info("count", 7, []), make.make_tensor_value_info("start", 1, [])],
-        [make.make_tensor_value_info("end", 1, [])],
-    )
-    proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 21)], ir_version=10)
-    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-class SlowSession:
-    """The session of a model whose run number ``slow`` takes hours, in native code, unless it is interrupted."""
-
-    def __init__(self, session: ort.InferenceSession, slow: int) -> None:
-        self.session, self.slow, self.endless = session, slow, endless_session()
-        self.entered = threading.Event()
-
-    def run_with_iobinding(self, binding: ort.IOBinding, run_options: ort.RunOptions | None = None) -> None:
-        self.slow -= 1
-        if self.slow == -1:
-            self.entered.set()
-            feeds = {"count": np.array(1 << 60), "start": np.array(0, np.float32)}
-            self.endless.run(None, feeds, run_options)
-        self.session.run_with_iobinding(binding, run_options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -264,7 +222,7 @@ CTRL_C = """
     sys.path[:0] = {paths!r}
     import fairy2i_runtime.model
     from fairy2i_runtime.commands import main as commands
-    from test_runtime_interruption import SlowSession
+    from runtime_models import SlowSession
     load = fairy2i_runtime.model.load
     def slow_load(*arguments, **options):
         model = load(*arguments, **options)
