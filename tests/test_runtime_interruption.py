@@ -174,6 +174,28 @@ def test_an_answer_given_up_while_its_question_is_read_is_no_turn(model: Model, 
     )
 
 
+@pytest.mark.parametrize("tenth", range(0, 12, 2))
+def test_a_conversation_goes_on_as_a_fresh_one_wherever_it_was_cancelled(model: Model, tenth: int) -> None:
+    """At some moment of a question of several runs and of its answer: what a run has written by then is not taken for whole."""
+    question, options = "Tell me of a cat. " * 25, {"max_new_tokens": 30, "ignore_eos": True}
+    talk = model.conversation("Be kind.")
+    talk.ask("Hello cat.", max_new_tokens=5)
+    earlier, start = list(talk.messages), time.perf_counter()
+    model.chat([*earlier, {"role": "user", "content": question}], **options)
+    seconds = time.perf_counter() - start
+    stream = talk.stream(question, **options)
+    with ThreadPoolExecutor(1) as pool:
+        iterating = pool.submit(list, stream)
+        time.sleep(seconds * tenth / 10)
+        stream.cancel()
+        text = "".join(iterating.result(60))
+    assert stream.result.finish_reason in ("interrupted", "length")
+    turn = [question, text] if stream.result.token_ids else []
+    assert [message["content"] for message in talk.messages] == [message["content"] for message in earlier] + turn
+    result = talk.ask("Go on.", max_new_tokens=20)
+    assert result.token_ids == model.chat(talk.messages[:-1], max_new_tokens=20).token_ids
+
+
 def test_questions_of_several_threads_are_answered_one_after_the_other(model: Model) -> None:
     talk = model.conversation()
     questions = [f"Tell me of cat {number}." for number in range(6)]

@@ -79,7 +79,10 @@ class Conversation:
             self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def cancel(self) -> None:
-        """Ask the answer that is being written to end early; returns at once. See :meth:`TextStream.cancel`."""
+        """Ask the answer that is being written to end early; returns at once. See :meth:`TextStream.cancel`.
+
+        Has no effect where none is: who may come before an answer begins calls ``cancel`` of what :meth:`stream` returned.
+        """
         if (stream := self._stream) is not None:
             stream.cancel()
 
