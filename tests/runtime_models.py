@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
+import pytest
 
 from fairy2i_export.compile.run import export
 
@@ -60,6 +63,45 @@ class FailingSession:
         self.successes -= 1
         if self.successes == -1:
             raise self.error
+        self.session.run_with_iobinding(binding, run_options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+def endless_session() -> ort.InferenceSession:
+    """A graph that runs for hours: what a long prompt is to a small machine."""
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    body = make.make_graph(
+        [make.make_node("Identity", ["go"], ["go_on"]), make.make_node("Add", ["x", "x"], ["y"])],
+        "body",
+        [make.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9), ("x", 1))],
+        [make.make_tensor_value_info(name, kind, []) for name, kind in (("go_on", 9), ("y", 1))],
+    )
+    graph = make.make_graph(
+        [make.make_node("Loop", ["count", "", "start"], ["end"], body=body)],
+        "endless",
+        [make.make_tensor_value_info("count", 7, []), make.make_tensor_value_info("start", 1, [])],
+        [make.make_tensor_value_info("end", 1, [])],
+    )
+    proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 21)], ir_version=10)
+    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class SlowSession:
+    """The session of a model whose run number ``slow`` takes hours, in native code, unless it is interrupted."""
+
+    def __init__(self, session: ort.InferenceSession, slow: int) -> None:
+        self.session, self.slow, self.endless = session, slow, endless_session()
+        self.entered = threading.Event()
+
+    def run_with_iobinding(self, binding: ort.IOBinding, run_options: ort.RunOptions | None = None) -> None:
+        self.slow -= 1
+        if self.slow == -1:
+            self.entered.set()
+            feeds = {"count": np.array(1 << 60), "start": np.array(0, np.float32)}
+            self.endless.run(None, feeds, run_options)
         self.session.run_with_iobinding(binding, run_options)
 
     def __getattr__(self, name: str) -> Any:

@@ -190,9 +190,16 @@ def test_variables_leave_the_cache_its_beginning(varied: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"enable_thinkng": False}, "knows no 'enable_thinkng'; it knows: bos_token, enable_thinking, tools"),
-        ({"messages": []}, "knows no 'messages'"),
-        ({"add_generation_prompt": False}, "knows no 'add_generation_prompt'"),
+        ({"enable_thinkng": False}, "knows no 'enable_thinkng'; it takes: enable_thinking, tools$"),
+        ({"messages": []}, "'messages' is no variable of the chat template, the conversation sets it"),
+        ({"add_generation_prompt": False}, "'add_generation_prompt' .* the conversation sets it"),
+        (
+            {"bos_token": "", "enable_thinking": True},
+            "'bos_token' .* the tokenizer sets it; it takes: enable_thinking, tools$",
+        ),
+        ({"eos_token": ""}, "'eos_token' .* the tokenizer sets it"),  # this template asks for none
+        ({"strftime_now": "x"}, "'strftime_now' .* the template language sets it"),
+        ({"": 1}, "knows no ''"),
         ({3: False}, "expected names and values"),
         (["enable_thinking"], "expected names and values"),
     ],
@@ -214,6 +221,30 @@ def test_variables_of_templates() -> None:
     assert known("{% set day = day | default('today') %}{{ day }}{{ strftime_now('%d') }}") == {"day"}
     assert known("{% macro f(x) %}{{ deep }}{{ x }}{% endmacro %}{% for m in messages %}{{ f(m) }}{% endfor %}") == {"deep"}
     assert known("{{ raise_exception('no') }}{% set n = namespace(a=1) %}{{ n.a }}") == frozenset()
+    assert ChatTemplate("{{ bos_token }}{{ eos_token }}", {"bos_token": "<s>"}).variables == {"eos_token"}
+    with pytest.raises(ChatTemplateError, match=r"^here: tool_use: syntax error in line 1"):
+        _ = ChatTemplate("{{ a }}", {}, origin="here", tool_use="{% if %}").variables
+
+
+def test_a_template_for_tools_has_variables_of_its_own(tmp_path: Path) -> None:
+    """``tools`` chooses it, also where neither template asks for them; the text is that of transformers."""
+    transformers = pytest.importorskip("transformers")
+    folder = copy_of_stories(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}{{ ' quietly' if not loud }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(
+        "{{ messages[-1].content }} with {{ kind | tojson }}"
+    )
+    model, theirs = load(folder), transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    assert model.chat_template.variables == {"tools", "loud", "kind"}
+    tools = [{"name": "ball"}]
+    texts = set()
+    for variables in ({}, {"loud": True}, {"tools": tools, "kind": ["a", "ä"]}, {"tools": [], "kind": None, "loud": True}):
+        text = theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True, **variables)
+        expected = model.generate(model.tokenizer.encode(text, add_special_tokens=False), max_new_tokens=10).token_ids
+        assert model.chat(TALK, template_variables=variables, max_new_tokens=10).token_ids == expected
+        texts.add(text)
+    assert len(texts) == 4
 
 
 @pytest.mark.parametrize(
@@ -221,7 +252,7 @@ def test_variables_of_templates() -> None:
     [
         ("a=true", True), ("a=True", True), ("a=False", False), ("a=None", None), ("a=null", None), ("a=3", 3), ("a=1.5", 1.5),
         ('a="x"', "x"), ("a=low", "low"), ("a=", ""), ("a=b=c", "b=c"),
-        ('a={"b": [1]}', {"b": [1]}), ("a=26 Jul 2024", "26 Jul 2024"),
+        ('a={"b": [1]}', {"b": [1]}), ("a=26 Jul 2024", "26 Jul 2024"), ("a=NaN", "NaN"), ("a=-Infinity", "-Infinity"),
     ],
 )  # fmt: skip
 def test_values_are_json_or_text(given: str, expected: Any) -> None:
@@ -233,6 +264,7 @@ def test_values_are_json_or_text(given: str, expected: Any) -> None:
     [
         (["thinking"], "expected NAME=JSON"), (["=3"], "expected NAME=JSON"), (["a b=3"], "expected NAME=JSON"),
         (["a=[1,"], "a: expected JSON, got '\\[1,'"), (["a={b: 1}"], "a: expected JSON"), (['a="x'], "a: expected JSON"),
+        (["a=[NaN]"], "a: expected JSON, got .*NaN is no JSON"),
         (["a=" + "[" * 100_000], "a: expected JSON"), (["a=1", "a=2"], "a was given twice"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fairy2i_export.commands.tools import main
-from runtime_models import CHECKPOINT, chat_folder, stories_folder
+from runtime_models import CHECKPOINT, chat_folder, copy_of_stories, stories_folder
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("torch")
@@ -119,6 +119,32 @@ def test_sampling_and_chat_templates(tmp_path: Path) -> None:
     options = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 0.9, "top_k": 20, "seed": 4}
     first, second = (model.generate_until(requests("generate_until", [(CONTEXT, options)]), True) for _ in range(2))
     assert first == second
+
+
+def test_variables_of_chat_templates(tmp_path: Path) -> None:
+    """Given as to lm_eval's own models; the text is that of transformers."""
+    import transformers
+
+    folder = copy_of_stories(tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{{ ' quietly' if enable_thinking is false }} {{ style | default('plain') }}"
+    )
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    talk = [{"role": "user", "content": "Hello."}]
+    names = set()
+    for given in ({}, {"enable_thinking": False}, {"style": "brief"}, {"style": "brief", "enable_thinking": False}):
+        thinking, others = given.get("enable_thinking"), {k: v for k, v in given.items() if k != "enable_thinking"}
+        model = Fairy2iLM(str(folder), max_length=64, enable_thinking=thinking, chat_template_args=others)
+        expected = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **given)
+        assert model.apply_chat_template(talk) == expected
+        names.add(model.tokenizer_name)
+    assert len(names) == 4  # texts that differ are not taken from lm_eval's cache of requests
+    with pytest.raises(
+        Fairy2iRuntimeError, match=r"^chat_template_args: the chat template knows no 'thinking'; it takes: enable"
+    ):
+        Fairy2iLM(str(folder), chat_template_args={"thinking": False})
+    with pytest.raises(Fairy2iRuntimeError, match=r"^enable_thinking: the model has no chat template"):
+        Fairy2iLM(str(stories_folder()), enable_thinking=True)
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 
 from conftest import heed_interrupts
 from fairy2i_runtime import Model, load
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.text.generation import TextStream
-from runtime_models import chat_folder
+from runtime_models import SlowSession, chat_folder
 
 PROMPT = "Once upon a time"
 LONG = {"max_new_tokens": 400, "ignore_eos": True}
@@ -36,45 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(folder: Path) -> Model:
     return load(folder, kernel="exact", threads=1)
-
-
-def endless_session() -> ort.InferenceSession:
-    """A graph that runs for hours: what a long prompt is to a small machine."""
-    onnx = pytest.importorskip("onnx")
-    make = onnx.helper
-    body = make.make_graph(
-        [make.make_node("Identity", ["go"], ["go_on"]), make.make_node("Add", ["x", "x"], ["y"])],
-        "body",
-        [make.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9), ("x", 1))],
-        [make.make_tensor_value_info(name, kind, []) for name, kind in (("go_on", 9), ("y", 1))],
-    )
-    graph = make.make_graph(
-        [make.make_node("Loop", ["count", "", "start"], ["end"], body=body)],
-        "endless",
-        [make.make_tensor_value_info("count", 7, []), make.make_tensor_value_info("start", 1, [])],
-        [make.make_tensor_value_info("end", 1, [])],
-    )
-    proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 21)], ir_version=10)
-    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-class SlowSession:
-    """The session of a model whose run number ``slow`` takes hours, in native code, unless it is interrupted."""
-
-    def __init__(self, session: ort.InferenceSession, slow: int) -> None:
-        self.session, self.slow, self.endless = session, slow, endless_session()
-        self.entered = threading.Event()
-
-    def run_with_iobinding(self, binding: ort.IOBinding, run_options: ort.RunOptions | None = None) -> None:
-        self.slow -= 1
-        if self.slow == -1:
-            self.entered.set()
-            feeds = {"count": np.array(1 << 60), "start": np.array(0, np.float32)}
-            self.endless.run(None, feeds, run_options)
-        self.session.run_with_iobinding(binding, run_options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -216,6 +174,28 @@ def test_an_answer_given_up_while_its_question_is_read_is_no_turn(model: Model, 
     )
 
 
+@pytest.mark.parametrize("tenth", range(0, 12, 2))
+def test_a_conversation_goes_on_as_a_fresh_one_wherever_it_was_cancelled(model: Model, tenth: int) -> None:
+    """At some moment of a question of several runs and of its answer: what a run has written by then is not taken for whole."""
+    question, options = "Tell me of a cat. " * 25, {"max_new_tokens": 30, "ignore_eos": True}
+    talk = model.conversation("Be kind.")
+    talk.ask("Hello cat.", max_new_tokens=5)
+    earlier, start = list(talk.messages), time.perf_counter()
+    model.chat([*earlier, {"role": "user", "content": question}], **options)
+    seconds = time.perf_counter() - start
+    stream = talk.stream(question, **options)
+    with ThreadPoolExecutor(1) as pool:
+        iterating = pool.submit(list, stream)
+        time.sleep(seconds * tenth / 10)
+        stream.cancel()
+        text = "".join(iterating.result(60))
+    assert stream.result.finish_reason in ("interrupted", "length")
+    turn = [question, text] if stream.result.token_ids else []
+    assert [message["content"] for message in talk.messages] == [message["content"] for message in earlier] + turn
+    result = talk.ask("Go on.", max_new_tokens=20)
+    assert result.token_ids == model.chat(talk.messages[:-1], max_new_tokens=20).token_ids
+
+
 def test_questions_of_several_threads_are_answered_one_after_the_other(model: Model) -> None:
     talk = model.conversation()
     questions = [f"Tell me of cat {number}." for number in range(6)]
@@ -264,7 +244,7 @@ CTRL_C = """
     sys.path[:0] = {paths!r}
     import fairy2i_runtime.model
     from fairy2i_runtime.commands import main as commands
-    from test_runtime_interruption import SlowSession
+    from runtime_models import SlowSession
     load = fairy2i_runtime.model.load
     def slow_load(*arguments, **options):
         model = load(*arguments, **options)

@@ -17,7 +17,8 @@ from fairy2i_export.errors import OptionError, install_hint
 def lm_eval_command(context: typer.Context) -> None:
     """Run zero-shot and few-shot tasks with lm_eval: --model fairy2i --model_args path=DIR --tasks NAME.
 
-    All arguments are lm_eval's. --model_args takes path, and optionally threads, kernel, isa, max_length, max_gen_toks.
+    All arguments are lm_eval's. --model_args takes path, and optionally threads, kernel, isa, max_length, max_gen_toks,
+    enable_thinking and chat_template_args (variables for the chat template, as of lm_eval's own models).
     """
     needed = f"lm-eval needs the package lm_eval: {install_hint('eval')}"
     if not _is_installed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -16,6 +17,7 @@ from tqdm import tqdm
 import fairy2i_runtime
 from fairy2i_runtime.errors import OptionError
 from fairy2i_runtime.measure.scoring import score_tokens
+from fairy2i_runtime.text.conversation import checked_variables
 
 Request = tuple[Any, list[int], list[int]]  # anything, tokens of the context, tokens of the continuation
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
@@ -36,9 +38,11 @@ class Fairy2iLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         batch_size: accepted for lm_eval's sake; requests are run one by one.
         max_batch_size: as batch_size.
         device: accepted because lm_eval always passes one; the operator library runs on the CPU.
+        enable_thinking: the variable of this name for the chat template; None = not given.
+        chat_template_args: variables for the chat template.
 
     Raises:
-        OptionError: if an argument is impossible.
+        OptionError: if an argument is impossible, or the chat template takes no such variable.
         Fairy2iRuntimeError: if the folder does not load.
     """
 
@@ -53,12 +57,18 @@ class Fairy2iLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if str(batch_size) not in ("None", "1", "auto"):
             _LOG.warning("fairy2i runs requests one by one: batch_size=%s has no effect", batch_size)
         self.model = fairy2i_runtime.load(path, threads=threads, kernel=kernel, isa=isa, context_length=max_length)
         self.path = path
+        template = self.model.chat_template
+        self._variables = checked_variables("chat_template_args", chat_template_args, template)
+        if enable_thinking is not None:
+            self._variables |= checked_variables("enable_thinking", {"enable_thinking": enable_thinking}, template)
         self.max_length = self.model.context_length
         self.max_gen_toks = max_gen_toks
         self._cache = self.model.decoder.new_cache()
@@ -80,8 +90,9 @@ class Fairy2iLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of the key under which lm_eval caches requests."""
-        return self.path.replace("/", "__")
+        """Part of the key under which lm_eval caches requests, whose texts the variables of the chat template change."""
+        name = self.path.replace("/", "__")
+        return f"{name}__{crc32(repr(sorted(self._variables.items())).encode()):08x}" if self._variables else name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; None adds what the tokenizer adds to a text, unless the text spells its beginning-of-text token."""
@@ -167,4 +178,5 @@ class Fairy2iLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         """
         if self.model.chat_template is None:
             raise OptionError(f"{self.path} has no chat template: it is a base model, leave out --apply_chat_template")
-        return self.model.chat_template.render(chat_history, add_generation_prompt=add_generation_prompt)
+        template = self.model.chat_template
+        return template.render(chat_history, add_generation_prompt=add_generation_prompt, **self._variables)

@@ -148,11 +148,16 @@ def _value(name: str, text: str) -> Any:
     if text in _PYTHON_WORDS:  # as text they would all count as true
         return _PYTHON_WORDS[text]
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         if text.lstrip()[:1] in ("{", "[", '"'):
             raise OptionError(f"--template-variable: {name}: expected JSON, got {text!r:.80} ({error})") from None
         return text
+
+
+def _no_json(constant: str) -> None:
+    """NaN and Infinity, which Python's json takes for numbers and JSON does not."""
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _say(text: str) -> None:

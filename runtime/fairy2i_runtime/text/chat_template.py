@@ -102,11 +102,24 @@ class ChatTemplate:
 
     @property
     def variables(self) -> frozenset[str]:
-        """Names of the variables that callers may give to :meth:`render`: those that the template asks for."""
+        """Names of the variables that callers may give: those that the template asks for and nobody else sets.
+
+        With a template for tools these are the names of both, and ``tools``, which chooses between them.
+        """
         self.check()
-        environment = _environment()
-        asked = meta.find_undeclared_variables(environment.parse(self._source))
-        return frozenset(asked - set(environment.globals) - {"messages", "add_generation_prompt"})
+        asked = set(_asked(self._source, self._origin))
+        if self._tool_use is not None:
+            asked |= {"tools", *_asked(self._tool_use, f"{self._origin}: {_TOOL_USE}")}
+        return frozenset(asked - set(self.reserved))
+
+    @property
+    def reserved(self) -> dict[str, str]:
+        """Names that are no variables for callers, and who sets them."""
+        return {
+            **dict.fromkeys(_environment().globals, "the template language"),
+            **dict.fromkeys(self._special_tokens, "the tokenizer"),
+            **dict.fromkeys(("messages", "add_generation_prompt"), "the conversation"),
+        }
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The text of a conversation.
@@ -114,7 +127,8 @@ class ChatTemplate:
         Args:
             messages: ``{"role": ..., "content": ...}`` in order. Values that are None count as missing.
             add_generation_prompt: end with the beginning of an answer.
-            variables: further variables for the template, such as ``tools`` and ``documents``, lists of objects.
+            variables: further variables for the template, such as ``tools`` and ``documents``, lists of objects. As in
+                transformers, names that the template does not ask for do nothing, and special tokens are replaced.
 
         Raises:
             ChatTemplateError: if the template is damaged, refuses the messages or fails.
@@ -136,6 +150,12 @@ class ChatTemplate:
             return template.render(add_generation_prompt=add_generation_prompt, **names)
         except _FAILURES as error:
             raise ChatTemplateError(f"{self._origin}: {error or type(error).__name__}") from error
+
+
+def _asked(source: str, origin: str) -> set[str]:
+    """Names that a template uses and does not set itself, those of the template language among them."""
+    _compile(source, origin)  # what can be compiled can be parsed
+    return set(meta.find_undeclared_variables(_environment().parse(source)))
 
 
 def _compile(source: str, origin: str) -> jinja2.Template:

@@ -56,7 +56,7 @@ class Conversation:
         if model.chat_template is not None:
             model.chat_template.check()
         self._system = None if system is None else check_text("system", system)
-        self.template_variables = _checked_variables(template_variables, model.chat_template)
+        self.template_variables = checked_variables("template_variables", template_variables, model.chat_template)
         self._turn = threading.RLock()  # held while a question is put, and by ask() until it is answered
         self._cache = model.decoder.new_cache()
         self._stream: TextStream | None = None
@@ -79,7 +79,10 @@ class Conversation:
             self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def cancel(self) -> None:
-        """Ask the answer that is being written to end early; returns at once. See :meth:`TextStream.cancel`."""
+        """Ask the answer that is being written to end early; returns at once. See :meth:`TextStream.cancel`.
+
+        Has no effect where none is: who may come before an answer begins calls ``cancel`` of what :meth:`stream` returned.
+        """
         if (stream := self._stream) is not None:
             stream.cancel()
 
@@ -147,20 +150,30 @@ def checked_message(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
     return dict(message)
 
 
-def _checked_variables(variables: Mapping[str, Any] | None, template: ChatTemplate | None) -> dict[str, Any]:
+def checked_variables(name: str, variables: Mapping[str, Any] | None, template: ChatTemplate | None) -> dict[str, Any]:
     """Variables for a template that knows them: another one is a mistake in its name, or meant for another model.
 
+    Args:
+        name: how to call them in error messages.
+        variables: names and values; None = none.
+        template: the model's chat template; None if it has none.
+
     Raises:
-        OptionError: if it does not, or a name is none.
+        ChatTemplateError: if the template is damaged.
+        OptionError: if it does not know one, sets one itself, or a name is none.
     """
     if variables is None or (isinstance(variables, Mapping) and not variables):
         return {}
-    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-        raise OptionError(f"template_variables: expected names and values, got {variables!r:.80}")
+    if not isinstance(variables, Mapping) or not all(isinstance(variable, str) for variable in variables):
+        raise OptionError(f"{name}: expected names and values, got {variables!r:.80}")
     if template is None:
-        raise OptionError("template_variables: the model has no chat template: there is nothing to give them to")
-    unknown = sorted(set(variables) - template.variables)
-    if unknown:
-        known = ", ".join(sorted(template.variables)) or "none"
-        raise OptionError(f"template_variables: the chat template knows no {unknown[0]!r}; it knows: {known}")
+        raise OptionError(f"{name}: the model has no chat template: there is nothing to give them to")
+    known, reserved = template.variables, template.reserved
+    for variable in sorted(set(variables) - known):
+        taken = f"it takes: {', '.join(sorted(known)) or 'none'}"
+        if variable in reserved:
+            raise OptionError(
+                f"{name}: {variable!r} is no variable of the chat template, {reserved[variable]} sets it; {taken}"
+            )
+        raise OptionError(f"{name}: the chat template knows no {variable!r}; {taken}")
     return dict(variables)

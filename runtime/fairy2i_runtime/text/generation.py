@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from time import perf_counter
 
 from fairy2i_runtime.engine.decoder import F32, Decoder
@@ -25,6 +26,8 @@ class TextStream:
 
     Any thread may call :meth:`cancel` and :meth:`close` at any moment, also while another one iterates over the stream: for
     that one the stream ends. A stream of which several threads take pieces gives each piece to one of them.
+
+    In asyncio, ``async for`` takes the pieces without blocking the event loop, and leaving that loop ends the generation.
     """
 
     def __init__(
@@ -86,6 +89,31 @@ class TextStream:
                 return next(self._pieces)
             finally:
                 self._advancer = None
+
+    def __aiter__(self) -> AsyncGenerator[str, None]:
+        """The pieces for one ``async for`` of asyncio.
+
+        Each is made when it is asked for, in a thread that belongs to this loop. However the loop is left, the generation ends:
+        as soon as asyncio closes the iterator, which is at once when its task is cancelled or in ``contextlib.aclosing``, and
+        in the next round of asyncio's event loop after a ``break`` or an exception.
+        """
+        return self._pieces_of_a_thread()
+
+    async def _pieces_of_a_thread(self) -> AsyncGenerator[str, None]:
+        from asyncio import get_running_loop  # here, since commands do without it
+        from concurrent.futures import ThreadPoolExecutor
+
+        thread = ThreadPoolExecutor(1, "fairy2i-stream")
+        run = partial(get_running_loop().run_in_executor, thread)
+        try:
+            while (piece := await run(next, self, None)) is not None:
+                yield piece
+        finally:
+            self.cancel()  # the thread may be in the middle of a step, and close() has to wait for its turn
+            try:
+                await run(self.close)
+            finally:
+                thread.shutdown(wait=False)
 
     def cancel(self) -> None:
         """Ask the generation to end early; returns at once.
