@@ -122,9 +122,17 @@ def test_other_backends_need_no_library(way: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setenv("FAIRY2I_LIBRARY", str(tmp_path / "none.so"))  # looking for it would be an error
     expected = own_tokens(tmp_path / "out")
     assert len(expected) == TOKENS
-    assert tokens_of(genai.load(tmp_path / "out", threads=1, provider="cpu")) == expected
+    assert tokens_of(genai.load(tmp_path / "out", threads=1)) == expected
     with pytest.raises(OptionError, match="exported for hosts without it"):
         genai.load(tmp_path / "out", kernel="exact")
+
+
+def test_the_processor_instead_of_a_provider_that_the_folder_names(tmp_path: Path) -> None:
+    folder = copy_of_stories(tmp_path / "model")
+    edit_config(folder, *SESSION, "provider_options", value=[{"nosuch": {}}])
+    with pytest.raises(ModelFolderError, match="cannot open it: Unknown provider name 'nosuch'"):
+        genai.load(folder, threads=1)
+    assert tokens_of(genai.load(folder, threads=1, provider="cpu")) == own_tokens(folder)
 
 
 def test_the_choice_of_the_kernel_has_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

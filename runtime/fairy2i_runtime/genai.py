@@ -55,7 +55,7 @@ def load(
     try:
         return genai.Model(chosen)
     except Exception as error:  # what it raises depends on the library underneath
-        if provider is not None and provider.lower() != "cpu":
+        if provider is not None and not _is_processor(provider):
             raise OptionError(
                 f"provider: onnxruntime-genai {genai.__version__} cannot run {folder} on {provider!r}: {error}; install the "
                 "onnxruntime-genai that has it, or leave provider out, for the processor"
@@ -83,9 +83,9 @@ def config(
         kernel: ``lut``, ``exact`` or ``dot`` (which multiplies); None = what FAIRY2I_KERNEL says, else what the folder says,
             else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
-        provider: execution provider by onnxruntime-genai's name, such as ``cuda``, instead of those in genai_config.json. The
-            operator library's layers run on the processor whatever it is. Whether this build of onnxruntime-genai has it
-            shows when the model is made of the configuration.
+        provider: execution provider by onnxruntime-genai's name, such as ``cuda``, instead of those in genai_config.json; ``cpu`` =
+            none of them. The operator library's layers run on the processor whatever it is. Whether this build of
+            onnxruntime-genai has it shows when the model is made of the configuration.
 
     Raises:
         ModelFolderError: if the folder is missing or its configuration is damaged.
@@ -109,7 +109,8 @@ def config(
         made.overlay(json.dumps({"model": {"decoder": {"session_options": entries}}}))
         if provider is not None:  # overlay adds to a list and never shortens it
             made.clear_providers()
-            made.append_provider(provider)
+            if not _is_processor(provider):  # which is what there is without one; 0.12 does not know its name
+                made.append_provider(provider)
     except Exception as error:  # RuntimeError for JSON that it reads otherwise than Python does
         raise ModelFolderError(
             f"{path / CONFIG_FILE}: onnxruntime-genai {genai.__version__} refuses it: {error}; export the model again"
@@ -136,6 +137,10 @@ def _import_genai() -> Any:
             )
         )
     return onnxruntime_genai
+
+
+def _is_processor(provider: str) -> bool:
+    return provider.lower() in ("cpu", "cpuexecutionprovider")
 
 
 def _session_entries(path: Path, threads: int | None) -> dict[str, Any]:
