@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -157,6 +158,7 @@ def test_threads(
     folder = copy_of_stories(tmp_path / "model")
     if written is not None:
         edit_config(folder, *SESSION, "intra_op_num_threads", value=written)
+    gc.collect()  # sessions of other tests end now, not in between
     before = len(os.listdir("/proc/self/task"))
     model = genai.load(folder, threads=given)
     assert len(os.listdir("/proc/self/task")) - before == expected - 1

@@ -61,9 +61,10 @@ print(model.generate("Once upon a time").text)
 
 {hosts}"""
 
-_WITH_LIBRARY = """For onnxruntime-genai, `fairy2i_runtime.genai.load("{title}")` gives an `onnxruntime_genai.Model`, with nothing to copy. Only
-its hosts in other languages need the operator library in this folder (path: `python -c "import fairy2i_runtime;
-print(fairy2i_runtime.library_path())"`).
+_WITH_LIBRARY = """\
+In onnxruntime-genai the folder runs as it is: `fairy2i_runtime.genai.load("{title}")` is an `onnxruntime_genai.Model`.
+In other languages onnxruntime-genai needs a copy of the operator library in this folder (path:
+`python -c "import fairy2i_runtime; print(fairy2i_runtime.library_path())"`).
 
 Without that library ONNX Runtime still runs `model.onnx`, slowly: the file carries the definition of its one custom operator
 in standard ONNX. Disable the `ConstantFolding` optimizer then, or the weights are unpacked to floats when the model is loaded.
