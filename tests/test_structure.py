@@ -88,7 +88,7 @@ RANKS: dict[str, dict[str, int]] = {
         "engine": 4,
         "text": 5,
         "model": 6,
-        "measure": 7,
+        **dict.fromkeys(("measure", "genai"), 7),
         "commands": 8,
         **dict.fromkeys(("__init__", "__main__"), 9),
     },

@@ -13,7 +13,7 @@ from fairy2i_export.source.text.tokenizer_files import SpecialTokens
 from fairy2i_runtime.folder import KERNEL_ENTRY
 
 # A bare name: found beside this file, or among the libraries already loaded. It is the one of Linux and Android on every system: a
-# folder holds no code and is the same wherever it was made; hosts on other systems overlay the name (docs/runtime.md).
+# folder holds no code and is the same wherever it was made; fairy2i_runtime.genai overlays the name (docs/runtime.md).
 LIBRARY = "libfairy2i_ops.so"
 GENAI_CONFIG = "genai_config.json"
 _MAX_LENGTH = 2048  # genai allocates the whole KV cache for max_length tokens up front

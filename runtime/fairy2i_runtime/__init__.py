@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # commands begin here, and typing itself takes a while to
 if TYPE_CHECKING:
     from typing import Any
 
+    from fairy2i_runtime import genai
     from fairy2i_runtime.errors import Fairy2iRuntimeError
     from fairy2i_runtime.model import Model, load
     from fairy2i_runtime.ops import core
@@ -31,6 +32,7 @@ __all__ = [
     "TextStream",
     "Timings",
     "core",
+    "genai",
     "library_path",
     "load",
     "register",
@@ -46,7 +48,8 @@ _MODULES = {
     "Result": "text.result",
     "TextStream": "text.generation",
     "Timings": "text.result",
-    "core": "ops",
+    "core": "ops.core",
+    "genai": "genai",
     "library_path": "ops.library",
     "load": "model",
     "register": "ops.library",
@@ -59,7 +62,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module = import_module(f"{__name__}.{_MODULES[name]}")
-    return import_module(f"{module.__name__}.{name}") if _MODULES[name] == "ops" else getattr(module, name)
+    return module if _MODULES[name].rpartition(".")[2] == name else getattr(module, name)
 
 
 def __dir__() -> list[str]:

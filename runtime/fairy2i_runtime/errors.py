@@ -17,7 +17,7 @@ class Fairy2iRuntimeError(Exception):
 
 
 class LibraryError(Fairy2iRuntimeError):
-    """The operator library is missing, of the wrong architecture, or onnxruntime is too old for it."""
+    """A library is missing or too old: the operator library, or of the wrong architecture; onnxruntime, onnxruntime-genai."""
 
 
 class ModelFolderError(Fairy2iRuntimeError):

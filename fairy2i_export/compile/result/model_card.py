@@ -61,8 +61,10 @@ print(model.generate("Once upon a time").text)
 
 {hosts}"""
 
-_WITH_LIBRARY = """With onnxruntime-genai the folder is an ordinary model folder; copy `libfairy2i_ops.so` (path:
-`python -c "import fairy2i_runtime; print(fairy2i_runtime.library_path())"`) into it first.
+_WITH_LIBRARY = """\
+In onnxruntime-genai the folder runs as it is: `fairy2i_runtime.genai.load("{title}")` is an `onnxruntime_genai.Model`.
+In other languages onnxruntime-genai needs a copy of the operator library in this folder (path:
+`python -c "import fairy2i_runtime; print(fairy2i_runtime.library_path())"`).
 
 Without that library ONNX Runtime still runs `model.onnx`, slowly: the file carries the definition of its one custom operator
 in standard ONNX. Disable the `ConstantFolding` optimizer then, or the weights are unpacked to floats when the model is loaded.
@@ -87,7 +89,7 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
     kept = Counter(f"{linear.treatment} ({linear.reason})" for linear in report.kept)
     worst_name, worst = report.worst_layer
     backend = FORMATS[report.options.backend]
-    hosts = _WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY.format(backend=backend.name)
+    hosts = (_WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY).format(backend=backend.name, title=report.path.name)
     return _CARD.format(
         title=report.path.name,
         repository=_repository(),

@@ -48,28 +48,16 @@ def open_session(
     """
     if threads is not None:
         check_threads(threads)
-    for option, value in (("kernel", kernel), ("isa", isa)):
-        if value is not None and not isinstance(value, str):
-            raise OptionError(f"{option}: expected a name (str), got {value!r}")
-    named = {"kernel": kernel, "isa": isa, **{name: os.environ.get(name) for name in (KERNEL_VARIABLE, ISA_VARIABLE)}}
-    for option, value in named.items():
-        if problem := encoding_problem(value or ""):
-            raise OptionError(f"{option} {problem}; give another one")
     if not isinstance(use_library, bool):
         raise OptionError(f"use_library: expected True or False, got {use_library!r}")
     name = str(model) if isinstance(model, Path) else f"a model made of {folder}"
+    check_kernel_names(name, kernel, isa, needs_library=needs_library)
     options = ort.SessionOptions()
     if folder is not None:
         options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(folder.resolve()))
     options.intra_op_num_threads = default_threads() if threads is None else int(threads)
     options.log_severity_level = 4  # fatal only: errors are raised, no need to print them too
-    if not needs_library:
-        if kernel is not None or isa is not None:
-            raise OptionError(
-                f"{name}: kernel and isa choose code of the operator library, and this model was exported for hosts "
-                "without it (--backend); leave them out, or export it with --backend fairy2i"
-            )
-    elif use_library:
+    if needs_library and use_library:
         _choose_kernel(options, kernel, isa)
         register(options)
     elif kernel is not None or isa is not None:
@@ -90,6 +78,31 @@ def open_session(
         raise ModelFolderError(
             f"{name}: onnxruntime cannot open it: {problem} (if a file is damaged or missing, export the model again)"
         ) from error
+
+
+def check_kernel_names(model: str, kernel: object, isa: object, *, needs_library: bool) -> None:
+    """Check the types of what somebody chose and of the environment's choice, not whether the library has such a kernel.
+
+    Args:
+        model: what a message calls the model.
+        kernel: a name or None.
+        isa: a name or None.
+        needs_library: whether the model has a kernel to choose.
+
+    Raises:
+        OptionError: if one is no name, or there is none to choose.
+    """
+    environment = {name: os.environ.get(name) for name in (KERNEL_VARIABLE, ISA_VARIABLE)}
+    for option, value in {"kernel": kernel, "isa": isa, **environment}.items():
+        if value is not None and not isinstance(value, str):
+            raise OptionError(f"{option}: expected a name (str), got {value!r}")
+        if problem := encoding_problem(value or ""):
+            raise OptionError(f"{option} {problem}; give another one")
+    if not needs_library and not (kernel is None and isa is None):
+        raise OptionError(
+            f"{model}: kernel and isa choose code of the operator library, and this model was exported for hosts "
+            "without it (--backend); leave them out, or export it with --backend fairy2i"
+        )
 
 
 def _choose_kernel(options: ort.SessionOptions, kernel: str | None, isa: str | None) -> None:

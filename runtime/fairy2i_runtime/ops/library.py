@@ -6,6 +6,7 @@ The library is native code, so it is only ever taken from two places: the file n
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # the exporter and training use the library without onnxrunti
 LIBRARY_VARIABLE = "FAIRY2I_LIBRARY"
 MINIMUM_ORT = (1, 18)  # the C API version the library asks for
 _LIBRARY_NAMES = {"Darwin": "libfairy2i_ops.dylib", "Windows": "fairy2i_ops.dll"}
+# what the loader of a system calls a library that is loaded; on Windows it is the name of the file
+_LOADED_NAMES = {"Darwin": "@rpath/libfairy2i_ops.dylib", "Linux": "libfairy2i_ops.so"}
 _ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 _registered: weakref.WeakSet[ort.SessionOptions] = weakref.WeakSet()
 
@@ -81,6 +84,35 @@ def register(session_options: ort.SessionOptions) -> None:
     except Exception as error:  # onnxruntime's exception classes have no common base
         raise LibraryError(f"onnxruntime cannot load {path}: {_load_problem(Path(path), error)}") from error
     _registered.add(session_options)
+
+
+def load_by_name() -> str:
+    """Load the library into this process, for a program that takes libraries by name only, as onnxruntime-genai does.
+
+    Returns:
+        The name by which the system's loader gives this very library to whoever asks from now on: its soname on Linux, its
+        install name on macOS, the name of its file on Windows.
+
+    Raises:
+        LibraryError: if the library is missing, does not load, or its name means another one.
+    """
+    path = library_path()
+    name = _LOADED_NAMES.get(platform.system(), Path(path).name)
+    try:
+        handle = ctypes.CDLL(path)._handle  # stays loaded until the process ends
+    except OSError as error:
+        raise LibraryError(f"cannot load {path}: {_load_problem(Path(path), error)}") from error
+    try:
+        found = ctypes.CDLL(name)._handle
+    except OSError:
+        found = None
+    if found != handle:
+        what = "nothing" if found is None else "another library, which this process loaded earlier"
+        raise LibraryError(
+            f"expected that the system knows {path} by the name {name} once it is loaded, found {what}. Set {LIBRARY_VARIABLE} "
+            "before the program starts, if at all, and to a library that was built with this project's CMakeLists.txt"
+        )
+    return name
 
 
 def ort_version() -> tuple[int, int]:
