@@ -370,9 +370,7 @@ class Written:
 
 
 def test_small_tensors_can_be_replaced(source: Path, text: Path) -> None:
-    """What tuning finds stands in the place of what rotation makes of the checkpoint's, for the file and for torch."""
-    from fairy2i_export.compile.calibrate.skeleton import Skeleton
-
+    """What tuning finds stands in the place of what rotation makes of the checkpoint's."""
     prepared = prepare(source, None, request(text))
     tuned = np.linspace(0.9, 1.1, 72, dtype=np.float32)
     bias = np.linspace(-1, 1, 24, dtype=np.float32)
@@ -386,10 +384,6 @@ def test_small_tensors_can_be_replaced(source: Path, text: Path) -> None:
         prepared.tasks[name].make(array, after, Workers())  # type: ignore[arg-type]
         assert np.array_equal(np.concatenate(after.pieces), value)
         assert not np.array_equal(np.concatenate(before.pieces), value)
-    skeleton = Skeleton(prepared.checkpoint, prepared.decoder, None, prepared.rotated)
-    skeleton.replaced = names
-    assert np.array_equal(skeleton.module("model.norm").weight.numpy(), tuned)
-    assert np.array_equal(skeleton.layer(1).self_attn.v_proj.bias.numpy(), bias)
 
 
 def test_a_norm_that_is_not_finite_is_named(text: Path, tmp_path: Path) -> None:
