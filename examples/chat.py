@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
@@ -52,6 +53,18 @@ def answer(conversation: fairy2i_runtime.Conversation, question: str, options: d
     print()
 
 
+def questions() -> Iterator[str]:
+    """What the user types, line by line, until an empty line, Ctrl-D or Ctrl-C."""
+    while True:
+        try:
+            question = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not question.strip():
+            return
+        yield question
+
+
 def main() -> None:
     arguments = parse_arguments()
     model = fairy2i_runtime.load(arguments.folder, threads=arguments.threads)
@@ -59,13 +72,7 @@ def main() -> None:
     conversation = model.conversation(arguments.system)
     if not conversation.is_chat:
         print("This is a base model: it continues what you write, every line anew.")
-    while True:
-        try:
-            question = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            break
-        if not question.strip():
-            break
+    for question in questions():
         answer(conversation, question, options)
     print(f"\n{model.stats}")
 

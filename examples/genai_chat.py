@@ -12,14 +12,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
+
+from chat import questions
 
 import fairy2i_runtime
 from fairy2i_runtime import genai
-
-with suppress(ImportError):
-    import readline  # noqa: F401  # input() edits lines with it
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -100,13 +98,7 @@ def main() -> None:
         return
     if chat.template_problem:
         print(f"This model continues what you write, every line anew: {chat.template_problem}")
-    while True:
-        try:
-            question = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            break
-        if not question.strip():
-            break
+    for question in questions():
         show(chat.answer(question))
 
 

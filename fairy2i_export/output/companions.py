@@ -14,6 +14,7 @@ from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
 from fairy2i_export.source.text.tokenizer import TOKENIZER
 from fairy2i_export.source.text.tokenizer_files import copy_templates, write_tokenizer
+from fairy2i_runtime.folder import LIBRARY_ENTRY
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -36,7 +37,7 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
         if decoder["filename"] != source.name:
             return ()
         decoder["filename"] = MODEL
-        decoder.setdefault("session_options", {})["custom_ops_library"] = LIBRARY
+        decoder.setdefault("session_options", {})[LIBRARY_ENTRY] = LIBRARY
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()  # no such folder, or one of another kind
     (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.decoder_graph import PAST, PRESENT
 from fairy2i_export.source.checkpoint import read_json
 from fairy2i_export.source.text.tokenizer_files import SpecialTokens
-from fairy2i_runtime.folder import KERNEL_ENTRY
+from fairy2i_runtime.folder import KERNEL_ENTRY, LIBRARY_ENTRY
 
 # A bare name: found beside this file, or among the libraries already loaded. It is the one of Linux and Android on every system: a
 # folder holds no code and is the same wherever it was made; fairy2i_runtime.genai overlays the name (docs/runtime.md).
@@ -47,7 +47,7 @@ def genai_config(
             "session_options": {
                 "log_id": "onnxruntime-genai",
                 "provider_options": [],
-                **({"custom_ops_library": LIBRARY} if library else {}),
+                **({LIBRARY_ENTRY: LIBRARY} if library else {}),
                 **({KERNEL_ENTRY: kernel} if kernel is not None else {}),  # genai hands on what it does not know
             },
             "head_size": decoder.head_dim,

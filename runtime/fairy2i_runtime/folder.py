@@ -17,6 +17,7 @@ REWRITE_FILE = "rewrite.json"
 GENERATION_FILE = "generation_config.json"
 KERNEL_VARIABLE = "FAIRY2I_KERNEL"
 KERNEL_ENTRY = "fairy2i.kernel"  # of a session's configuration
+LIBRARY_ENTRY = "custom_ops_library"  # of genai_config.json: the name of the operator library, where a model needs it
 MAX_CONTEXT = 1 << 24  # no model comes near it: a larger number is damage
 
 
@@ -100,7 +101,7 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
     generation = read_optional_json(generation_path)
     eos |= _token_ids(generation.get("eos_token_id"), generation_path, "eos_token_id", rows)
     session = model["decoder"].get("session_options")
-    needs_library = isinstance(session, dict) and "custom_ops_library" in session
+    needs_library = isinstance(session, dict) and LIBRARY_ENTRY in session
     kernel = session.get(KERNEL_ENTRY) if isinstance(session, dict) else None
     if kernel is not None and not isinstance(kernel, str):
         raise ModelFolderError(

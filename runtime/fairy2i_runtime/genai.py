@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fairy2i_runtime.engine.session import ISA_ENTRY, check_kernel_names
 from fairy2i_runtime.engine.threads import check_threads, default_threads
 from fairy2i_runtime.errors import LibraryError, ModelFolderError, OptionError, check_text
-from fairy2i_runtime.folder import CONFIG_FILE, KERNEL_ENTRY, KERNEL_VARIABLE, ModelFolder, open_folder
+from fairy2i_runtime.folder import CONFIG_FILE, KERNEL_ENTRY, KERNEL_VARIABLE, LIBRARY_ENTRY, ModelFolder, open_folder
 from fairy2i_runtime.jsonfile import read_json
 from fairy2i_runtime.ops import core
 from fairy2i_runtime.ops.library import library_path, load_by_name
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import onnxruntime_genai
 
 MINIMUM_GENAI = (0, 12)  # hands entries it does not know on to the session, such as the kernel
-LIBRARY_ENTRY = "custom_ops_library"
 _INSTALL = "pip install --upgrade 'onnxruntime-genai>={}.{}'".format(*MINIMUM_GENAI)
 
 
