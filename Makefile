@@ -13,7 +13,7 @@ MODEL  := examples/models/stories260K-fairy2i-w2
 # a CPU build is enough; where pip would fetch a CUDA build, add: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH  ?= torch==2.13.0
 
-SOURCES := pyproject.toml $(shell find custom_ops fairy2i_export runtime -type f \
+SOURCES := pyproject.toml runtime/pyproject.toml scripts/dependencies.py $(shell find custom_ops fairy2i_export runtime -type f \
              \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \) \
              -not -path '*/lib/*')
 C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c)

@@ -21,8 +21,8 @@ def install_hint(extra: str) -> str:
     return f"{install_command(extra)} in a checkout of fairy2i-export's repository"
 
 
-class Fairy2iError(Exception):
-    """Base class of every error a user can cause and repair."""
+class Fairy2iError(runtime.UserError):
+    """Base class of every error of the exporter that a user can cause and repair."""
 
 
 class WeightError(Fairy2iError):

@@ -21,7 +21,7 @@ from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
 from fairy2i_runtime.commands import given_text
 from fairy2i_runtime.commands.chat import template_variables
-from fairy2i_runtime.commands.history import ENTRIES, LONGEST, History, history_file
+from fairy2i_runtime.commands.terminal.history import ENTRIES, LONGEST, History, history_file
 from fairy2i_runtime.engine.threads import processors
 from fairy2i_runtime.errors import ChatTemplateError, Fairy2iWarning, OptionError
 from fairy2i_runtime.text.chat_template import ChatTemplate

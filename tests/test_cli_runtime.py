@@ -17,8 +17,8 @@ import pytest
 from conftest import heed_interrupts
 from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
-from fairy2i_runtime.commands.chat_loop import chat_loop
-from fairy2i_runtime.commands.line_editor import LineEditor
+from fairy2i_runtime.commands.terminal.chat_loop import chat_loop
+from fairy2i_runtime.commands.terminal.line_editor import LineEditor
 from runtime_models import FailingSession, chat_folder, copy_of_stories, stories_folder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,10 @@ import pytest
 
 from fairy2i_export import __version__
 from fairy2i_export.commands.export import main as export_main
-from fairy2i_export.commands.program.tools import _COMMANDS
+from fairy2i_export.commands.program.tools import COMMANDS as ADDED
 from fairy2i_export.commands.tools import main
 from fairy2i_runtime.__main__ import main as runtime_main
+from fairy2i_runtime.commands.program import COMMANDS
 
 EXPORTER = {
     "onnx",
@@ -45,7 +46,7 @@ def imported(program: str, arguments: list[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
-        *(("tools", [command, "--help"]) for command in _COMMANDS if command != "lm-eval"),
+        *(("tools", [command, "--help"]) for command in {**COMMANDS, **ADDED} if command != "lm-eval"),
         ("tools", ["--help"]),
         ("tools", ["chat"]),
         ("tools", ["--version"]),
@@ -91,7 +92,7 @@ def test_version(program, name: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in _COMMANDS:
+    for command in {**COMMANDS, **ADDED}:
         assert command in shown
         if command == "lm-eval":
             continue  # lm_eval's own

@@ -217,7 +217,7 @@ def test_an_interrupted_text_was_written(monkeypatch: pytest.MonkeyPatch, capsys
         def write(text: str, stop: BaseException = stop) -> None:
             raise stop
 
-        monkeypatch.setattr("fairy2i_runtime.commands.main._print_piece", write)
+        monkeypatch.setattr("fairy2i_runtime.commands.generate._print_piece", write)
         assert main(["generate", str(stories_folder()), "Once upon a time", "--max-new-tokens", "4"]) == code
         assert capsys.readouterr().err == "interrupted\n"
 

@@ -243,7 +243,7 @@ CTRL_C = """
     import sys
     sys.path[:0] = {paths!r}
     import fairy2i_runtime.model
-    from fairy2i_runtime.commands import main as commands
+    from fairy2i_runtime.commands import program as commands
     from runtime_models import SlowSession
     load = fairy2i_runtime.model.load
     def slow_load(*arguments, **options):
@@ -253,7 +253,7 @@ CTRL_C = """
         model.decoder.session.entered.set = lambda: (print("slow now", file=sys.stderr, flush=True), enter())
         return model
     fairy2i_runtime.model.load = slow_load
-    sys.exit(commands.main({arguments!r}))
+    sys.exit(commands.run({arguments!r}, {{}}))
 """
 
 

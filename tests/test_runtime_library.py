@@ -154,7 +154,7 @@ def test_default_threads_without_topology_leaves_it_to_onnxruntime(tmp_path):
 
 
 def test_importing_the_package_brings_in_neither_torch_nor_the_exporter():
-    code = "import sys, fairy2i_runtime.model, fairy2i_runtime.commands.main; print(*sys.modules)"
+    code = "import sys, fairy2i_runtime.model, fairy2i_runtime.commands.program; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in modules
     assert not {"torch", "transformers", "fairy2i_export", "onnx", "onnx_ir", "safetensors"} & set(modules)

@@ -21,7 +21,7 @@ import pytest
 import fairy2i_runtime
 from fairy2i_runtime import Conversation, GenerationOptions, Model, load
 from fairy2i_runtime.commands.chat import chat as chat_command
-from fairy2i_runtime.commands.main import generate as generate_command
+from fairy2i_runtime.commands.generate import generate as generate_command
 from fairy2i_runtime.engine.threads import processors
 from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, OptionError
 from fairy2i_runtime.text.options import GenerationChoices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -242,7 +243,14 @@ def test_one_version() -> None:
     assert fairy2i_export.__version__ == fairy2i_runtime.__version__
     cmake = (ROOT / "custom_ops" / "CMakeLists.txt").read_text(encoding="utf-8")
     assert re.findall(r"^project\(\w+ VERSION (\S+)", cmake, re.M) == [fairy2i_runtime.__version__]
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'dynamic = ["version"]' in project  # and read by the build from here:
-    (source,) = re.findall(r'^input = "(.*)"', project, re.M)
-    assert f'__version__ = "{fairy2i_runtime.__version__}"' in (ROOT / source).read_text(encoding="utf-8")
+    export = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    runtime = tomllib.loads((ROOT / "runtime" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert all(
+        "version" in project["project"]["dynamic"] for project in (export, runtime)
+    )  # and read by the build from here:
+    files = (
+        ROOT / export["tool"]["hatch"]["version"]["path"],
+        ROOT / "runtime" / runtime["tool"]["scikit-build"]["metadata"]["version"]["input"],
+    )
+    for path in files:
+        assert path.read_text(encoding="utf-8").count(f'__version__ = "{fairy2i_runtime.__version__}"') == 1

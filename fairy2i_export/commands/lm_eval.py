@@ -12,8 +12,10 @@ import sys
 import typer
 
 from fairy2i_export.errors import OptionError, install_hint
+from fairy2i_runtime.commands.program import passes_arguments_on
 
 
+@passes_arguments_on
 def lm_eval_command(context: typer.Context) -> None:
     """Run zero-shot and few-shot tasks with lm_eval: --model fairy2i --model_args path=DIR --tasks NAME.
 

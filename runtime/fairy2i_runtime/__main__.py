@@ -1,4 +1,4 @@
-"""``python -m fairy2i_runtime``: the command line tools without the exporter."""
+"""Starts ``fairy2i``, also as ``python -m fairy2i_runtime``: next to nothing is imported before it hears signals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the commands of the runtime; returns the exit code."""
-    return start("fairy2i_runtime.commands.main:main", arguments)
+    """Run ``fairy2i``; returns the exit code, for the console script to exit with."""
+    return start("fairy2i_runtime.commands.program:run", arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Errors the runtime raises on purpose.
 
 Every message states what was expected, what was found, where, and what to do. The command line prints the message alone
-and exits with code 2; anything that is not a :class:`Fairy2iRuntimeError` is a bug and keeps its traceback.
+and exits with code 2; anything that is not a :class:`UserError` is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Fairy2iRuntimeError(Exception):
-    """Base class of every error a user can cause and repair."""
+class UserError(Exception):
+    """Base class of every error a user can cause and repair, of this package and of those that add commands to its program."""
+
+
+class Fairy2iRuntimeError(UserError):
+    """Base class of every such error of the runtime."""
 
 
 class LibraryError(Fairy2iRuntimeError):

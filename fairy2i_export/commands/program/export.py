@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from fairy2i_export.commands.declared import with_options
-from fairy2i_export.errors import Fairy2iError
 from fairy2i_export.request.request import Request
 from fairy2i_runtime.commands.console import Version, new_app, run_app
 from fairy2i_runtime.commands.process.streams import note_done
@@ -67,4 +66,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run ``fairy2i-export``; returns the exit code."""
     app = new_app("Compile a Fairy2i language model to an ONNX folder with packed weights.")
     app.command()(export_command)
-    return run_app(app, "fairy2i-export", arguments, errors=(Fairy2iError,))
+    return run_app(app, "fairy2i-export", arguments)

@@ -67,10 +67,10 @@ def chat(
     model) continues each line as plain text. In a terminal, lines are edited as in a shell; earlier ones are kept in
     ~/.local/state/fairy2i/chat_history, or the file that FAIRY2I_HISTORY names; FAIRY2I_HISTORY= turns that off.
     """
-    from fairy2i_runtime.commands.chat_loop import chat_loop
-    from fairy2i_runtime.commands.history import History, history_file
-    from fairy2i_runtime.commands.interrupts import printing_text
-    from fairy2i_runtime.commands.line_editor import LineEditor
+    from fairy2i_runtime.commands.terminal.chat_loop import chat_loop
+    from fairy2i_runtime.commands.terminal.history import History, history_file
+    from fairy2i_runtime.commands.terminal.interrupts import printing_text
+    from fairy2i_runtime.commands.terminal.line_editor import LineEditor
     from fairy2i_runtime.model import load
     from fairy2i_runtime.text.options import GenerationOptions
     from fairy2i_runtime.text.recommended import recommended_sampling

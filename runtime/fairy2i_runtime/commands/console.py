@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from fairy2i_runtime.commands.given_text import check_given
 from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say, stop_behind
 from fairy2i_runtime.commands.process.streams import check_output
-from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
+from fairy2i_runtime.errors import Fairy2iWarning, UserError
 from fairy2i_runtime.version import __version__
 
 BROKEN_PIPE = 1  # as click has it
@@ -102,7 +102,7 @@ def run_app(
         app: the application.
         program: the name to call it in messages.
         arguments: default: those of the process.
-        errors: exceptions whose message is for the user, beside those of the runtime.
+        errors: exceptions whose message is for the user, beside :class:`UserError`.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -113,7 +113,7 @@ def run_app(
     given = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         _show_warnings_in_one_line(program)
-        return _run(app, program, given, (Fairy2iRuntimeError, *errors))
+        return _run(app, program, given, (UserError, *errors))
 
 
 def _show_warnings_in_one_line(program: str) -> None:

@@ -191,9 +191,3 @@ def bench_command(
         print(json.dumps(report, indent=2))
         return
     show_bench(report)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module to an application."""
-    app.command()(ppl)
-    app.command("bench")(bench_command)

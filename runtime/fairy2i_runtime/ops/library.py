@@ -49,7 +49,7 @@ def library_path() -> str:
     path = library_folder() / name
     if not path.is_file():
         raise LibraryError(
-            f"the operator library is missing: expected {path}. Reinstall fairy2i-export for this platform "
+            f"the operator library is missing: expected {path}. Reinstall fairy2i-runtime for this platform "
             f"({platform.system()} {platform.machine()}), or set {LIBRARY_VARIABLE} to a library you built"
         )
     return str(path)

@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 
 from fairy2i_runtime.commands.given_text import keep_undecodable_bytes, typed_line
-from fairy2i_runtime.commands.history import History
+from fairy2i_runtime.commands.terminal.history import History
 
 BLOCK = '"""'
 

@@ -1,22 +1,13 @@
-"""The commands ``fairy2i chat``, ``fairy2i generate`` and ``fairy2i info``; ``cli_measure`` has ``ppl`` and ``bench``.
-
-What runs a model is imported when a command runs: --help needs none of it.
-"""
+"""The command ``fairy2i generate``."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fairy2i_runtime.commands import given_text
-from fairy2i_runtime.commands import measure as cli_measure
-from fairy2i_runtime.commands.chat import chat
-from fairy2i_runtime.commands.console import new_tools, run_app
 from fairy2i_runtime.commands.options import (
     Context,
     Folder,
@@ -51,7 +42,7 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")] = False,
 ) -> None:
     """Continue a text and print what is new."""
-    from fairy2i_runtime.commands.interrupts import heeding_ctrl_c, printing_text
+    from fairy2i_runtime.commands.terminal.interrupts import heeding_ctrl_c, printing_text
     from fairy2i_runtime.model import load
     from fairy2i_runtime.text.options import GenerationOptions
 
@@ -76,41 +67,5 @@ def generate(
             print(f"{result.timings}; ended by: {result.finish_reason}", file=sys.stderr)
 
 
-def info(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Model folder.", show_default=False)] = None,
-    context_length: Annotated[
-        int | None, typer.Option(help="Context to estimate the memory for.", show_default="the model's own")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the operator library, its kernels and the processor; with DIR also the model and the memory it needs."""
-    from fairy2i_runtime.measure.info import installation_info, installation_text, model_info, model_text
-
-    report: dict[str, Any] = {"installation": installation_info()}
-    if folder is not None:
-        report["model"] = model_info(folder, context_length)
-    if as_json:
-        print(json.dumps(report, indent=2))
-        return
-    print(installation_text(report["installation"]))
-    if folder is not None:
-        print()
-        print(model_text(report["model"]))
-
-
 def _print_piece(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add all commands of the runtime to an application."""
-    for command in (chat, generate, info):
-        app.command()(command)
-    cli_measure.add_commands(app)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the commands of this module; returns the exit code."""
-    app = new_tools("Run Fairy2i models: chat with them, generate text, look at what is installed.")
-    add_commands(app)
-    return run_app(app, "fairy2i", arguments)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 
-from fairy2i_runtime.commands.interrupts import heeding_ctrl_c
-from fairy2i_runtime.commands.line_editor import BLOCK, LineEditor
+from fairy2i_runtime.commands.terminal.interrupts import heeding_ctrl_c
+from fairy2i_runtime.commands.terminal.line_editor import BLOCK, LineEditor
 from fairy2i_runtime.errors import ContextError, OptionError, RunError
 from fairy2i_runtime.text.conversation import Conversation
 from fairy2i_runtime.text.options import GenerationChoices

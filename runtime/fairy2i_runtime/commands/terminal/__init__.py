@@ -1,0 +1,1 @@
+"""A person at a terminal: lines that are typed, what was typed before, Ctrl-C in the middle of an answer."""
