@@ -28,7 +28,7 @@ F2I_INLINE float imag_part(uint32_t scale_bits, int32_t code) {
 }
 
 /* Subtract one stage from U or W. */
-F2I_INLINE void subtract(float *re, float *im, int count, const float *scale, int bf16) {
+F2I_CHUNKWISE void subtract(float *re, float *im, int count, const float *scale, int bf16) {
   const uint32_t scale_re = bits_of(scale[0]), scale_im = bits_of(scale[1]);
   for (int i = 0; i < count; ++i) {
     const float x = re[i], y = im[i];
@@ -44,15 +44,15 @@ F2I_INLINE int32_t code_in(int32_t combination, int64_t stages, int64_t stage) {
 }
 
 /* Codes [stages][stride] of one chunk. */
-F2I_INLINE void store_codes(const int32_t *found, int64_t stages, int count, uint8_t *codes, int64_t stride) {
+F2I_CHUNKWISE void store_codes(const int32_t *found, int64_t stages, int count, uint8_t *codes, int64_t stride) {
   for (int64_t t = 0; t < stages; ++t) {
     for (int i = 0; i < count; ++i) codes[t * stride + i] = (uint8_t)code_in(found[i], stages, t);
   }
 }
 
 /* What combinations stand for, stages added in their order. scales: of stage t at scales + t * stride, (re, im) */
-F2I_INLINE void add_stages(const int32_t *found, int64_t stages, const float *scales, int64_t stride, int count,
-                           float *q_re, float *q_im, int bf16) {
+F2I_CHUNKWISE void add_stages(const int32_t *found, int64_t stages, const float *scales, int64_t stride, int count,
+                              float *q_re, float *q_im, int bf16) {
   for (int i = 0; i < count; ++i) q_re[i] = q_im[i] = 0;
   for (int64_t t = 0; t < stages; ++t) {
     const uint32_t scale_re = bits_of(scales[t * stride]), scale_im = bits_of(scales[t * stride + 1]);
@@ -65,8 +65,8 @@ F2I_INLINE void add_stages(const int32_t *found, int64_t stages, const float *sc
 }
 
 /* The greedy quantizer's combinations, one stage after the other; re and im become what all stages leave. */
-F2I_INLINE void greedy_combinations(const float *scales, int64_t stages, float *re, float *im, int count,
-                                    int32_t *found, int bf16) {
+F2I_CHUNKWISE void greedy_combinations(const float *scales, int64_t stages, float *re, float *im, int count,
+                                       int32_t *found, int bf16) {
   for (int i = 0; i < count; ++i) found[i] = 0;
   for (int64_t t = 0; t < stages; ++t) {
     for (int i = 0; i < count; ++i) found[i] = found[i] << 2 | code_of(re[i], im[i]);

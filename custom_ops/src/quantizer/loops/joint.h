@@ -18,8 +18,8 @@ F2I_INLINE int32_t distance_key(float dx, float dy) {
 }
 
 /* The combinations of the nearest points in the first quadrant, for entries that are there. */
-F2I_INLINE void nearest_in_quadrant(const f2i_points *points, const float *x, const float *y, int count,
-                                    int32_t *found) {
+F2I_CHUNKWISE void nearest_in_quadrant(const f2i_points *points, const float *x, const float *y, int count,
+                                       int32_t *found) {
   int32_t least[F2I_CHUNK];
   for (int i = 0; i < count; ++i) {
     least[i] = INT32_MAX;
@@ -50,8 +50,8 @@ F2I_INLINE void nearest_in_quadrant(const f2i_points *points, const float *x, co
 }
 
 /* Combinations for any entries; x and y, which may be re and im, get the magnitudes. */
-F2I_INLINE void nearest_combinations(const f2i_points *points, const float *re, const float *im, int count, float *x,
-                                     float *y, int32_t *found) {
+F2I_CHUNKWISE void nearest_combinations(const f2i_points *points, const float *re, const float *im, int count, float *x,
+                                        float *y, int32_t *found) {
   int32_t flips[F2I_CHUNK];
   for (int i = 0; i < count; ++i) {
     const int32_t below_re = re[i] < 0, below_im = im[i] < 0;
@@ -67,8 +67,8 @@ F2I_INLINE void nearest_combinations(const f2i_points *points, const float *re, 
   }
 }
 
-F2I_INLINE void nearest_chunk(const f2i_points *points, const float *re, const float *im, int count, uint8_t *codes,
-                              int64_t stride, float *q_re, float *q_im) {
+F2I_CHUNKWISE void nearest_chunk(const f2i_points *points, const float *re, const float *im, int count, uint8_t *codes,
+                                 int64_t stride, float *q_re, float *q_im) {
   float x[F2I_CHUNK], y[F2I_CHUNK];
   int32_t found[F2I_CHUNK];
   nearest_combinations(points, re, im, count, x, y, found);

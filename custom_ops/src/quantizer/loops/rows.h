@@ -26,7 +26,7 @@ F2I_INLINE double total(const double *lanes) {
 }
 
 /* lanes += x, count values; x has room for whole groups of lanes */
-F2I_INLINE void add_to_lanes(double *lanes, float *x, int count) {
+F2I_CHUNKWISE void add_to_lanes(double *lanes, float *x, int count) {
   const int whole = (count + F2I_LANES - 1) / F2I_LANES * F2I_LANES;
   for (int i = count; i < whole; ++i) x[i] = 0;
   for (int i = 0; i < whole; i += F2I_LANES) {
@@ -35,7 +35,7 @@ F2I_INLINE void add_to_lanes(double *lanes, float *x, int count) {
 }
 
 /* lanes += x^2 */
-F2I_INLINE void add_squares_to_lanes(double *lanes, float *x, int count) {
+F2I_CHUNKWISE void add_squares_to_lanes(double *lanes, float *x, int count) {
   const int whole = (count + F2I_LANES - 1) / F2I_LANES * F2I_LANES;
   for (int i = count; i < whole; ++i) x[i] = 0;
   for (int i = 0; i < whole; i += F2I_LANES) {
@@ -105,8 +105,8 @@ static void row_sums(const f2i_latent *latent, const float *scales, int64_t stag
 }
 
 /* errors[0..1] += |A - Q|^2 and |A|^2 of one real row: left and right are the row's halves of Q without multiplier */
-F2I_INLINE void add_errors(const f2i_latent *latent, int64_t row, int64_t column, int count, const float *left,
-                           const float *right, double lanes[2][F2I_LANES]) {
+F2I_CHUNKWISE void add_errors(const f2i_latent *latent, int64_t row, int64_t column, int count, const float *left,
+                              const float *right, double lanes[2][F2I_LANES]) {
   const float factor = latent->row_divisor == NULL ? 1.0f : latent->row_divisor[row];
   float a[F2I_CHUNK], rest[F2I_CHUNK];
   for (int half = 0; half < 2; ++half) {
@@ -207,8 +207,8 @@ static void row_parts(const f2i_latent *latent, int64_t begin, int64_t end, floa
 
 /* Real row `row` of the dequantized matrix, columns [column, column + count) of both halves; multipliers are what the
  * latent weights were divided by. */
-F2I_INLINE void store(const f2i_latent *latent, int64_t row, int64_t column, int count, float *left, float *right,
-                      void *out, int64_t dtype) {
+F2I_CHUNKWISE void store(const f2i_latent *latent, int64_t row, int64_t column, int count, float *left, float *right,
+                         void *out, int64_t dtype) {
   const int64_t m = latent->k / 2;
   if (latent->row_divisor != NULL) {
     const float factor = latent->row_divisor[row];

@@ -122,7 +122,7 @@ F2I_INLINE void points_of_rows(const f2i_chunk *c, const f2i_codebook *book, int
 }
 
 /* All combinations: few points. */
-F2I_INLINE void search_all(f2i_chunk *c, const f2i_codebook *book) {
+F2I_CHUNKWISE void search_all(f2i_chunk *c, const f2i_codebook *book) {
   float re[F2I_SEARCH_ROWS], im[F2I_SEARCH_ROWS], least[F2I_SEARCH_ROWS], inner[F2I_SEARCH_ROWS];
   int32_t found[F2I_SEARCH_ROWS], both[F2I_SEARCH_ROWS];
   for (int i = 0; i < F2I_SEARCH_ROWS; ++i) {
@@ -151,7 +151,7 @@ F2I_INLINE void search_all(f2i_chunk *c, const f2i_codebook *book) {
 }
 
 /* In turns, from W as it is in found[1]. */
-F2I_INLINE void search_in_turns(f2i_chunk *c, const f2i_codebook *book) {
+F2I_CHUNKWISE void search_in_turns(f2i_chunk *c, const f2i_codebook *book) {
   float re[F2I_SEARCH_ROWS], im[F2I_SEARCH_ROWS];
   for (int turn = 0; turn < F2I_SEARCH_TURNS; ++turn) {
     points_of_rows(c, book, 1, re, im);
@@ -162,7 +162,7 @@ F2I_INLINE void search_in_turns(f2i_chunk *c, const f2i_codebook *book) {
 }
 
 /* W to begin with where there is none: the best one if U needed no rounding. */
-F2I_INLINE void begin_with_w(f2i_chunk *c, const f2i_codebook *book) {
+F2I_CHUNKWISE void begin_with_w(f2i_chunk *c, const f2i_codebook *book) {
   float re[F2I_SEARCH_ROWS], im[F2I_SEARCH_ROWS];
   for (int i = 0; i < F2I_SEARCH_ROWS; ++i) {
     re[i] = 0.5f * (c->target[0][0][i] + c->target[1][1][i]);
@@ -172,7 +172,7 @@ F2I_INLINE void begin_with_w(f2i_chunk *c, const f2i_codebook *book) {
 }
 
 /* Targets of complex rows [first, first + rows) in units of the multipliers: values [2][2n] of the pair. */
-F2I_INLINE void load_targets(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t first, const float *values) {
+F2I_CHUNKWISE void load_targets(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t first, const float *values) {
   for (int half = 0; half < 2; ++half) {
     const float *multiplier = s->rows + half * s->n + first;
     for (int column = 0; column < 2; ++column) {
@@ -189,7 +189,7 @@ F2I_INLINE int32_t code_at(const f2i_search *s, int64_t stage, int matrix, int64
   return s->codes[((2 * stage + matrix) * s->m + pair) * s->n + row] & 3;
 }
 
-F2I_INLINE void load_w(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t first) {
+F2I_CHUNKWISE void load_w(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t first) {
   for (int i = 0; i < F2I_SEARCH_ROWS; ++i) {
     c->found[1][i] = 0;
     for (int64_t t = 0; i < c->rows && t < s->stages; ++t) {
@@ -199,8 +199,8 @@ F2I_INLINE void load_w(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t 
 }
 
 /* Codes and dense values of what was found */
-F2I_INLINE void store_found(const f2i_chunk *c, const f2i_search *s, const f2i_codebook *book, int64_t pair,
-                            int64_t first) {
+F2I_CHUNKWISE void store_found(const f2i_chunk *c, const f2i_search *s, const f2i_codebook *book, int64_t pair,
+                               int64_t first) {
   for (int matrix = 0; matrix < 2; ++matrix) {
     for (int64_t t = 0; t < s->stages; ++t) {
       uint8_t *out = s->codes + ((2 * t + matrix) * s->m + pair) * s->n + first;
@@ -223,8 +223,8 @@ F2I_INLINE void store_found(const f2i_chunk *c, const f2i_search *s, const f2i_c
 }
 
 /* rows [begin, end) of both halves of a column: out -= factor * in */
-F2I_INLINE void subtract_column(const f2i_search *s, int64_t begin, int64_t end, float factor, const float *in,
-                                float *out) {
+F2I_CHUNKWISE void subtract_column(const f2i_search *s, int64_t begin, int64_t end, float factor, const float *in,
+                                   float *out) {
   for (int half = 0; half < 2; ++half) {
     const float *from = in + half * s->n;
     float *to = out + half * s->n;
