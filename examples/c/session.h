@@ -1,0 +1,33 @@
+/* session.h - onnxruntime with the operator library, and a session of one model. */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include "onnxruntime_c_api.h"
+#include "shared/folder.h"
+
+/* The oldest C API, and so onnxruntime 1.24, that this program asks for: from there on a kernel reads its session's
+ * entries. */
+#define NEEDED_API 24
+
+typedef struct session_options {
+  const char *onnxruntime; /* path or name of its shared library */
+  const char *library;     /* path or name of the operator library; not looked at if the model does not need it */
+  const char *kernel;      /* "lut", "exact" or "dot", or NULL for what the environment, else the folder says */
+  int threads;             /* 0: one per physical core */
+} session_options;
+
+typedef struct session {
+  const OrtApi *api;
+  OrtEnv *env;
+  OrtSession *model;
+  void *onnxruntime, *operators; /* the libraries */
+} session;
+
+/* Open the model of a folder. Returns false, and nothing to close, if that fails. */
+bool session_open(const session_options *options, const model_folder *folder, session *out, problem *why);
+void session_close(session *opened);
+
+/* Whether a call went well; else its message becomes the problem, and the status is released. */
+bool session_good(const OrtApi *api, OrtStatus *status, const char *what, problem *why);
+
+#endif

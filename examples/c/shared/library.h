@@ -1,0 +1,35 @@
+/* library.h - open a shared library, or say why not. Linux and other systems with dlopen. */
+#ifndef LIBRARY_H
+#define LIBRARY_H
+
+#include "shared/problem.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The name by which the system's loader knows the operator library once it is loaded: its soname. */
+#define OPERATOR_LIBRARY "libfairy2i_ops.so"
+
+/* Open a library. Returns a handle for dlsym and dlclose, or NULL.
+ *   what    what a message calls it, such as "the operator library"
+ *   path    its path; a name without a slash is left to the system's loader (LD_LIBRARY_PATH, /etc/ld.so.conf)
+ *   advice  what to do where there is none */
+void *library_open(const char *what, const char *path, const char *advice, problem *out);
+
+/* Open the operator library so that its soname means it for everybody in this process from now on. onnxruntime-genai
+ * takes a library by such a name, and by no path outside the model folder. Returns a handle, or NULL, also if another
+ * library of that name was loaded earlier. */
+void *library_open_by_name(const char *path, problem *out);
+
+/* Open onnxruntime and return its OrtApiBase as a pointer, or NULL; *handle is for dlclose. */
+const void *library_open_onnxruntime(const char *path, void **handle, problem *out);
+
+/* Open the operator library and return its function that registers the operators (OrtStatus *(OrtSessionOptions *,
+ * const OrtApiBase *)), or NULL; *handle is for dlclose, after the session is gone. */
+void *library_open_operators(const char *path, void **handle, problem *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
