@@ -41,7 +41,7 @@ static bool read_number(const char *name, const char *text, int64_t least, int64
 }
 
 static bool add_token(options *out, const char *text, problem *why) {
-  int64_t token;
+  int64_t token = 0;
   if (!read_number("token", text, 0, INT32_MAX, &token, why)) return false;
   if (out->count == MOST_TOKENS)
     return problem_set(why, "more than %d tokens: no model has such a context", MOST_TOKENS);
