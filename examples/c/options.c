@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,43 +76,43 @@ static bool read_input(options *out, problem *why) {
          problem_set(why, "expected at least one token id, as an argument or on standard input; see --help");
 }
 
-/* An option with its value. Returns false without a problem if it is none that we know. */
-static bool read_option(options *out, const char *name, const char *value, problem *why) {
-  int64_t number = 0;
-  if (strcmp(name, "--library") == 0) {
-    out->session.library = value;
-  } else if (strcmp(name, "--onnxruntime") == 0) {
-    out->session.onnxruntime = value;
-  } else if (strcmp(name, "--kernel") == 0) {
-    out->session.kernel = value;
-  } else if (strcmp(name, "--max-new-tokens") == 0) {
-    return read_number(name, value, 0, MOST_TOKENS, &out->max_new_tokens, why);
-  } else if (strcmp(name, "--context") == 0) {
-    return read_number(name, value, 1, MOST_TOKENS, &out->context, why);
-  } else if (strcmp(name, "--threads") == 0) {
-    if (!read_number(name, value, 1, MOST_THREADS, &number, why)) return false;
-    out->session.threads = (int)number;
-  } else {
-    return problem_set(why, "there is no option %s; see --help", name);
+static bool read_option(options *out, int option, const char *value, problem *why) {
+  int64_t threads = 0;
+  switch (option) {
+    case 'l':
+      out->session.library = value;
+      return true;
+    case 'o':
+      out->session.onnxruntime = value;
+      return true;
+    case 'k':
+      out->session.kernel = value;
+      return true;
+    case 'm':
+      return read_number("--max-new-tokens", value, 0, MOST_TOKENS, &out->max_new_tokens, why);
+    case 'c':
+      return read_number("--context", value, 1, MOST_TOKENS, &out->context, why);
+    default:
+      if (!read_number("--threads", value, 1, MOST_THREADS, &threads, why)) return false;
+      out->session.threads = (int)threads;
+      return true;
   }
-  return true;
 }
 
-static bool read_arguments(int argc, char **argv, options *out, problem *why) {
-  for (int i = 1; i < argc; i++) {
-    if (argv[i][0] == '-' && argv[i][1] == '-') {
-      if (i + 1 == argc) return problem_set(why, "%s: expected a value behind it; see --help", argv[i]);
-      if (!read_option(out, argv[i], argv[i + 1], why)) return false;
-      i++;
-    } else if (!out->folder) {
-      out->folder = argv[i];
-    } else if (!add_token(out, argv[i], why)) {
-      return false;
-    }
+static bool read_operands(int argc, char **argv, options *out, problem *why) {
+  if (optind == argc) return problem_set(why, "expected a model folder; see --help");
+  out->folder = argv[optind];
+  for (int i = optind + 1; i < argc; i++) {
+    if (!add_token(out, argv[i], why)) return false;
   }
-  if (!out->folder) return problem_set(why, "expected a model folder; see --help");
   return out->count || read_input(out, why);
 }
+
+static const struct option known[] = {
+    {"library", required_argument, NULL, 'l'}, {"onnxruntime", required_argument, NULL, 'o'},
+    {"kernel", required_argument, NULL, 'k'},  {"max-new-tokens", required_argument, NULL, 'm'},
+    {"context", required_argument, NULL, 'c'}, {"threads", required_argument, NULL, 't'},
+    {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
 
 command options_read(int argc, char **argv, options *out, problem *why) {
   const char *library = getenv("FAIRY2I_LIBRARY");
@@ -119,10 +120,18 @@ command options_read(int argc, char **argv, options *out, problem *why) {
   out->session.library = library && *library ? library : OPERATOR_LIBRARY;
   out->session.onnxruntime = DEFAULT_ONNXRUNTIME;
   out->max_new_tokens = 128;
-  for (int i = 1; i < argc; i++) {
-    if (strcmp(argv[i], "--help") == 0) return COMMAND_HELP;
+  bool good = true;
+  opterr = 0; /* the message is ours */
+  for (int option; good && (option = getopt_long(argc, argv, ":", known, NULL)) != -1;) {
+    if (option == 'h') return COMMAND_HELP;
+    if (option == ':' || option == '?') {
+      good = problem_set(why, "%s: %s; see --help", argv[optind - 1],
+                         option == ':' ? "expected a value behind it" : "there is no such option");
+    } else {
+      good = read_option(out, option, optarg, why);
+    }
   }
-  if (read_arguments(argc, argv, out, why)) return COMMAND_RUN;
+  if (good && read_operands(argc, argv, out, why)) return COMMAND_RUN;
   options_close(out);
   return COMMAND_WRONG;
 }

@@ -1,7 +1,6 @@
 #include "session.h"
 
 #include <dlfcn.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "shared/library.h"
@@ -13,15 +12,6 @@ bool session_good(const OrtApi *api, OrtStatus *status, const char *what, proble
   problem_set(why, "%s: %s", what, api->GetErrorMessage(status));
   api->ReleaseStatus(status);
   return false;
-}
-
-/* Asked for before GetApi, which prints lines of its own where a library is too old. */
-static bool check_version(const OrtApiBase *base, const char *path, problem *why) {
-  const char *version = base->GetVersionString();
-  int major = 0, minor = 0;
-  if (sscanf(version, "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= NEEDED_API)) return true;
-  return problem_set(why, "%s: expected onnxruntime 1.%d or newer, found %s: pip install --upgrade onnxruntime", path,
-                     NEEDED_API, version);
 }
 
 static bool set_options(const session_options *options, const model_folder *folder, const OrtApiBase *base,
@@ -50,13 +40,10 @@ static bool set_options(const session_options *options, const model_folder *fold
 
 bool session_open(const session_options *options, const model_folder *folder, session *out, problem *why) {
   memset(out, 0, sizeof *out);
-  const OrtApiBase *base = library_open_onnxruntime(options->onnxruntime, &out->onnxruntime, why);
-  bool good = base && check_version(base, options->onnxruntime, why);
-  if (good) {
-    out->api = base->GetApi(NEEDED_API);
-    good = out->api ||
-           problem_set(why, "%s: has no C API %d; pip install --upgrade onnxruntime", options->onnxruntime, NEEDED_API);
-  }
+  const OrtApiBase *base = onnxruntime_open(options->onnxruntime, &out->onnxruntime, why);
+  out->api = base ? base->GetApi(NEEDED_API) : NULL;
+  bool good = base && (out->api || problem_set(why, "%s: has no C API %d; pip install --upgrade onnxruntime",
+                                               options->onnxruntime, NEEDED_API));
   OrtSessionOptions *made = NULL;
   good =
       good &&

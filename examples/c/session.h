@@ -2,12 +2,8 @@
 #ifndef SESSION_H
 #define SESSION_H
 
-#include "onnxruntime_c_api.h"
 #include "shared/folder.h"
-
-/* The oldest C API, and so onnxruntime 1.24, that this program asks for: from there on a kernel reads its session's
- * entries. */
-#define NEEDED_API 24
+#include "shared/onnxruntime.h"
 
 typedef struct session_options {
   const char *onnxruntime; /* path or name of its shared library */

@@ -118,6 +118,7 @@ static bool read_config(const char *path, const char *config_path, const cJSON *
   folder->context_length = (int64_t)context->valuedouble;
   const cJSON *session = member(decoder, "session_options");
   folder->needs_library = member(session, LIBRARY_ENTRY) != NULL;
+  folder->names_threads = member(session, "intra_op_num_threads") != NULL;
   int named = count_entries(root, LIBRARY_ENTRY);
   if (named != (int)folder->needs_library) {
     return problem_set(out,

@@ -18,6 +18,7 @@ typedef struct model_folder {
   size_t end_token_count;
   bool needs_library; /* whether the model has nodes of the operator library; false with other backends */
   char *kernel;       /* the kernel to run unless somebody chooses another, or NULL */
+  bool names_threads; /* whether it says how many threads to run with; only onnxruntime-genai heeds that */
 } model_folder;
 
 /* Read a folder that fairy2i-export wrote. Returns false, and nothing to close, if it is none or is damaged. */

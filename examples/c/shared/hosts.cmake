@@ -24,7 +24,8 @@ endfunction()
 
 add_library(fairy2i_cjson OBJECT ${CMAKE_CURRENT_LIST_DIR}/third_party/cjson/cJSON.c)
 add_library(fairy2i_shared STATIC ${CMAKE_CURRENT_LIST_DIR}/problem.c ${CMAKE_CURRENT_LIST_DIR}/folder.c
-            ${CMAKE_CURRENT_LIST_DIR}/library.c $<TARGET_OBJECTS:fairy2i_cjson>)
+            ${CMAKE_CURRENT_LIST_DIR}/library.c ${CMAKE_CURRENT_LIST_DIR}/onnxruntime.c $<TARGET_OBJECTS:fairy2i_cjson>)
 target_include_directories(fairy2i_shared PUBLIC ${CMAKE_CURRENT_LIST_DIR}/..)
+target_include_directories(fairy2i_shared SYSTEM PUBLIC ${CMAKE_CURRENT_LIST_DIR}/../../../custom_ops/third_party/onnxruntime)
 target_link_libraries(fairy2i_shared PUBLIC ${CMAKE_DL_LIBS} m)
 hosts_configure(fairy2i_shared)

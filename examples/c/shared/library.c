@@ -82,37 +82,19 @@ void *library_open_by_name(const char *path, problem *out) {
   return NULL;
 }
 
-/* A function as the pointer that dlsym gives; POSIX lets it be converted, ISO C has no such conversion. */
-static void *function_of(void *handle, const char *name, const char *path, const char *what, problem *out) {
+void *library_function(void *handle, const char *name, const char *path, const char *what, problem *out) {
   void *function = dlsym(handle, name);
-  if (!function)
-    problem_set(out, "%s: expected %s, found a library without %s; give the path of the right one", path, what, name);
-  return function;
-}
-
-const void *library_open_onnxruntime(const char *path, void **handle, problem *out) {
-  const char *what = "onnxruntime's shared library";
-  *handle = library_open(what, path,
-                         "give its path with --onnxruntime; pip install onnxruntime puts it into "
-                         "site-packages/onnxruntime/capi/libonnxruntime.so.VERSION",
-                         out);
-  if (!*handle) return NULL;
-  void *function = function_of(*handle, "OrtGetApiBase", path, what, out);
   if (!function) {
-    dlclose(*handle);
-    *handle = NULL;
-    return NULL;
+    problem_set(out, "%s: expected %s, found a library without %s; give the path of the right one", path, what, name);
   }
-  const void *(*get_api_base)(void);
-  memcpy(&get_api_base, &function, sizeof get_api_base);
-  return get_api_base();
+  return function;
 }
 
 void *library_open_operators(const char *path, void **handle, problem *out) {
   const char *what = "the operator library";
   *handle = library_open(what, path, OPERATORS_ADVICE, out);
   if (!*handle) return NULL;
-  void *function = function_of(*handle, "Fairy2i_RegisterCustomOps", path, what, out);
+  void *function = library_function(*handle, "Fairy2i_RegisterCustomOps", path, what, out);
   if (!function) {
     dlclose(*handle);
     *handle = NULL;

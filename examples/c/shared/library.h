@@ -22,8 +22,8 @@ void *library_open(const char *what, const char *path, const char *advice, probl
  * library of that name was loaded earlier. */
 void *library_open_by_name(const char *path, problem *out);
 
-/* Open onnxruntime and return its OrtApiBase as a pointer, or NULL; *handle is for dlclose. */
-const void *library_open_onnxruntime(const char *path, void **handle, problem *out);
+/* A function of an open library, or NULL. */
+void *library_function(void *handle, const char *name, const char *path, const char *what, problem *out);
 
 /* Open the operator library and return its function that registers the operators (OrtStatus *(OrtSessionOptions *,
  * const OrtApiBase *)), or NULL; *handle is for dlclose, after the session is gone. */
