@@ -1,6 +1,6 @@
 """What the C and C++ hosts are compared with: the Python runtime's greedy tokens and text of a model folder.
 
-    hosts_reference.py DIR OUT    write OUT/prompt.txt, OUT/ids.txt and, for each kernel, OUT/KERNEL.tokens and OUT/KERNEL.txt
+hosts_reference.py DIR OUT    write OUT/prompt.txt, OUT/ids.txt and, for each kernel, OUT/KERNEL.tokens and OUT/KERNEL.txt
 """
 
 from __future__ import annotations

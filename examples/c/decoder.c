@@ -18,7 +18,7 @@ struct decoder {
   OrtValue **caches; /* [2 * layers], each [1, kv_heads, capacity, head_size], past and present at once */
   void **buffers;    /* [2 * layers] what the caches are made of */
   int64_t *mask;     /* [capacity] ones: all that is in the cache counts */
-  void *logits;      /* [rows, vocabulary] */
+  float *logits;     /* [rows, vocabulary] */
   size_t rows;       /* tokens whose logits fit */
 };
 
@@ -124,9 +124,8 @@ static bool bind_and_run(decoder *made, OrtValue *ids, OrtValue *mask, OrtValue 
 /* Run the graph once for at most PREFILL_CHUNK tokens that fit. */
 static bool run(decoder *made, const int64_t *tokens, size_t count, problem *why) {
   const graph *form = &made->form;
-  size_t element_bytes = graph_element_bytes(form->logits_type);
   if (count > made->rows) {
-    void *larger = realloc(made->logits, count * (size_t)form->vocabulary * element_bytes);
+    float *larger = realloc(made->logits, count * (size_t)form->vocabulary * sizeof *larger);
     if (!larger) return problem_set(why, "no memory for the logits of %zu tokens", count);
     made->logits = larger;
     made->rows = count;
@@ -134,10 +133,11 @@ static bool run(decoder *made, const int64_t *tokens, size_t count, problem *why
   const int64_t ids_shape[] = {1, (int64_t)count};
   const int64_t mask_shape[] = {1, made->length + (int64_t)count};
   const int64_t logits_shape[] = {1, (int64_t)count, form->vocabulary};
-  const ONNXTensorElementDataType integer = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  const ONNXTensorElementDataType integer = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+                                  number = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   OrtValue *ids = tensor(made, (void *)tokens, ids_shape, 2, integer, sizeof *tokens, why); /* it is only read */
   OrtValue *mask = ids ? tensor(made, made->mask, mask_shape, 2, integer, sizeof *made->mask, why) : NULL;
-  OrtValue *logits = mask ? tensor(made, made->logits, logits_shape, 3, form->logits_type, element_bytes, why) : NULL;
+  OrtValue *logits = mask ? tensor(made, made->logits, logits_shape, 3, number, sizeof(float), why) : NULL;
   bool good = logits && bind_and_run(made, ids, mask, logits, why);
   const OrtApi *api = made->opened->api;
   if (logits) api->ReleaseValue(logits);
@@ -147,33 +147,15 @@ static bool run(decoder *made, const int64_t *tokens, size_t count, problem *why
   return good;
 }
 
-static float from_half(uint16_t half) {
-  int exponent = half >> 10 & 31, fraction = half & 1023;
-  float magnitude = exponent == 31  ? (fraction ? NAN : INFINITY)
-                    : exponent == 0 ? ldexpf((float)fraction, -24)
-                                    : ldexpf((float)(1024 + fraction), exponent - 25);
-  return half & 0x8000 ? -magnitude : magnitude;
-}
-
-static float logit(const decoder *made, size_t index) {
-  if (made->form.logits_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16)
-    return from_half(((const uint16_t *)made->logits)[index]);
-  return ((const float *)made->logits)[index];
-}
-
 /* The largest logit of a row, the first of equal ones. */
 static bool likeliest(const decoder *made, size_t row, int64_t *next, problem *why) {
-  size_t begin = row * (size_t)made->form.vocabulary;
-  float best = -INFINITY;
-  *next = 0;
+  const float *logits = made->logits + row * (size_t)made->form.vocabulary;
+  int64_t best = 0;
   for (int64_t id = 0; id < made->form.vocabulary; id++) {
-    float value = logit(made, begin + (size_t)id);
-    if (isnan(value)) return problem_set(why, "the model computed NaN: its weights are damaged; export it again");
-    if (value > best) {
-      best = value;
-      *next = id;
-    }
+    if (isnan(logits[id])) return problem_set(why, "the model computed NaN: its weights are damaged; export it again");
+    if (logits[id] > logits[best]) best = id;
   }
+  *next = best;
   return true;
 }
 

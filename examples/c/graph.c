@@ -105,12 +105,10 @@ static bool read_outputs(const session *opened, const char *name, size_t count, 
     port found;
     if (!read_port(opened, false, i, &found, why)) return false;
     if (strcmp(found.name, "logits") == 0) {
-      bool number =
-          found.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || found.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-      if (!number || found.rank != 3 || found.shape[2] < 1 || found.shape[2] > INT32_MAX) {
-        return problem_set(why, "%s: logits: expected float or float16 [batch, length, vocabulary]", name);
+      if (found.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || found.rank != 3 || found.shape[2] < 1 ||
+          found.shape[2] > INT32_MAX) {
+        return problem_set(why, "%s: logits: expected float [batch, length, vocabulary]", name);
       }
-      out->logits_type = found.type;
       out->vocabulary = found.shape[2];
     } else if (!is_layer_port(found.name, "present", out->layers)) {
       return problem_set(why, "%s: not a decoder of fairy2i-export: unexpected output %s", name, found.name);

@@ -1,6 +1,5 @@
 #include "session.h"
 
-#include <dlfcn.h>
 #include <string.h>
 
 #include "shared/library.h"
@@ -31,7 +30,7 @@ static bool set_options(const session_options *options, const model_folder *fold
   const char *kernel = folder_kernel(folder, options->kernel);
   if (kernel && !session_good(api, api->AddSessionConfigEntry(made, "fairy2i.kernel", kernel), "--kernel", why))
     return false;
-  void *function = library_open_operators(options->library, &out->operators, why);
+  void *function = library_open_operators(options->library, why);
   if (!function) return false;
   register_function register_operators;
   memcpy(&register_operators, &function, sizeof register_operators);
@@ -40,7 +39,7 @@ static bool set_options(const session_options *options, const model_folder *fold
 
 bool session_open(const session_options *options, const model_folder *folder, session *out, problem *why) {
   memset(out, 0, sizeof *out);
-  const OrtApiBase *base = onnxruntime_open(options->onnxruntime, &out->onnxruntime, why);
+  const OrtApiBase *base = onnxruntime_open(options->onnxruntime, why);
   out->api = base ? base->GetApi(NEEDED_API) : NULL;
   bool good = base && (out->api || problem_set(why, "%s: has no C API %d; pip install --upgrade onnxruntime",
                                                options->onnxruntime, NEEDED_API));
@@ -60,7 +59,5 @@ bool session_open(const session_options *options, const model_folder *folder, se
 void session_close(session *opened) {
   if (opened->model) opened->api->ReleaseSession(opened->model);
   if (opened->env) opened->api->ReleaseEnv(opened->env);
-  if (opened->operators) dlclose(opened->operators);
-  if (opened->onnxruntime) dlclose(opened->onnxruntime);
   memset(opened, 0, sizeof *opened);
 }

@@ -16,7 +16,6 @@ typedef struct session {
   const OrtApi *api;
   OrtEnv *env;
   OrtSession *model;
-  void *onnxruntime, *operators; /* the libraries */
 } session;
 
 /* Open the model of a folder. Returns false, and nothing to close, if that fails. */

@@ -75,8 +75,7 @@ OpenModel open_model(const Options &options) {
   problem why;
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // unless somebody asks for it, nothing is reported to anyone
   // Loaded by path here, they are found by name when onnxruntime-genai asks for them; so they stay loaded.
-  void *handle = nullptr;
-  if (onnxruntime_open(options.onnxruntime.c_str(), &handle, &why) == nullptr) throw Failure(why.text);
+  if (onnxruntime_open(options.onnxruntime.c_str(), &why) == nullptr) throw Failure(why.text);
   genai::load(options.genai);
   if (folder.needs_library) {
     if (library_open_by_name(options.library.c_str(), &why) == nullptr) throw Failure(why.text);

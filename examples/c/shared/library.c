@@ -90,14 +90,11 @@ void *library_function(void *handle, const char *name, const char *path, const c
   return function;
 }
 
-void *library_open_operators(const char *path, void **handle, problem *out) {
+void *library_open_operators(const char *path, problem *out) {
   const char *what = "the operator library";
-  *handle = library_open(what, path, OPERATORS_ADVICE, out);
-  if (!*handle) return NULL;
-  void *function = library_function(*handle, "Fairy2i_RegisterCustomOps", path, what, out);
-  if (!function) {
-    dlclose(*handle);
-    *handle = NULL;
-  }
+  void *handle = library_open(what, path, OPERATORS_ADVICE, out);
+  if (!handle) return NULL;
+  void *function = library_function(handle, "Fairy2i_RegisterCustomOps", path, what, out);
+  if (!function) dlclose(handle);
   return function;
 }

@@ -25,9 +25,9 @@ void *library_open_by_name(const char *path, problem *out);
 /* A function of an open library, or NULL. */
 void *library_function(void *handle, const char *name, const char *path, const char *what, problem *out);
 
-/* Open the operator library and return its function that registers the operators (OrtStatus *(OrtSessionOptions *,
- * const OrtApiBase *)), or NULL; *handle is for dlclose, after the session is gone. */
-void *library_open_operators(const char *path, void **handle, problem *out);
+/* Open the operator library for as long as the process lives, since it keeps its operators for all sessions, and return
+ * its function that registers them (OrtStatus *(OrtSessionOptions *, const OrtApiBase *)), or NULL. */
+void *library_open_operators(const char *path, problem *out);
 
 #ifdef __cplusplus
 }

@@ -10,12 +10,12 @@
   "give its path with --onnxruntime; pip install onnxruntime puts it into " \
   "site-packages/onnxruntime/capi/libonnxruntime.so.VERSION"
 
-const OrtApiBase *onnxruntime_open(const char *path, void **handle, problem *why) {
+const OrtApiBase *onnxruntime_open(const char *path, problem *why) {
   const char *what = "onnxruntime's shared library";
-  *handle = library_open(what, path, ADVICE, why);
-  if (!*handle) return NULL;
+  void *handle = library_open(what, path, ADVICE, why);
+  if (!handle) return NULL;
   const OrtApiBase *(*get_api_base)(void) = NULL;
-  void *function = library_function(*handle, "OrtGetApiBase", path, what, why);
+  void *function = library_function(handle, "OrtGetApiBase", path, what, why);
   if (function) {
     memcpy(&get_api_base, &function, sizeof get_api_base); /* ISO C has no other way from one pointer to the other */
     const OrtApiBase *base = get_api_base();
@@ -26,7 +26,6 @@ const OrtApiBase *onnxruntime_open(const char *path, void **handle, problem *why
     problem_set(why, "%s: expected onnxruntime 1.%d or newer, found %s: pip install --upgrade onnxruntime", path,
                 NEEDED_API, version);
   }
-  dlclose(*handle);
-  *handle = NULL;
+  dlclose(handle);
   return NULL;
 }

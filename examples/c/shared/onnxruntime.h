@@ -13,9 +13,9 @@ extern "C" {
  */
 #define NEEDED_API 24
 
-/* Open it and look at its version. Returns NULL if it is missing, none, or too old; *handle is for dlclose.
+/* Open it for as long as the process lives, and look at its version. Returns NULL if it is missing, none, or too old.
  * `path` is a path, or a name that is left to the system's loader. */
-const OrtApiBase *onnxruntime_open(const char *path, void **handle, problem *why);
+const OrtApiBase *onnxruntime_open(const char *path, problem *why);
 
 #ifdef __cplusplus
 }
