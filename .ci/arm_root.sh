@@ -62,6 +62,6 @@ arm_wheels() { # NAME==VERSION, and names whose version does not matter: fetched
   rm "$arm"/wheels/*.whl
 }
 
-on_arm() { # CPU, program, arguments: with the root of ARM, and the environment that -E gives
+on_arm() { # CPU, options of qemu, program, arguments: in the root of ARM
   qemu-aarch64 -cpu "$1" -L "$arm/root" "${@:2}"
 }

@@ -26,7 +26,7 @@ WARNINGS = (
     "-Werror",
     f"-I{EXAMPLES / 'c'}",
     f"-isystem{HEADERS}",
-    "-D_POSIX_C_SOURCE=200809L",
+    "-D_GNU_SOURCE",
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

@@ -101,7 +101,6 @@ def test_a_model_without_a_template_continues_every_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompt", ""), "expected a text, found an empty one"),
         (("--prompt", "Once " * 600), "tokens leave no room for another in the context of 512"),
         (("--prompt", PROMPT, "--context", "513"), "--context: expected 1 to 512 (what the model was built for), got 513"),
         (("--threads", "0"), "--threads: expected an integer from 1 to 1024, got '0'"),
@@ -115,6 +114,7 @@ def test_a_model_without_a_template_continues_every_line() -> None:
         (("--nosuch",), "--nosuch: there is no such option"),
         (("Once upon a time",), "expected one model folder, found also 'Once upon a time'"),
         (("--library", "/absent.so"), "/absent.so: expected the operator library, found: No such file"),
+        (("--library", onnxruntime_library()), "found a library without Fairy2i_RegisterCustomOps"),
         (("--onnxruntime", "/absent.so"), "/absent.so: expected onnxruntime's shared library, found: No such file"),
         (("--genai", "/absent.so"), "/absent.so: expected onnxruntime-genai's shared library, found: No such file"),
         (("--genai", onnxruntime_library()), "found a library without OgaResultGetError"),

@@ -76,10 +76,12 @@ OpenModel open_model(const Options &options) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // unless somebody asks for it, nothing is reported to anyone
   // Loaded by path here, they are found by name when onnxruntime-genai asks for them; so they stay loaded.
   if (onnxruntime_open(options.onnxruntime.c_str(), &why) == nullptr) throw Failure(why.text);
+  setenv("ORT_LIB_PATH", options.onnxruntime.c_str(), 1);  // where onnxruntime-genai looks first
   genai::load(options.genai);
   if (folder.needs_library) {
-    if (library_open_by_name(options.library.c_str(), &why) == nullptr) throw Failure(why.text);
-    check_no_other_library(options.folder, options.library);
+    const char *library = library_open_by_name(options.library.c_str(), &why);
+    if (library == nullptr) throw Failure(why.text);
+    check_no_other_library(options.folder, library);
   }
   const auto config = genai::make<genai::Config>(options.folder, genai::api().OgaCreateConfig, options.folder.c_str());
   genai::check(genai::api().OgaConfigOverlay(config.get(), overlay(options, folder).c_str()), options.folder);

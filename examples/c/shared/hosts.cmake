@@ -14,7 +14,7 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 function(hosts_configure target)
-  target_compile_definitions(${target} PRIVATE _POSIX_C_SOURCE=200809L DEFAULT_ONNXRUNTIME="${ONNXRUNTIME_LIBRARY}")
+  target_compile_definitions(${target} PRIVATE _GNU_SOURCE DEFAULT_ONNXRUNTIME="${ONNXRUNTIME_LIBRARY}")
   target_compile_options(${target} PRIVATE -Wall -Wextra $<$<BOOL:${HOSTS_WERROR}>:-Werror>)
   if(HOSTS_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${HOSTS_SANITIZE} -fno-sanitize-recover=all -g)

@@ -68,20 +68,6 @@ void *library_open(const char *what, const char *path, const char *advice, probl
   return NULL;
 }
 
-void *library_open_by_name(const char *path, problem *out) {
-  void *handle = library_open("the operator library", path, OPERATORS_ADVICE, out);
-  if (!handle) return NULL;
-  void *named = dlopen(OPERATOR_LIBRARY, RTLD_NOW | RTLD_NOLOAD);
-  if (named) dlclose(named); /* which counts its users */
-  if (named == handle) return handle;
-  problem_set(out,
-              "%s: expected that the system knows it as %s once it is loaded, found %s; take a library built with this "
-              "project's CMakeLists.txt",
-              path, OPERATOR_LIBRARY, named ? "another library" : "nothing");
-  dlclose(handle);
-  return NULL;
-}
-
 void *library_function(void *handle, const char *name, const char *path, const char *what, problem *out) {
   void *function = dlsym(handle, name);
   if (!function) {
@@ -90,11 +76,34 @@ void *library_function(void *handle, const char *name, const char *path, const c
   return function;
 }
 
-void *library_open_operators(const char *path, problem *out) {
-  const char *what = "the operator library";
-  void *handle = library_open(what, path, OPERATORS_ADVICE, out);
+static const char OPERATORS[] = "the operator library", REGISTER[] = "Fairy2i_RegisterCustomOps";
+
+/* The operator library, and the function that registers its operators. */
+static void *open_operators(const char *path, void **function, problem *out) {
+  void *handle = library_open(OPERATORS, path, OPERATORS_ADVICE, out);
   if (!handle) return NULL;
-  void *function = library_function(handle, "Fairy2i_RegisterCustomOps", path, what, out);
-  if (!function) dlclose(handle);
-  return function;
+  *function = library_function(handle, REGISTER, path, OPERATORS, out);
+  if (*function) return handle;
+  dlclose(handle);
+  return NULL;
+}
+
+void *library_open_operators(const char *path, problem *out) {
+  void *function = NULL;
+  return open_operators(path, &function, out) ? function : NULL;
+}
+
+const char *library_open_by_name(const char *path, problem *out) {
+  void *function = NULL, *handle = open_operators(path, &function, out);
+  Dl_info found;
+  if (!handle) return NULL;
+  void *named = dlopen(OPERATOR_LIBRARY, RTLD_NOW | RTLD_NOLOAD);
+  if (named) dlclose(named); /* which counts its users */
+  if (named == handle && dladdr(function, &found)) return found.dli_fname;
+  problem_set(out,
+              "%s: expected that the system knows it as %s once it is loaded, found %s; take a library built with this "
+              "project's CMakeLists.txt",
+              path, OPERATOR_LIBRARY, named ? "another library" : "nothing");
+  dlclose(handle);
+  return NULL;
 }

@@ -18,9 +18,9 @@ extern "C" {
 void *library_open(const char *what, const char *path, const char *advice, problem *out);
 
 /* Open the operator library so that its soname means it for everybody in this process from now on. onnxruntime-genai
- * takes a library by such a name, and by no path outside the model folder. Returns a handle, or NULL, also if another
- * library of that name was loaded earlier. */
-void *library_open_by_name(const char *path, problem *out);
+ * takes a library by such a name, and by no path outside the model folder. Returns the path of the file that was
+ * loaded, which the loader owns, or NULL, also if another library of that name was loaded earlier. */
+const char *library_open_by_name(const char *path, problem *out);
 
 /* A function of an open library, or NULL. */
 void *library_function(void *handle, const char *name, const char *path, const char *what, problem *out);
