@@ -16,7 +16,8 @@ TORCH  ?= torch==2.13.0
 SOURCES := pyproject.toml runtime/pyproject.toml scripts/dependencies.py $(shell find custom_ops fairy2i_export runtime -type f \
              \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \) \
              -not -path '*/lib/*')
-C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c)
+C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c) \
+           $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-chat test test-large test-onnxruntime bench lint format sanitize clean setup

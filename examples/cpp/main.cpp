@@ -1,0 +1,57 @@
+// fairy2i_chat: talk with an exported model in onnxruntime-genai, whose are tokenizer, sampling and key-value cache.
+#include <iostream>
+
+#include "chat.hpp"
+
+namespace {
+
+void converse(Chat &chat) {
+  if (!chat.template_problem().empty()) {
+    std::cerr << "This model continues what you write, every line anew: " << chat.template_problem() << '\n';
+  }
+  std::string line;
+  while (std::cout << "> " << std::flush && std::getline(std::cin, line) && !line.empty()) {
+    try {
+      chat.answer(line);
+      std::cout << '\n';
+    } catch (const Failure &failure) {  // the conversation is longer than the context, for instance
+      std::cerr << "fairy2i_chat: " << failure.what() << '\n';
+    }
+  }
+  if (!std::cin) std::cout << '\n';  // Ctrl-D leaves the cursor behind the prompt
+}
+
+struct Shutdown {  // behind everything that is made of it
+  ~Shutdown() {
+    if (genai::api().OgaShutdown != nullptr) genai::api().OgaShutdown();
+  }
+};
+
+void run(const Options &options) {
+  const Shutdown last;
+  Chat chat(open_model(options), options);
+  if (options.prompt) {
+    chat.answer(*options.prompt);
+    std::cout << '\n';
+  } else {
+    converse(chat);
+  }
+  if (!std::cout.flush()) throw Failure("standard output was closed");
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  try {
+    const Options options = read_options(argc, argv);
+    if (options.help) {
+      std::cout << kHelp;
+      return 0;
+    }
+    run(options);
+  } catch (const Failure &failure) {
+    std::cerr << "fairy2i_chat: " << failure.what() << '\n';
+    return 2;
+  }
+  return 0;
+}
