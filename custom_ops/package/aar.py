@@ -85,6 +85,18 @@ def describe(path: Path, found: AndroidLibrary) -> str:
     return line
 
 
+def write(whole: bytes, output: Path) -> None:
+    """Write a file that appears complete or not at all."""
+    if not output.absolute().parent.is_dir():
+        raise Refused(f"{output}: expected an existing folder {output.parent}; create it first")
+    unfinished = output.with_name(output.name + ".part")
+    try:
+        unfinished.write_bytes(whole)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def main() -> None:
     """Check, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,9 +108,7 @@ def main() -> None:
         for abi, path in libraries.items():
             print(describe(path, check_android(path, abi)))
         whole = zipped(contents(libraries))
-        unfinished = arguments.output.with_name(arguments.output.name + ".part")
-        unfinished.write_bytes(whole)
-        os.replace(unfinished, arguments.output)
+        write(whole, arguments.output)
     except (Refused, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{arguments.output}: {len(whole)} bytes, {', '.join(libraries)}")

@@ -23,7 +23,9 @@ def members(path: Path) -> dict[str, bytes]:
             file.seek(0)
             archive = arpy.Archive(fileobj=file)
             archive.read_all_headers()
-            found = {f"{path}({name.rstrip(bytes(1)).decode()})": item.read() for name, item in archive.archived_files.items()}
+            found = {
+                f"{path}({name.rstrip(bytes(1)).decode()})": item.read() for name, item in archive.archived_files.items()
+            }
     except OSError as error:
         raise Refused(f"{path}: expected a static archive, found none ({error.strerror})") from None
     except (arpy.ArchiveFormatError, UnicodeDecodeError):

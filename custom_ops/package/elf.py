@@ -57,19 +57,22 @@ def check_android(path: Path, abi: str) -> AndroidLibrary:
         Refused: it is not, with the reason.
     """
     elf = open_elf(path)
-    machine = elf["e_machine"]
-    if machine != MACHINES[abi]:
-        found = next((name for name, value in MACHINES.items() if value == machine), str(machine))
+    try:
+        return _check(path, elf, abi)
+    except (ELFError, LookupError, ValueError) as error:  # pyelftools, at contents that contradict each other
+        raise Refused(f"{path}: a damaged library ({error}); build it again") from None
+
+
+def _check(path: Path, elf: ELFFile, abi: str) -> AndroidLibrary:
+    if elf["e_machine"] != MACHINES[abi]:
+        found = next((name for name, value in MACHINES.items() if value == elf["e_machine"]), str(elf["e_machine"]))
         raise Refused(f"{path}: expected a library for {abi}, found one for {found}")
     dynamic, symbols = elf.get_section_by_name(".dynamic"), elf.get_section_by_name(".dynsym")
     if elf["e_type"] != "ET_DYN" or dynamic is None or symbols is None:
         raise Refused(f"{path}: expected a shared library, found an object file or a program")
-    try:
-        alignment = _check_pages(path, elf, PAGE[abi])
-        _check_dynamic(path, list(dynamic.iter_tags()))
-        exports, imports = _check_symbols(path, list(symbols.iter_symbols()))
-    except ELFError as error:
-        raise Refused(f"{path}: a damaged library ({error})") from None
+    alignment = _check_pages(path, elf, PAGE[abi])
+    _check_dynamic(path, list(dynamic.iter_tags()))
+    exports, imports = _check_symbols(path, list(symbols.iter_symbols()))
     debug = sum(section["sh_size"] for section in elf.iter_sections() if section.name.startswith(".debug"))
     return AndroidLibrary(abi, path.stat().st_size, alignment, len(exports), tuple(sorted(imports)), debug)
 

@@ -49,4 +49,6 @@ def check_archive_names(path: Path, defined: set[str], generic: bool) -> None:
         )
     strange = {name for name in defined if not name.startswith("f2i_")} - {GENERIC_NAME, UNIQUE_NAME}
     if strange:
-        raise Refused(f"{path}: defines names that do not begin with f2i_ and may collide with a program's: {sentence(strange)}")
+        raise Refused(
+            f"{path}: defines names that do not begin with f2i_ and may collide with a program's: {sentence(strange)}"
+        )

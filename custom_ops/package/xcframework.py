@@ -1,6 +1,6 @@
-"""Lay static archives out as an xcframework, as `xcodebuild -create-xcframework` does on a Mac, and check them first.
+r"""Lay static archives out as an xcframework, as `xcodebuild -create-xcframework` does on a Mac, and check them first.
 
-    python custom_ops/package/xcframework.py -o Fairy2iOps.xcframework build/ios-arm64/libfairy2i_ops.a \\
+    python custom_ops/package/xcframework.py -o Fairy2iOps.xcframework build/ios-arm64/libfairy2i_ops.a \
       build/ios-simulator-arm64/libfairy2i_ops.a build/ios-simulator-x86_64/libfairy2i_ops.a
 
 Each archive is of one architecture; those for the same platform are joined with lipo. In Swift, `import Fairy2iOps` then
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def grouped(archives: list[AppleArchive]) -> dict[tuple[str, str], list[AppleArc
         groups.setdefault(archive.platform, []).append(archive)
     for group in groups.values():
         group.sort(key=lambda archive: archive.architecture)
-        for first, second in zip(group, group[1:], strict=False):
+        for first, second in pairwise(group):
             if first.architecture == second.architecture:
                 raise Refused(f"{first.path} and {second.path}: both are {first.architecture} for {name_of(first.platform)}")
     return groups
@@ -107,6 +108,8 @@ def main() -> None:
             raise Refused(f"{output}: expected a name that ends with .xcframework, Xcode knows it by that")
         if output.exists():
             raise Refused(f"{output}: exists; remove it, or name another")
+        if not output.absolute().parent.is_dir():
+            raise Refused(f"{output}: expected an existing folder {output.parent}; create it first")
         archives = [check_archive(path) for path in arguments.archives]
         for archive in archives:
             kind = f"{archive.architecture}, {name_of(archive.platform)} {archive.minimum}"
