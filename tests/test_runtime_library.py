@@ -170,6 +170,6 @@ print(sys.argv[1] in open("/proc/self/maps").read())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_library_stays_when_a_host_closes_it():
-    """onnxruntime's Java binding closes it with the session options, sessions or not; their operators must not go away."""
+    """As onnxruntime's Java binding does with the session options, though sessions may still run its operators."""
     command = [sys.executable, "-c", CLOSING, library_path()]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"

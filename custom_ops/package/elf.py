@@ -70,8 +70,8 @@ def _check(path: Path, elf: ELFFile, abi: str) -> AndroidLibrary:
     dynamic, symbols = elf.get_section_by_name(".dynamic"), elf.get_section_by_name(".dynsym")
     if elf["e_type"] != "ET_DYN" or dynamic is None or symbols is None:
         raise Refused(f"{path}: expected a shared library, found an object file or a program")
-    alignment = _check_pages(path, elf, PAGE[abi])
     _check_dynamic(path, list(dynamic.iter_tags()))
+    alignment = _check_pages(path, elf, PAGE[abi])
     exports, imports = _check_symbols(path, list(symbols.iter_symbols()))
     debug = sum(section["sh_size"] for section in elf.iter_sections() if section.name.startswith(".debug"))
     return AndroidLibrary(abi, path.stat().st_size, alignment, len(exports), tuple(sorted(imports)), debug)
@@ -84,7 +84,7 @@ def _check_pages(path: Path, elf: ELFFile, page: int) -> int:
     if alignment < page or not fits:
         raise Refused(
             f"{path}: expected segments for pages of {page} bytes, found an alignment of {alignment}; "
-            f"link with -Wl,-z,max-page-size={page}, as custom_ops/CMakeLists.txt does"
+            f"link with -Wl,-z,max-page-size={page}, as custom_ops/CMakeLists.txt does for Android"
         )
     return alignment
 
