@@ -158,3 +158,18 @@ def test_importing_the_package_brings_in_neither_torch_nor_the_exporter():
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in modules
     assert not {"torch", "transformers", "fairy2i_export", "onnx", "onnx_ir", "safetensors"} & set(modules)
+
+
+CLOSING = """
+import _ctypes, ctypes, sys
+handle = ctypes.CDLL(sys.argv[1])._handle
+_ctypes.dlclose(handle)
+print(sys.argv[1] in open("/proc/self/maps").read())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_library_stays_when_a_host_closes_it():
+    """As onnxruntime's Java binding does with the session options, though sessions may still run its operators."""
+    command = [sys.executable, "-c", CLOSING, library_path()]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"

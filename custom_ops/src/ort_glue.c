@@ -528,11 +528,13 @@ static OrtStatus *register_ops(OrtSessionOptions *options, const OrtApiBase *bas
   return api->AddCustomOpDomain(options, domain);
 }
 
+#if !defined(F2I_UNIQUE_NAMES) /* every library of operators has this one, so only one linked into a program may */
 F2I_EXPORT OrtStatus *ORT_API_CALL RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
 
 F2I_EXPORT OrtStatus *ORT_API_CALL RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   return register_ops(options, base);
 }
+#endif
 
 F2I_EXPORT OrtStatus *Fairy2i_RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   return register_ops(options, base);

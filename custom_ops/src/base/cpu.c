@@ -16,7 +16,7 @@
 #include <unistd.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__) && !defined(__ANDROID__)
 #define ASKS_FOR_AMX /* only where we know how to ask for it */
 #include <sys/syscall.h>
 #endif
