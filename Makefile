@@ -1,6 +1,7 @@
 # make demo   set everything up, export the embedded model, verify it, print a story
 # make demo-chat   fetch a real chat model of 135 million parameters, convert it without training, and chat with it
 # make test   set everything up (with torch, for the comparisons) and run all tests
+# make wheels wheels that need no compiler where they are installed, for Linux, macOS and Windows (dist/)
 # make lint   ruff, mypy, clang-format, and a build with warnings as errors
 # make bench  time linear layers against MatMulNBits and memory (BENCH=--quick: 45 seconds), count instructions
 # See README.md for the rest.
@@ -20,13 +21,16 @@ C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chat test test-large test-onnxruntime bench lint format sanitize clean setup
+.PHONY: demo demo-chat test test-large test-onnxruntime bench wheels lint format sanitize clean setup
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# the package as users get it: built, not linked to the source tree
+# the packages as users get them: built, not linked to the source tree. One package of before they were two goes first: pip
+# would remove its files after those of the runtime have come
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@if [ -x $(BIN)/fairy2i ] && ! $(BIN)/python -m pip show -qq fairy2i-runtime 2> /dev/null; then \
+	  $(BIN)/python -m pip uninstall -q -y fairy2i-export; fi
 	$(PIP) .
 	@touch $@
 
@@ -83,6 +87,16 @@ test-onnxruntime: $(VENV)/.installed-test
 bench: setup
 	$(BIN)/python benchmarks/bench_linear.py --json $(WORK)/bench.json $(BENCH)
 	if command -v valgrind > /dev/null; then $(BIN)/python benchmarks/instructions.py; fi
+
+# TARGETS: some of linux-x86_64, linux-aarch64 (needs gcc-aarch64-linux-gnu), macos-arm64, macos-x86_64, windows-x64 and
+# windows-arm64, separated by commas; the last four are built by zig, a package of 100 MB. dist/WHEELS.md says what was tried
+TARGETS ?= linux-x86_64,linux-aarch64,macos-arm64,macos-x86_64,windows-x64,windows-arm64
+wheels: $(VENV)/.installed-release
+	$(BIN)/python scripts/wheels.py dist --only $(TARGETS)
+
+$(VENV)/.installed-release: $(VENV)/.installed
+	$(PIP) '.[release]'
+	@touch $@
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

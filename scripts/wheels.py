@@ -71,7 +71,7 @@ def main(
     names = [name for name in only.split(",") if name]
     if unknown := set(names) - set(TARGETS):
         raise typer.BadParameter(
-            f"unknown {', '.join(sorted(unknown))}; expected some of {', '.join(TARGETS)}", param_hint="--only"
+            f"unknown {', '.join(sorted(unknown))}; expected: {', '.join(TARGETS)}", param_hint="--only"
         )
     for name in names:
         target = TARGETS[name]
