@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -78,7 +79,7 @@ def shown(page: Any, role: str) -> list[str]:
 
 def test_a_conversation(page: Any, served: Served, folder: Path) -> None:
     page.goto(served.url)
-    page.wait_for_function("document.getElementById('model').textContent === 'talk'")
+    page.locator("#model", has_text="talk").wait_for()
     ask(page, QUESTION)
     assert "cut off" in page.text_content("#status")
     ask(page, "And then?")
@@ -117,7 +118,7 @@ def test_the_stop_button(page: Any, folder: Path) -> None:
     with serving(model, parallel=1) as served:
         page.goto(served.url)
         ask(page, QUESTION, end=False)
-        page.wait_for_function("document.querySelector('.assistant')?.textContent.length > 5")  # while it is being written
+        page.locator(".message.assistant", has_text=re.compile(r"\w\w")).wait_for()  # while it is being written
         assert session.entered.wait(60)
         page.click("#stop")
         page.wait_for_selector("#send:visible")
