@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[str, Any, int, str | None, str]] = {
     "too deep": (CHAT, b"[" * 5000, 400, None, "invalid_json"),
     "half a character": (TEXT, b'{"prompt": "\\ud800"}', 400, None, "invalid_json"),
     "not UTF-8": (TEXT, b'{"prompt": "\xff"}', 400, None, "invalid_json"),
-    "NaN": (TEXT, b'{"prompt": "x", "temperature": NaN}', 400, None, "invalid_json"),
+    "NaN": (TEXT, b'{"prompt": "x", "temperature": NaN}', 400, "temperature", "invalid_value"),
     "a list": (CHAT, [], 400, None, "invalid_json"),
     "no messages": (CHAT, {}, 400, "messages", "missing_required_parameter"),
     "empty messages": (CHAT, {"messages": []}, 400, "messages", "invalid_value"),

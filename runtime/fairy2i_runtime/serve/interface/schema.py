@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fairy2i_runtime.serve.interface.errors import ApiError, of_validation
 
 MOST_STOPS = 16
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 # parameter -> values that ask for nothing, and why others are refused
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1,), "one answer is written for each request"),
@@ -126,9 +126,10 @@ def parse(kind: type[R], body: bytes) -> R:
         ApiError: 400 if it is no such request, or asks for something that is not done here.
     """
     try:
-        given = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"expected JSON: {error}", code="invalid_json") from None
+        given = _ANY.validate_json(body)
+    except ValidationError as error:
+        what = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Invalid JSON: ")
+        raise ApiError(400, f"expected JSON: {what}", code="invalid_json") from None
     if not isinstance(given, dict):
         raise ApiError(400, f"expected a JSON object, got {type(given).__name__}", code="invalid_json")
     given = {name: value for name, value in given.items() if value is not None and name not in _IGNORED}
