@@ -15,7 +15,8 @@ MODEL  := examples/models/stories260K-fairy2i-w2
 TORCH  ?= torch==2.13.0
 
 SOURCES := pyproject.toml runtime/pyproject.toml scripts/dependencies.py $(shell find custom_ops fairy2i_export runtime -type f \
-             \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \) \
+             \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \
+             -o -name '*.html' -o -name '*.svg' \) \
              -not -path '*/lib/*')
 C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c) \
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')

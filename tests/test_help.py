@@ -27,7 +27,7 @@ EXPORTER = {
     "lm_eval",
     "scipy",
 }
-RUNTIME = {"onnxruntime", "tokenizers", "jinja2", "cffi"}
+RUNTIME = {"onnxruntime", "tokenizers", "jinja2", "cffi", "starlette", "uvicorn", "prometheus_client"}
 
 
 def imported(program: str, arguments: list[str]) -> set[str]:

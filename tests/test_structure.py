@@ -89,7 +89,7 @@ RANKS: dict[str, dict[str, int]] = {
         "engine": 4,
         "text": 5,
         "model": 6,
-        **dict.fromkeys(("measure", "genai"), 7),
+        **dict.fromkeys(("measure", "genai", "serve"), 7),
         "commands": 8,
         **dict.fromkeys(("__init__", "__main__"), 9),
     },
@@ -97,7 +97,7 @@ RANKS: dict[str, dict[str, int]] = {
 TORCH = ("torch", "transformers", "accelerate", "datasets")
 TORCH_IN = ("train/", "compile/calibrate/", "source/transformers_model.py", "check/source_weights.py")
 PYTHON_LINES = 300
-NOT_COUNTED = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+NOT_COUNTED = {"__init__.py", "__main__.py", "__pycache__", "py.typed", "lib"}  # lib is built
 
 
 def python_files(package: str) -> dict[str, Path]:
@@ -197,7 +197,7 @@ def test_python_files_and_folders_stay_small(package: str) -> None:
     root = PACKAGES[package] / package
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in root.rglob("*.py")}
     assert not {str(path) for path, count in lines.items() if count > PYTHON_LINES}
-    folders = [root, *(path for path in root.rglob("*") if path.is_dir() and path.name not in (*NOT_COUNTED, "lib"))]
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir() and path.name not in NOT_COUNTED)]
     assert not [str(path) for path in folders if len({p.name for p in path.iterdir()} - NOT_COUNTED) > FOLDER_ENTRIES + 1]
 
 

@@ -23,6 +23,7 @@ GROUP = "fairy2i.commands"
 COMMANDS = {
     "chat": "fairy2i_runtime.commands.chat:chat",
     "generate": "fairy2i_runtime.commands.generate:generate",
+    "serve": "fairy2i_runtime.commands.serve:serve",
     "info": "fairy2i_runtime.commands.info:info",
     "ppl": "fairy2i_runtime.commands.measure:ppl",
     "bench": "fairy2i_runtime.commands.measure:bench_command",

@@ -1,0 +1,1 @@
+"""The interface of OpenAI: what requests, answers and errors look like."""
