@@ -26,9 +26,9 @@ EXCERPT = EXAMPLES / "data" / "tinystories" / "tinystories_train_197k.txt"
 
 @pytest.fixture(scope="module", autouse=True)
 def _examples_importable() -> Any:
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(EXAMPLES / "stories"))
     yield
-    sys.path.remove(str(EXAMPLES))
+    sys.path.remove(str(EXAMPLES / "stories"))
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def stories_setting(work: Path, written: bool) -> dict[str, Any]:
     """The float model, and an excerpt of TinyStories, with the text it writes if that is wanted."""
     source, text = work / "stories260K", work / "teacher.txt"
     if not (source / "model.safetensors").exists():
-        subprocess.run([sys.executable, str(ROOT / "examples" / "stories260k.py"), str(source)], check=True)
+        subprocess.run([sys.executable, str(ROOT / "examples" / "stories" / "stories260k.py"), str(source)], check=True)
     excerpt = DATA / "tinystories_train_197k.txt"
     if written and not text.exists():
         write_teacher_text(source, text)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Reproduce the runs of docs/training-stories.md: sh examples/reproduce_stories.sh DIRECTORY
+# Reproduce the runs of docs/training-stories.md: sh examples/stories/reproduce_stories.sh DIRECTORY
 # An hour or two on one core. The last run writes the model in examples/models/stories260K-fairy2i-w2.
 set -eu
-out=${1:?usage: sh examples/reproduce_stories.sh DIRECTORY}
+out=${1:?usage: sh examples/stories/reproduce_stories.sh DIRECTORY}
 mkdir -p "$out"
 export OMP_NUM_THREADS=1
 

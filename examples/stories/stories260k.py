@@ -4,7 +4,7 @@ stories260K is a real LLaMA with 264 thousand parameters, trained on TinyStories
 checkpoint (seven int32 of shape, then float32 weights) and a tokenizer (pieces with merge scores). This script writes what
 ``transformers`` and ``fairy2i-export`` read: config.json, model.safetensors, tokenizer.json and friends.
 
-    python examples/stories260k.py OUTPUT_DIRECTORY
+    python examples/stories/stories260k.py OUTPUT_DIRECTORY
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-DATA = Path(__file__).resolve().parent / "data"
+DATA = Path(__file__).resolve().parents[1] / "data"
 CHECKPOINT = DATA / "stories260K" / "stories260K.bin"
 VOCABULARY = DATA / "stories260K" / "tok512.bin"
 

@@ -81,7 +81,7 @@ weights in bfloat16, from which `fairy2i-export` computes those codes.
 | quantized without training | {log["eval_loss_untrained"]:.3f} |
 | quantized after training | {log["eval_loss_trained"]:.3f} |
 
-Made by `examples/train_stories.py`; the run is recorded in training_log.json, the method in docs/training-stories.md.
+Made by `examples/stories/train_stories.py`; the run is recorded in training_log.json, the method in docs/training-stories.md.
 
 Licence: MIT, as the original weights (examples/data/stories260K/LICENSE.llama2.c). Training used stories written by the
 original model and an excerpt of TinyStories (roneneldan/TinyStories, CDLA-Sharing-1.0).

@@ -5,7 +5,7 @@ from the same weights learns to give the same next-token distribution while ever
 computes with its quantized weight. The quantizer is the exporter's own, so what is trained is what is exported. Gradients go
 straight through it to the latent float weights. Embedding and norms are trained too and stay float.
 
-    python examples/train_stories.py --out my-model --row-multiplier rms
+    python examples/stories/train_stories.py --out my-model --row-multiplier rms
 
 The result is a Hugging Face directory that ``fairy2i-export`` compiles. docs/training-stories.md shows what comes out.
 """
