@@ -92,11 +92,15 @@ bench: setup
 # TARGETS: some of linux-x86_64, linux-aarch64 (needs gcc-aarch64-linux-gnu), macos-arm64, macos-x86_64, windows-x64 and
 # windows-arm64, separated by commas; the last four are built by zig, a package of 100 MB. dist/WHEELS.md says what was tried
 TARGETS ?= linux-x86_64,linux-aarch64,macos-arm64,macos-x86_64,windows-x64,windows-arm64
-wheels: $(VENV)/.installed-release
-	$(BIN)/python scripts/wheels.py dist --only $(TARGETS)
+RELEASE := $(WORK)/release/bin/python
+wheels: $(RELEASE)
+	$(RELEASE) scripts/wheels.py dist --only $(TARGETS)
 
-$(VENV)/.installed-release: $(VENV)/.installed
-	$(PIP) '.[release]'
+# an environment of its own, with nothing but the tools of the extra
+EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])
+$(RELEASE): pyproject.toml
+	$(PYTHON) -m venv $(WORK)/release
+	$(RELEASE) -m pip install --quiet --disable-pip-version-check typer $$($(RELEASE) -c '$(EXTRA)')
 	@touch $@
 
 lint: $(VENV)/.installed-test

