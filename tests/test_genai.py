@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import fairy2i_runtime
 from conftest import ROOT
 from fairy2i_export import export
 from fairy2i_runtime import genai
-from fairy2i_runtime.errors import LibraryError, ModelFolderError, OptionError
+from fairy2i_runtime.engine.threads import processors
+from fairy2i_runtime.errors import Fairy2iWarning, LibraryError, ModelFolderError, OptionError
 from fairy2i_runtime.ops import library
 from runtime_models import CHECKPOINT, chat_folder, copy_of_stories, stories_folder
 from test_runtime_folder import edit_config
@@ -154,7 +156,7 @@ def test_threads(
 ) -> None:
     """Of a session the calling thread is one."""
     monkeypatch.setattr(genai, "default_threads", lambda: 5)
-    monkeypatch.setattr("fairy2i_runtime.engine.threads.processors", lambda: 8)
+    monkeypatch.setattr("fairy2i_runtime.engine.threads._available", lambda: (8, ""))
     folder = copy_of_stories(tmp_path / "model")
     if written is not None:
         edit_config(folder, *SESSION, "intra_op_num_threads", value=written)
@@ -163,6 +165,18 @@ def test_threads(
     model = genai.load(folder, threads=given)
     assert len(os.listdir("/proc/self/task")) - before == expected - 1
     assert model.type == "llama"
+
+
+def test_too_many_threads_are_warned_of_whoever_names_them(tmp_path: Path) -> None:
+    folder, many = copy_of_stories(tmp_path / "model"), processors() + 1
+    with pytest.warns(Fairy2iWarning, match=rf"{many} threads on {processors()} processor"):
+        genai.config(folder, threads=many)
+    edit_config(folder, *SESSION, "intra_op_num_threads", value=many)
+    with pytest.warns(Fairy2iWarning, match=rf"{many} threads on {processors()} processor"):
+        genai.config(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        genai.config(folder, threads=processors())
 
 
 def test_a_configuration_can_be_changed_further(og: Any) -> None:

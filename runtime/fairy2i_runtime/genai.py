@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairy2i_runtime.engine.session import ISA_ENTRY, check_kernel_names
-from fairy2i_runtime.engine.threads import check_threads, default_threads
+from fairy2i_runtime.engine.threads import check_threads, default_threads, warn_of_too_many
 from fairy2i_runtime.errors import LibraryError, ModelFolderError, OptionError, check_text
 from fairy2i_runtime.folder import CONFIG_FILE, KERNEL_ENTRY, KERNEL_VARIABLE, LIBRARY_ENTRY, ModelFolder, open_folder
 from fairy2i_runtime.jsonfile import read_json
@@ -147,7 +147,10 @@ def _session_entries(path: Path, threads: int | None) -> dict[str, Any]:
     written = read_json(path)["model"]["decoder"].get("session_options")
     written = written if isinstance(written, dict) else {}
     entries: dict[str, Any] = {}
-    count = default_threads() if threads is None and "intra_op_num_threads" not in written else threads
+    stated = written.get("intra_op_num_threads")
+    if threads is None and isinstance(stated, int):
+        warn_of_too_many(stated)
+    count = default_threads() if threads is None and stated is None else threads
     if count:  # 0: unknown on this system
         entries["intra_op_num_threads"] = int(count)
     if "log_severity_level" not in written:
