@@ -167,6 +167,24 @@ def test_threads(
     assert model.type == "llama"
 
 
+def test_a_short_text_of_a_batch_goes_on_as_alone_in_the_room_that_padding_leaves(og: Any) -> None:
+    """What docs/runtime.md says of batches there: ``max_length`` counts padding, here it does not."""
+    rows, new = [PROMPT * 4, PROMPT[:2]], 12
+    longest = max(len(row) for row in rows)
+    model = genai.load(stories_folder(), threads=1, kernel="exact")
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=longest + new, batch_size=2)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(np.array([row + [1] * (longest - len(row)) for row in rows], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    theirs = [[int(token) for token in generator.get_sequence(row)][longest:] for row in range(2)]
+    own = fairy2i_runtime.load(stories_folder(), threads=1, kernel="exact")
+    assert theirs == [own.generate(row, max_new_tokens=new, ignore_eos=True).token_ids for row in rows]
+    more = own.generate_batch(rows, max_new_tokens=None, ignore_eos=True)
+    assert [len(row) + len(result.token_ids) for row, result in zip(rows, more, strict=True)] == [513, 513]
+
+
 def test_too_many_threads_are_warned_of_whoever_names_them(tmp_path: Path) -> None:
     folder, many = copy_of_stories(tmp_path / "model"), processors() + 1
     with pytest.warns(Fairy2iWarning, match=rf"{many} threads on {processors()} processor"):
