@@ -200,8 +200,8 @@ def test_too_little_memory_is_told_as_such(code: str, words: str) -> None:
 def test_a_command_without_memory_ends_with_one_message(megabytes: int) -> None:
     code = (
         f"{LIMIT}import sys\nimport fairy2i_runtime.model, fairy2i_runtime.text.chat_template\n"
-        f"from fairy2i_runtime.commands.main import main\n"
-        f"leave({megabytes}); sys.exit(main(['generate', {str(stories_folder())!r}, 'Once']))"
+        f"from fairy2i_runtime.commands.program import run\n"
+        f"leave({megabytes}); sys.exit(run(['generate', {str(stories_folder())!r}, 'Once']))"
     )
     done = run_python(code)
     assert (done.returncode, done.stdout) == (2, "")  # onnxruntime itself would print a banner

@@ -1,7 +1,7 @@
 """Instructions per weight of whole onnxruntime nodes on ARM: Fairy2iMatMul against MatMulNBits, counted under qemu-user.
 
     nodes.py WORK                  print the table (WORK: what .ci/arm makes, .work/arm)
-    nodes.py WORK --json FILE      and write the records
+    nodes.py WORK --json FILE      and write the records; nodes.json holds those of docs/arm.md
 
 A session of a one-node model runs R and 2R times in one process, three times over. The (median) difference of the two counts,
 divided by R, the weights and the rows of activations, is the cost of a weight for one row, with everything that onnxruntime does
