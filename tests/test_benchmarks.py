@@ -17,6 +17,9 @@ from conftest import ROOT
 from fairy2i_runtime import core, library_path
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(1, str(ROOT / "benchmarks" / "arm"))  # behind it: both have an instructions.py
+
+import nodes
 
 import bench_linear
 import engines
@@ -239,3 +242,18 @@ def test_ternary_engines_run(tmp_path: Path) -> None:
     chosen = ["--engine", "ort-ternary", "--engine", "ort-ternary-exact"]
     assert bench_linear.main([*command, *chosen, "--flush-megabytes", "1", "--json", str(file)]) == 0
     assert {r["engine"] for r in json.loads(file.read_text())} == {"ort-ternary", "ort-ternary-exact"}
+
+
+def test_the_models_of_the_count_on_arm_compute_what_they_say(tmp_path: Path) -> None:
+    """Here on x86: benchmarks/arm/nodes.py checks it again on every processor that it counts on."""
+    matrices = nodes.make_models(tmp_path)
+    assert set(matrices) == set(nodes.KINDS)
+    x = np.random.default_rng(3).standard_normal((3, nodes.K)).astype(np.float32)
+    for kind, matrix in matrices.items():
+        options = ort.SessionOptions()
+        if kind == "lut":
+            options.register_custom_ops_library(library_path())
+        y = ort.InferenceSession(str(tmp_path / f"{kind}.onnx"), options).run(None, {"x": x})[0]
+        expected = x @ matrix.T
+        assert np.linalg.norm(y - expected) < nodes.TOLERANCE * np.linalg.norm(expected), kind
+    assert ort.InferenceSession(str(tmp_path / "empty.onnx")).run(None, {"x": x})[0].shape == (3, 1)

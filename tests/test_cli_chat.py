@@ -6,12 +6,9 @@ import io
 import json
 import os
 import re
-import select
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -427,127 +424,4 @@ def test_where_the_history_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_what_is_piped_is_no_history(chatty: Path, tmp_path: Path) -> None:
     assert run("chat", str(chatty), "--max-new-tokens=2", text=b"Hello cat.\n").returncode == 0
-    assert not (tmp_path / "history").exists()
-
-
-class Terminal:
-    """``fairy2i chat`` on a terminal of its own."""
-
-    def __init__(self, *arguments: str, **variables: str) -> None:
-        import pty
-
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            paths = os.pathsep.join(path for path in sys.path if path)
-            os.environ.update(TERM="xterm", INPUTRC="/dev/null", PYTHONPATH=paths, PYTHONUTF8="1", **variables)
-            os.execv(sys.executable, [*COMMAND, "chat", *arguments])
-        self.seen = ""
-
-    def type(self, keys: str | bytes) -> None:
-        os.write(self.fd, keys.encode() if isinstance(keys, str) else keys)
-
-    def until(self, text: str, times: int = 1, seconds: float = 60) -> str:
-        """What appears until a text has, so many times."""
-        seen, end = "", time.monotonic() + seconds
-        while seen.count(text) < times:
-            assert time.monotonic() < end, f"no {text!r} in {seen!r}"
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    seen += os.read(self.fd, 65536).decode("utf-8", "replace")
-                except OSError:  # it has ended
-                    break
-        self.seen += seen
-        return seen
-
-    def end(self) -> int:
-        self.type("\x15/exit\r")
-        self.until("never shown", seconds=60)
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self.fd)
-        return code
-
-
-@pytest.fixture
-def terminal(chatty: Path) -> Iterator[Terminal]:
-    pytest.importorskip("readline")
-    started = Terminal(str(chatty), "--max-new-tokens=3", *GREEDY)
-    started.until("> ")
-    yield started
-    assert started.end() == 0
-
-
-@posix
-def test_a_terminal_edits_lines_and_remembers_them(terminal: Terminal, tmp_path: Path) -> None:
-    terminal.type("Hello unusual dog\x1b[D\x1b[D\x1b[Dcat \r")  # three to the left
-    terminal.until("> ")
-    terminal.type("\x1b[A")
-    assert "Hello unusual cat dog" in terminal.until("unusual cat dog")
-    terminal.type("\x15")  # discard the line
-    terminal.type('"""\rtwo\rlines\r"""\r')
-    terminal.until("> ")
-    terminal.type("\tx\r")  # no names of files
-    terminal.until("> ")
-    entries = [json.loads(line) for line in (tmp_path / "history").read_text().splitlines()]
-    assert entries == ["Hello unusual cat dog", "two\nlines", "\tx"]
-    assert stat.S_IMODE((tmp_path / "history").stat().st_mode) == 0o600
-    assert "^[[" not in terminal.seen
-
-
-@posix
-def test_a_later_chat_finds_the_history_of_an_earlier_one(chatty: Path, tmp_path: Path) -> None:
-    pytest.importorskip("readline")
-    (tmp_path / "history").write_text('"said yesterday"\n"in two\\nlines"\n')
-    terminal = Terminal(str(chatty), "--max-new-tokens=3")
-    terminal.until("> ")
-    terminal.type("\x1b[A\x1b[A")
-    terminal.until("said yesterday")
-    assert terminal.end() == 0
-
-
-@posix
-def test_a_history_can_be_turned_off(chatty: Path, tmp_path: Path) -> None:
-    pytest.importorskip("readline")
-    terminal = Terminal(str(chatty), "--max-new-tokens=3", FAIRY2I_HISTORY="", XDG_STATE_HOME=str(tmp_path))
-    terminal.until("> ")
-    terminal.type("Hello unusual cat\r")
-    terminal.until("> ")
-    terminal.type("\x1b[A")
-    terminal.until("unusual cat")  # of this session
-    assert terminal.end() == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-@posix
-def test_pasted_lines_are_one_text(terminal: Terminal, chatty: Path) -> None:
-    answer = load(chatty).conversation().ask("Hello cat.\nAnd dog?\nWhat then?", max_new_tokens=3).text
-    terminal.type("\x1b[200~Hello cat.\rAnd dog?\rWhat then?\x1b[201~")
-    terminal.until("What then?")
-    terminal.type("\r")
-    assert answer in terminal.until("> ").replace("\r\n", "\n")
-
-
-@posix
-def test_bytes_that_are_no_utf8_do_not_end_a_chat_on_a_terminal(terminal: Terminal) -> None:
-    terminal.type(b"caf\xe9 \xff\r")
-    terminal.until("> ")
-    terminal.type("Hello\r")
-    terminal.until("> ")
-
-
-@posix
-def test_without_readline_a_terminal_can_chat(chatty: Path, tmp_path: Path) -> None:
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "readline.py").write_text("raise ImportError('none here')\n")
-    first = os.environ.get("PYTHONPATH", "")
-    sys.path.insert(0, str(tmp_path / "without"))
-    try:
-        terminal = Terminal(str(chatty), "--max-new-tokens=3", *GREEDY)
-    finally:
-        sys.path.remove(str(tmp_path / "without"))
-    assert os.environ.get("PYTHONPATH", "") == first
-    terminal.until("> ")
-    answer = load(chatty).conversation().ask("Hello cat.", max_new_tokens=3).text
-    terminal.type("Hello cat.\r")
-    assert answer in terminal.until("> ")
-    assert terminal.end() == 0
     assert not (tmp_path / "history").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from runtime_models import CHECKPOINT
 PROMPT = "Once upon a time"
 TOKENS = 40
 NO = {"eos_token_id": None}  # names none
+GONE = {"gone": True}  # no such file
 
 # of generation_config.json, config.json and tokenizer_config.json; and the union. The story has 261, 337 and 426 in it.
 FILES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[int]]] = {
@@ -29,6 +31,7 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[int]
     "the tokenizer says more": ({"eos_token_id": 1}, {"eos_token_id": 1}, {"eos_token": "▁a"}, [1, 261]),
     "config.json says more": ({"eos_token_id": 1}, {"eos_token_id": [2, 426]}, {"eos_token": "</s>"}, [1, 2, 426]),
     "all differ": ({"eos_token_id": 1}, {"eos_token_id": 337}, {"eos_token": "▁a"}, [1, 261, 337]),
+    "no generation_config.json": (GONE, {"eos_token_id": 337}, {"eos_token": "▁a"}, [261, 337]),
 }
 
 
@@ -36,8 +39,19 @@ def stories(folder: Path, generation: dict[str, Any], config: dict[str, Any], to
     shutil.copytree(CHECKPOINT, folder)
     (folder / "special_tokens_map.json").unlink()
     for name, changes in (("generation_config", generation), ("config", config), ("tokenizer_config", tokenizer)):
-        edit_json(folder / f"{name}.json", **changes)
+        if changes is GONE:
+            (folder / f"{name}.json").unlink()
+        else:
+            edit_json(folder / f"{name}.json", **changes)
     return folder
+
+
+def named(folder: Path) -> dict[str, set[int]]:
+    """The end tokens of every file that a host may read them from."""
+    files = {"genai_config.json": json.loads((folder / "genai_config.json").read_text())["model"]}
+    files["generation_config.json"] = json.loads((folder / "generation_config.json").read_text())
+    values = {name: entries["eos_token_id"] for name, entries in files.items()}
+    return {name: set(value) if isinstance(value, list) else {value} for name, value in values.items()}
 
 
 def genai_tokens(folder: Path, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -61,14 +75,31 @@ def test_both_hosts_stop_at_the_union(tmp_path: Path, name: str, monkeypatch: py
     report = export(stories(tmp_path / "model", *files), tmp_path / "out", trained=True)
     assert not report.warnings
     model = fairy2i_runtime.load(report.path, kernel="exact")
-    named = json.loads((report.path / "genai_config.json").read_text())["model"]["eos_token_id"]
-    assert sorted(model.eos_ids) == sorted(named if isinstance(named, list) else [named]) == union
+    assert sorted(model.eos_ids) == union
+    assert named(report.path) == {"genai_config.json": set(union), "generation_config.json": set(union)}
     story = model.generate(PROMPT, max_new_tokens=TOKENS, ignore_eos=True).token_ids
     end = next((n for n, token in enumerate(story) if token in union), TOKENS)
     result = model.generate(PROMPT, max_new_tokens=TOKENS)
     theirs = genai_tokens(report.path, model.tokenizer.encode(PROMPT), monkeypatch)
     assert result.token_ids == theirs == story[:end]
     assert (end < TOKENS) == (not union[-1] <= 2)  # <s> and </s> do not occur in this story
+
+
+def test_transformers_ends_a_text_there_too(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    *files, union = FILES["all differ"]
+    files[0] = {**files[0], "temperature": 0.7, "do_sample": True}
+    report = export(stories(tmp_path / "model", *files), tmp_path / "out", trained=True)
+    read = transformers.GenerationConfig.from_pretrained(report.path)
+    assert sorted(read.eos_token_id) == union
+    assert (read.temperature, read.do_sample) == (0.7, True)
+
+
+def test_a_file_that_names_them_all_is_copied_byte_for_byte(tmp_path: Path) -> None:
+    source = stories(tmp_path / "model", {"eos_token_id": [1]}, {"eos_token_id": 1}, {"eos_token": "<s>"})
+    (source / "generation_config.json").write_text('{ "eos_token_id":[1] , "x": 1}')
+    report = export(source, tmp_path / "out", trained=True)
+    assert (report.path / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
 
 
 @pytest.mark.parametrize("bad", [-1, 512, 10**12, True, 2.0])
@@ -81,9 +112,10 @@ def test_ids_outside_the_vocabulary_are_left_out_with_a_warning(tmp_path: Path, 
         assert any(f"{file}: {kind}_token_id: expected token ids from 0 to 511, found {bad}" in x for x in report.warnings)
     model = json.loads((report.path / "genai_config.json").read_text())["model"]
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [1, 2], 1)
-    if file == "generation_config.json":
-        with pytest.warns(fairy2i_runtime.errors.Fairy2iWarning, match=r"generation_config\.json: eos_token_id"):
-            assert fairy2i_runtime.load(report.path).eos_ids == {1, 2}
+    assert named(report.path) == {"genai_config.json": {1, 2}, "generation_config.json": {1, 2}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fairy2i_runtime.load(report.path).eos_ids == {1, 2}
 
 
 @pytest.mark.parametrize("bad", ["</s>", [1, None], [[1]], {"id": 1}])

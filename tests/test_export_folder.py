@@ -36,7 +36,7 @@ def names_in(folder: Path) -> set[str]:
 def test_files(source: Path, tmp_path: Path) -> None:
     report = export(source, tmp_path / "out")
     expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json"}
-    expected |= {"tokenizer.json", "tokenizer_config.json"}
+    expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names_in(tmp_path / "out") == expected
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast"
@@ -47,7 +47,9 @@ def test_files(source: Path, tmp_path: Path) -> None:
 
     extra = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
     for name in extra:
-        (source / name).write_text("{}" if name.endswith("json") else "{{ messages }}")
+        (source / name).write_text(
+            '{"eos_token_id": 2}' if name == extra[-1] else "{}" if name.endswith("json") else "{{ messages }}"
+        )
     export(source, tmp_path / "more")
     assert names_in(tmp_path / "more") == expected | set(extra)
     for name in (*extra, "config.json", "tokenizer.json"):
@@ -144,6 +146,29 @@ def test_genai_config(source: Path, tmp_path: Path) -> None:
     named = {decoder["outputs"]["logits"]}
     named |= {decoder["outputs"][f"present_{part}_names"] % i for part in ("key", "value") for i in layers}
     assert named == outputs
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected", "warned"),
+    [
+        ({}, (False, 1.0, 50, 1.0, 1.0), 0),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 0}, (True, 0.6, 0, 1.0, 1.0), 0),
+        ({"temperature": 0.7, "top_p": 0.9}, (True, 0.7, 50, 0.9, 1.0), 0),  # says how, so it samples: as in our runtime
+        ({"do_sample": True, "temperature": 0}, (False, 1.0, 50, 1.0, 1.0), 0),
+        ({"do_sample": False, "temperature": 0.7, "repetition_penalty": 1.2}, (False, 1.0, 50, 1.0, 1.2), 0),
+        ({"do_sample": "no", "temperature": -1, "top_k": float("nan")}, (False, 1.0, 50, 1.0, 1.0), 3),
+        ({"do_sample": True, "top_k": float("inf"), "top_p": 7}, (True, 1.0, 50, 1.0, 1.0), 2),
+    ],
+)
+def test_sampling_of_genai_config_is_what_the_runtime_understands(
+    source: Path, tmp_path: Path, stated: dict[str, Any], expected: tuple[Any, ...], warned: int
+) -> None:
+    (source / "generation_config.json").write_text(json.dumps(stated))
+    report = export(source, tmp_path / "out", trained=True)
+    search = json.loads((report.path / "genai_config.json").read_text())["search"]
+    found = tuple(search[name] for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"))
+    assert found == expected
+    assert len([text for text in report.warnings if "generation_config.json" in text and "it is ignored" in text]) == warned
 
 
 def test_end_of_text_by_name_and_none_at_all(source: Path, tmp_path: Path) -> None:

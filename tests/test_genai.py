@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import fairy2i_runtime
 from conftest import ROOT
 from fairy2i_export import export
 from fairy2i_runtime import genai
-from fairy2i_runtime.errors import LibraryError, ModelFolderError, OptionError
+from fairy2i_runtime.engine.threads import processors
+from fairy2i_runtime.errors import Fairy2iWarning, LibraryError, ModelFolderError, OptionError
 from fairy2i_runtime.ops import library
 from runtime_models import CHECKPOINT, chat_folder, copy_of_stories, stories_folder
 from test_runtime_folder import edit_config
@@ -154,7 +156,7 @@ def test_threads(
 ) -> None:
     """Of a session the calling thread is one."""
     monkeypatch.setattr(genai, "default_threads", lambda: 5)
-    monkeypatch.setattr("fairy2i_runtime.engine.threads.processors", lambda: 8)
+    monkeypatch.setattr("fairy2i_runtime.engine.threads._available", lambda: (8, ""))
     folder = copy_of_stories(tmp_path / "model")
     if written is not None:
         edit_config(folder, *SESSION, "intra_op_num_threads", value=written)
@@ -163,6 +165,36 @@ def test_threads(
     model = genai.load(folder, threads=given)
     assert len(os.listdir("/proc/self/task")) - before == expected - 1
     assert model.type == "llama"
+
+
+def test_a_short_text_of_a_batch_goes_on_as_alone_in_the_room_that_padding_leaves(og: Any) -> None:
+    """What docs/runtime.md says of batches there: ``max_length`` counts padding, here it does not."""
+    rows, new = [PROMPT * 4, PROMPT[:2]], 12
+    longest = max(len(row) for row in rows)
+    model = genai.load(stories_folder(), threads=1, kernel="exact")
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=longest + new, batch_size=2)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(np.array([row + [1] * (longest - len(row)) for row in rows], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    theirs = [[int(token) for token in generator.get_sequence(row)][longest:] for row in range(2)]
+    own = fairy2i_runtime.load(stories_folder(), threads=1, kernel="exact")
+    assert theirs == [own.generate(row, max_new_tokens=new, ignore_eos=True).token_ids for row in rows]
+    more = own.generate_batch(rows, max_new_tokens=None, ignore_eos=True)
+    assert [len(row) + len(result.token_ids) for row, result in zip(rows, more, strict=True)] == [513, 513]
+
+
+def test_too_many_threads_are_warned_of_whoever_names_them(tmp_path: Path) -> None:
+    folder, many = copy_of_stories(tmp_path / "model"), processors() + 1
+    with pytest.warns(Fairy2iWarning, match=rf"{many} threads on {processors()} processor"):
+        genai.config(folder, threads=many)
+    edit_config(folder, *SESSION, "intra_op_num_threads", value=many)
+    with pytest.warns(Fairy2iWarning, match=rf"{many} threads on {processors()} processor"):
+        genai.config(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        genai.config(folder, threads=processors())
 
 
 def test_a_configuration_can_be_changed_further(og: Any) -> None:
@@ -223,7 +255,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 def test_damaged_folders(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = copy_of_stories(tmp_path / "model")
     os.truncate(folder / "model.onnx.data", 100_000)
-    with pytest.raises(ModelFolderError, match=r"model: onnxruntime-genai .* cannot open it: .*export the model again"):
+    with pytest.raises(ModelFolderError, match=r"model\.onnx\.data ends too early, after 100000 bytes: .*copied"):
         genai.load(folder)
     edit_config(folder, "model", "nosuch", value=1)
     with pytest.raises(ModelFolderError, match=r'genai_config\.json: onnxruntime-genai .* refuses it: .*"nosuch"'):

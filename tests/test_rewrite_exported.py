@@ -143,7 +143,8 @@ def test_the_builder_of_onnxruntime_genai(tmp_path: Path, monkeypatch: pytest.Mo
     past = [i.name for i in onnx.load(built / "model.onnx").graph.input if i.name.startswith("past")]
     feeds |= {name: np.zeros((1, 2, 0, 16), np.float32) for name in past}
     assert_equal_outputs(built / "model.onnx", tmp_path / "out", feeds)
-    assert report.copied == ("genai_config.json", "tokenizer.json", "tokenizer_config.json")
+    assert report.copied == ("genai_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 2}
     model = og.Model(og.Config(str(tmp_path / "out")))
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=12, do_sample=False)

@@ -22,7 +22,7 @@ import fairy2i_runtime
 from fairy2i_runtime import Conversation, GenerationOptions, Model, load
 from fairy2i_runtime.commands.chat import chat as chat_command
 from fairy2i_runtime.commands.generate import generate as generate_command
-from fairy2i_runtime.engine.threads import processors
+from fairy2i_runtime.engine.threads import processors, warn_of_too_many
 from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, OptionError
 from fairy2i_runtime.text.options import GenerationChoices
 from fairy2i_runtime.text.recommended import recommended_sampling
@@ -49,7 +49,7 @@ def test_options_have_one_name_in_python_and_on_the_command_line() -> None:
     options = {field.name for field in fields(GenerationOptions)}
     of_load = set(inspect.signature(load).parameters) - {"folder", "use_library"}
     generate, chat = (set(inspect.signature(command).parameters) for command in (generate_command, chat_command))
-    assert generate == options | of_load | {"folder", "prompt", "stream", "stats"}
+    assert generate == options | of_load | {"folder", "prompt", "stream", "stats", "recommended"}
     assert chat == options - {"ignore_eos"} | of_load | {"folder", "system", "template_variable"}
     assert {"system", "template_variables"} <= set(inspect.signature(Model.conversation).parameters)
 
@@ -236,6 +236,7 @@ def test_more_threads_than_processors_are_warned_of_once() -> None:
         warnings.simplefilter("default")
         for _ in range(2):
             load(stories_folder(), threads=processors() + 1)
+            warn_of_too_many(processors() + 1)  # what onnxruntime-genai's configuration asks
         load(stories_folder(), threads=processors())
         load(stories_folder())
     assert [warning.category for warning in caught] == [Fairy2iWarning]

@@ -27,6 +27,7 @@ from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
 from fairy2i_export.onnx_graph.formats import FORMATS
 from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
 from fairy2i_export.output.data_file import Place, place_tensors
+from fairy2i_export.output.genai_config import sampling_warnings
 from fairy2i_export.output.progress import thread_count
 from fairy2i_export.output.target import check_free
 from fairy2i_export.output.workspace import check_writable
@@ -166,6 +167,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         *spelling_warnings(checkpoint.config),
         *tokenizer.warnings,
         *tokens.warnings,
+        *sampling_warnings(checkpoint.directory),
         *chat_warnings(checkpoint.directory),
     ]
     warnings += context_warnings(decoder.ropes, options.context_length)

@@ -25,7 +25,7 @@ from fairy2i_export.onnx_graph.stage_map import stage_entries
 from fairy2i_export.output.contents import CARD
 from fairy2i_export.output.contract.kernels import Verdict
 from fairy2i_export.output.data_file import DATA, MODEL, DataFile
-from fairy2i_export.output.genai_config import write_genai_config
+from fairy2i_export.output.genai_config import write_end_tokens, write_genai_config
 from fairy2i_export.output.journal import Journal
 from fairy2i_export.output.metadata import describe_export
 from fairy2i_export.output.progress import Observer
@@ -112,6 +112,7 @@ def export(
             warnings += filter(None, [kernel_warning(verdicts)])
         kernel = kernel_for_hosts(verdicts) if verdicts else None
         write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)
+        write_end_tokens(folder, prepared.tokens.eos)
         untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))

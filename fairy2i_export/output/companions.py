@@ -11,10 +11,10 @@ from typing import Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.output.data_file import MODEL
-from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
+from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY, write_end_tokens
 from fairy2i_export.source.text.tokenizer import TOKENIZER
 from fairy2i_export.source.text.tokenizer_files import copy_templates, write_tokenizer
-from fairy2i_runtime.folder import LIBRARY_ENTRY
+from fairy2i_runtime.folder import GENERATION_FILE, LIBRARY_ENTRY
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -25,7 +25,8 @@ COPIED = (
 def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
     """Where the source is the decoder of an onnxruntime-genai folder, make the result one too.
 
-    As with an export, tokenizer.json has all tokens and genai_config.json every token that ends a text.
+    As with an export, tokenizer.json has all tokens, and genai_config.json and generation_config.json every token that ends a
+    text.
 
     Returns:
         Names of the files that were written.
@@ -50,12 +51,14 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
         with suppress(CheckpointError):  # not the model's concern: it stays as it is
             write_tokenizer(source.parent, folder)
             _name_end_tokens(folder, config)
+            if (folder / GENERATION_FILE).is_file() and GENERATION_FILE not in copied:
+                copied.append(GENERATION_FILE)
     copy_templates(source.parent, folder)
     return tuple(copied)
 
 
 def _name_end_tokens(folder: Path, config: dict[str, Any]) -> None:
-    """Add the end tokens that the runtime finds in the other files to genai_config.json."""
+    """Let genai_config.json and generation_config.json name all end tokens that the runtime finds."""
     from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
     from fairy2i_runtime.folder import open_folder
     from fairy2i_runtime.text.tokenizer import Tokenizer
@@ -70,6 +73,7 @@ def _name_end_tokens(folder: Path, config: dict[str, Any]) -> None:
     named = config["model"].get("eos_token_id")
     named = named if isinstance(named, list) else [] if named is None else [named]
     more = sorted((opened.eos_ids if eos is None else opened.eos_ids | {eos}) - set(named))
+    write_end_tokens(folder, [token for token in (*named, *more) if token in opened.eos_ids or token == eos])
     if more:
         config["model"]["eos_token_id"] = [*named, *more] if len(named) + len(more) > 1 else more[0]
         (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")

@@ -40,6 +40,10 @@ class RunError(Fairy2iRuntimeError):
     """onnxruntime gave up in the middle of a run, for instance because memory was short."""
 
 
+class OutOfMemoryError(RunError):
+    """There is not enough memory to load a model or to run it."""
+
+
 class ChatTemplateError(Fairy2iRuntimeError):
     """The chat template is invalid or refuses the conversation."""
 

@@ -19,8 +19,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairy2i_runtime.engine.failures import opening_failure
 from fairy2i_runtime.engine.session import ISA_ENTRY, check_kernel_names
-from fairy2i_runtime.engine.threads import check_threads, default_threads
+from fairy2i_runtime.engine.threads import check_threads, default_threads, warn_of_too_many
 from fairy2i_runtime.errors import LibraryError, ModelFolderError, OptionError, check_text
 from fairy2i_runtime.folder import CONFIG_FILE, KERNEL_ENTRY, KERNEL_VARIABLE, LIBRARY_ENTRY, ModelFolder, open_folder
 from fairy2i_runtime.jsonfile import read_json
@@ -48,6 +49,7 @@ def load(
         ModelFolderError: if the folder is missing, incomplete or damaged.
         LibraryError: if onnxruntime-genai or the operator library is missing, too old or does not load.
         OptionError: if an option is unknown or out of range.
+        OutOfMemoryError: if memory is short.
     """
     chosen = config(folder, threads=threads, kernel=kernel, isa=isa, provider=provider)
     genai = _import_genai()
@@ -59,10 +61,8 @@ def load(
                 f"provider: onnxruntime-genai {genai.__version__} cannot run {folder} on {provider!r}: {error}; install the "
                 "onnxruntime-genai that has it, or leave provider out, for the processor"
             ) from error
-        raise ModelFolderError(
-            f"{folder}: onnxruntime-genai {genai.__version__} cannot open it: {error} (if a file is damaged or missing, "
-            "export the model again)"
-        ) from error
+        opener = f"onnxruntime-genai {genai.__version__}"
+        raise opening_failure(str(folder), error, open_folder(folder).model_file, opener) from error
 
 
 def config(
@@ -147,7 +147,10 @@ def _session_entries(path: Path, threads: int | None) -> dict[str, Any]:
     written = read_json(path)["model"]["decoder"].get("session_options")
     written = written if isinstance(written, dict) else {}
     entries: dict[str, Any] = {}
-    count = default_threads() if threads is None and "intra_op_num_threads" not in written else threads
+    stated = written.get("intra_op_num_threads")
+    if threads is None and isinstance(stated, int):
+        warn_of_too_many(stated)
+    count = default_threads() if threads is None and stated is None else threads
     if count:  # 0: unknown on this system
         entries["intra_op_num_threads"] = int(count)
     if "log_severity_level" not in written:

@@ -51,8 +51,9 @@ def load(
 
     Raises:
         ModelFolderError: if the folder is missing, incomplete or damaged.
-        LibraryError: if the operator library is missing or does not load.
+        LibraryError: if the operator library is missing or does not load, or onnxruntime is too old for the model.
         OptionError: if an option is unknown or out of range.
+        OutOfMemoryError: if memory is short.
     """
     opened = open_folder(folder)
     context = chosen_context_length(context_length, opened)

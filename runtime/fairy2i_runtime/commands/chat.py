@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairy2i_runtime.commands import given_text
-from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Seed, Stop, Threads
+from fairy2i_runtime.commands.options import (
+    Context,
+    Folder,
+    Isa,
+    Kernel,
+    Seed,
+    Stop,
+    Threads,
+    given_sampling,
+    sampling_option,
+    sampling_text,
+)
 from fairy2i_runtime.errors import OptionError
 
 if TYPE_CHECKING:
-    from fairy2i_runtime.text.options import GenerationChoices, GenerationOptions
+    from fairy2i_runtime.text.options import GenerationChoices
 
 # for models that recommend no sampling: with the most likely tokens small ones go in circles, in conversations at any penalty
 CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.4, "top_p": 0.9, "repetition_penalty": 1.1}
-_SHOWN = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "repetition_penalty": "repetition penalty"}
-_RECOMMENDED = "what the model recommends, else {:g}"
+_RECOMMENDED = "what the model recommends, else {}"
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
@@ -34,26 +44,10 @@ def chat(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="0 always takes the most likely token; higher is more varied.", show_default=_RECOMMENDED.format(0.4)
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Choose among the k most likely tokens; 0 = all.", show_default=_RECOMMENDED.format(0))
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Choose among the most likely tokens of this total probability; 1 = all.",
-            show_default=_RECOMMENDED.format(0.9),
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(help="Above 1 makes tokens that occurred less likely; 1 = off.", show_default=_RECOMMENDED.format(1.1)),
-    ] = None,
+    temperature: Annotated[float | None, sampling_option("temperature", _RECOMMENDED.format(0.4))] = None,
+    top_k: Annotated[int | None, sampling_option("top_k", _RECOMMENDED.format(0))] = None,
+    top_p: Annotated[float | None, sampling_option("top_p", _RECOMMENDED.format(0.9))] = None,
+    repetition_penalty: Annotated[float | None, sampling_option("repetition_penalty", _RECOMMENDED.format(1.1))] = None,
     seed: Seed = None,
     stop: Stop = None,
     threads: Threads = None,
@@ -75,16 +69,7 @@ def chat(
     from fairy2i_runtime.text.options import GenerationOptions
     from fairy2i_runtime.text.recommended import recommended_sampling
 
-    chosen: dict[str, Any] = {
-        name: value
-        for name, value in (
-            ("temperature", temperature),
-            ("top_k", top_k),
-            ("top_p", top_p),
-            ("repetition_penalty", repetition_penalty),
-        )
-        if value is not None
-    }
+    chosen = given_sampling(temperature, top_k, top_p, repetition_penalty)
     rest: GenerationChoices = {
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -107,24 +92,6 @@ def chat(
     with printing_text():
         chat_loop(talk, vars(options), LineEditor(None if file is None else History(file)))  # type: ignore[arg-type]
         _say(str(model.stats))
-
-
-def sampling_text(options: GenerationOptions, recommended: dict[str, Any], chosen: dict[str, Any]) -> str:
-    """How tokens are chosen and who says so: ``temperature 0.7, top-p 0.9 (generation_config.json)``."""
-    groups: dict[str, list[str]] = {}
-    for name, shown in _SHOWN.items():
-        value = getattr(options, name)
-        if name in chosen:
-            source = "option"
-        elif name in recommended:
-            source = "generation_config.json"
-        else:
-            source = "default"
-        if name == "temperature" and value == 0:
-            groups.setdefault(source, []).append("the most likely token")
-        elif value != getattr(type(options), name) and (options.temperature or name == "repetition_penalty"):
-            groups.setdefault(source, []).append(f"{shown} {value:g}")
-    return "; ".join(f"{', '.join(parts)} ({source})" for source, parts in groups.items())
 
 
 def template_variables(given: list[str]) -> dict[str, Any]:

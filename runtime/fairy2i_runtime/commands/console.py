@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from fairy2i_runtime.errors import Fairy2iWarning, UserError
 from fairy2i_runtime.version import __version__
 
 BROKEN_PIPE = 1  # as click has it
+NO_MEMORY = "there is not enough memory; end other programs, or raise the limit (ulimit -v, a container's)"
+_NO_MEMORY_TO_IMPORT = re.compile("bad_alloc|failed to map segment|cannot allocate memory", re.I)
 # typer brings its own copy of click in newer releases and imports click in older ones; this is the base of either
 _USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -138,6 +141,15 @@ def _run(app: typer.Typer, program: str, given: list[str], known: tuple[type[Exc
     except known as error:
         say(f"{program}: error: {error}")
         return USER_ERROR
+    except MemoryError as error:
+        say(f"{program}: error: {NO_MEMORY}{f' ({error})' if str(error) else ''}")
+        return USER_ERROR
+    except ImportError as error:
+        problem = _import_problem(error)
+        if not problem:
+            raise
+        say(f"{program}: error: {problem}")
+        return USER_ERROR
     except (KeyboardInterrupt, Terminated, typer.Abort) as stop:
         return interrupted(stop)
     except BrokenPipeError:
@@ -145,6 +157,19 @@ def _run(app: typer.Typer, program: str, given: list[str], known: tuple[type[Exc
     if not given:
         return USER_ERROR
     return code if isinstance(code, int) else 0
+
+
+def _import_problem(error: ImportError) -> str:
+    """What to say of a package that is there and cannot be imported; empty if that is a bug."""
+    if _NO_MEMORY_TO_IMPORT.search(str(error)):
+        return f"{NO_MEMORY} ({error})"
+    place = error.__traceback__
+    while place is not None:
+        if place.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "onnxruntime":
+            said = str(error) or "it does not say why"
+            return f"onnxruntime cannot be imported: {said}; install it again: pip install --upgrade --force-reinstall onnxruntime"
+        place = place.tb_next
+    return ""
 
 
 def _call(app: typer.Typer, program: str, given: list[str]) -> Any:

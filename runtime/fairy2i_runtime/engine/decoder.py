@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from fairy2i_runtime.engine.failures import INT8_CACHE_ORT, is_memory_short, too_old
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
-from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, RunError
+from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, OutOfMemoryError, RunError
+from fairy2i_runtime.ops.library import ort_version
 
 F32 = npt.NDArray[np.float32]
 PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
@@ -39,6 +41,7 @@ class Decoder:
             name: how to call the model in error messages.
 
         Raises:
+            LibraryError: if onnxruntime is too old for the cache.
             ModelFolderError: if the graph is of another form.
         """
         self.session = session
@@ -82,7 +85,7 @@ class Decoder:
             OptionError: if a token is not in the vocabulary.
         """
         self._check(tokens, cache)
-        result = np.empty((len(tokens), self.vocab), np.float32)
+        result = _room((len(tokens), self.vocab), np.float32)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             result[start : start + PREFILL_CHUNK] = self._run(tokens[start : start + PREFILL_CHUNK], cache)
         return result
@@ -113,11 +116,11 @@ class Decoder:
 
         Raises:
             Interrupted: if ``interruption`` asks for it.
-            RunError: if onnxruntime gives up.
+            RunError: if onnxruntime gives up; an OutOfMemoryError if that is for want of memory.
         """
         if interruption is not None:
             interruption.check()
-        logits = np.empty((*ids.shape, self.vocab), self._logits_dtype)
+        logits = _room((*ids.shape, self.vocab), self._logits_dtype)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
         binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
@@ -126,10 +129,11 @@ class Decoder:
         except Exception as error:  # onnxruntime's exception classes have no common base
             if interruption is not None and interruption.requested:
                 raise Interrupted from None
-            raise RunError(
-                f"onnxruntime gave up running {ids.shape[1]} tokens after {mask.shape[1] - ids.shape[1]}: {error} (if memory "
-                "is short, a smaller context_length needs less)"
-            ) from error
+            what = f"onnxruntime gave up running {ids.shape[1]} tokens after {mask.shape[1] - ids.shape[1]}"
+            if is_memory_short(error):
+                said = " ".join(str(error).split())[-120:]
+                raise OutOfMemoryError(f"{what}: memory is short ({said}); a smaller context_length needs less") from error
+            raise RunError(f"{what}: {error}") from error
         return logits
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
@@ -139,6 +143,18 @@ class Decoder:
                 "load the model with a larger context_length if it was made for one"
             )
         self.check_tokens(tokens)
+
+
+def _room(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array for logits."""
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError:
+        size = np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize
+        raise OutOfMemoryError(
+            f"no memory for the logits of {int(np.prod(shape[:-1]))} tokens ({size / 1e6:.0f} MB); run fewer or shorter texts "
+            "at once"
+        ) from None
 
 
 def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
@@ -154,6 +170,8 @@ def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
             f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
         )
     key = inputs["past_key_values.0.key"]
+    if key.type == "tensor(int8)" and ort_version() < INT8_CACHE_ORT:  # 1.26 opens it, and fails when it runs
+        raise too_old(name, INT8_CACHE_ORT, "for its int8 key-value cache")
     if key.type not in _CACHES or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
         raise ModelFolderError(
             f"{name}: past_key_values.0.key: expected float, float16 or int8 [batch, kv_heads, past, head] with fixed heads, "

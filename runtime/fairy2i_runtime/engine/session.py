@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import onnxruntime as ort
 
+from fairy2i_runtime.engine.failures import opening_failure, problem_of
 from fairy2i_runtime.engine.threads import check_threads, default_threads
-from fairy2i_runtime.errors import ModelFolderError, OptionError, encoding_problem
+from fairy2i_runtime.errors import OptionError, encoding_problem
 from fairy2i_runtime.folder import KERNEL_ENTRY, KERNEL_VARIABLE
 from fairy2i_runtime.ops.library import ort_version, register
 
@@ -43,8 +43,9 @@ def open_session(
 
     Raises:
         OptionError: if an option is out of range, or the library has no such kernel for this processor.
-        LibraryError: if the library is needed and does not load.
+        LibraryError: if the library is needed and does not load, or onnxruntime is too old for the model.
         ModelFolderError: if onnxruntime refuses the model.
+        OutOfMemoryError: if memory is short.
     """
     if threads is not None:
         check_threads(threads)
@@ -70,14 +71,13 @@ def open_session(
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=disabled,
+            enable_fallback=0,  # to the same provider, after a banner on standard output
         )
     except Exception as error:  # onnxruntime's exception classes have no common base
-        problem = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Exception during initialization: )?", "", str(error))
+        problem = problem_of(error)
         if "FAIRY2I_KERNEL" in problem or "FAIRY2I_ISA" in problem:  # the library does not have what was asked for
             raise OptionError(problem) from error
-        raise ModelFolderError(
-            f"{name}: onnxruntime cannot open it: {problem} (if a file is damaged or missing, export the model again)"
-        ) from error
+        raise opening_failure(name, error, model if isinstance(model, Path) else None) from error
 
 
 def check_kernel_names(model: str, kernel: object, isa: object, *, needs_library: bool) -> None:

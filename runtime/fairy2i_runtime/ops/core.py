@@ -15,8 +15,8 @@ import cffi
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_runtime.errors import Fairy2iRuntimeError
-from fairy2i_runtime.ops.library import library_folder, library_path
+from fairy2i_runtime.errors import Fairy2iRuntimeError, LibraryError
+from fairy2i_runtime.ops.library import library_folder, library_path, load_problem
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -47,7 +47,10 @@ def _library() -> tuple[Any, Any]:
     declarations = text.partition("/* cffi-begin */")[2].partition("/* cffi-end */")[0]
     ffi = cffi.FFI()
     ffi.cdef(declarations)
-    return ffi, ffi.dlopen(str(path))
+    try:
+        return ffi, ffi.dlopen(str(path))
+    except OSError as error:
+        raise LibraryError(f"cannot load {path}: {load_problem(path, error)}") from error
 
 
 def binding() -> tuple[Any, Any]:

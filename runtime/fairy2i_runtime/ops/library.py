@@ -82,7 +82,7 @@ def register(session_options: ort.SessionOptions) -> None:
     try:
         session_options.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime's exception classes have no common base
-        raise LibraryError(f"onnxruntime cannot load {path}: {_load_problem(Path(path), error)}") from error
+        raise LibraryError(f"onnxruntime cannot load {path}: {load_problem(Path(path), error)}") from error
     _registered.add(session_options)
 
 
@@ -101,7 +101,7 @@ def load_by_name() -> str:
     try:
         handle = ctypes.CDLL(path)._handle  # stays loaded until the process ends
     except OSError as error:
-        raise LibraryError(f"cannot load {path}: {_load_problem(Path(path), error)}") from error
+        raise LibraryError(f"cannot load {path}: {load_problem(Path(path), error)}") from error
     try:
         found = ctypes.CDLL(name)._handle
     except OSError:
@@ -123,7 +123,7 @@ def ort_version() -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def _load_problem(path: Path, error: Exception) -> str:
+def load_problem(path: Path, error: Exception) -> str:
     """The likeliest reason a library did not load: its processor architecture, else what onnxruntime says."""
     with path.open("rb") as file:
         header = file.read(20)
