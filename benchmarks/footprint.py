@@ -2,7 +2,7 @@
 
     python benchmarks/footprint.py --wheels FOLDER                  # a folder of wheels, as pip download leaves it
     python benchmarks/footprint.py --model DIR --model DIR2         # times: medians, with the smallest and largest
-    python benchmarks/footprint.py --start 'qemu-aarch64 -L ROOT VENV/bin/python'    # only the time to start, of another Python
+    python benchmarks/footprint.py --start 'qemu-aarch64 -L ROOT -plugin count_plugin.so VENV/bin/python'    # only the start
 
 Needs fairy2i-runtime alone, installed or on PYTHONPATH, and for ``--wheels`` an environment in which it is installed, as what a
 chat imports decides which packages are marked. "Cold" is a new process and no page of the model's files in the page cache,
@@ -57,12 +57,16 @@ QUESTION = b"What is gravity?\n"
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a process that has ended: seconds by the clock and of the processors, most bytes of memory, what it printed."""
+    """Of a process that has ended: seconds by the clock and of the processors, most bytes of memory, what it printed.
+
+    And instructions, where benchmarks/arm/count_plugin.c counts them under qemu; else 0.
+    """
 
     seconds: float
     processor: float
     peak: int
     output: str
+    instructions: int = 0
 
 
 def main(
@@ -129,9 +133,15 @@ def start_table(python: list[str], repeat: int) -> str:
             usage = run([*python, *arguments])
             if turn:
                 found[name].append(usage)
+    counted = any(usage.instructions for usages in found.values() for usage in usages)
     lines = ["| Python that does | seconds | of a processor |", "|---|--:|--:|"]
+    if counted:
+        lines = [f"{line} {cell} |" for line, cell in zip(lines, ("instructions, millions", "--:"), strict=True)]
     for name, usages in found.items():
-        lines.append(f"| {name} | {spread([u.seconds for u in usages])} | {spread([u.processor for u in usages])} |")
+        row = [name, spread([usage.seconds for usage in usages]), spread([usage.processor for usage in usages])]
+        if counted:
+            row.append(spread([usage.instructions / 1e6 for usage in usages], 0))
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -183,7 +193,14 @@ def run(command: list[str], text: bytes = b"") -> Usage:
     if process.returncode != 0:
         raise SystemExit(f"{shlex.join(command)}: exit code {process.returncode}\n{trouble.decode(errors='replace')}")
     seconds = time.perf_counter() - begin
-    return Usage(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, output.decode(errors="replace"))
+    counted = re.search(rb"^instructions (\d+)$", trouble, re.M)
+    return Usage(
+        seconds,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss * 1024,
+        output.decode(errors="replace"),
+        int(counted[1]) if counted else 0,
+    )
 
 
 def spread(values: list[float], digits: int = 2) -> str:
