@@ -42,11 +42,20 @@ arm_root() {
       libuuid1 libsqlite3-0 libpython3.11-minimal libpython3.11-stdlib python3.11-minimal)
     for package in "$arm"/debs/*.deb; do dpkg-deb -x "$package" "$arm/root"; done
   fi
-  # onnxruntime reads this file, and crashes on the x86 one that qemu 7.2 would show
+}
+
+# onnxruntime reads this file, and crashes on the x86 one that qemu 7.2 would show. It has to be that of the CPU that is emulated:
+# onnxruntime believes it, and a Cortex-A72 does not know the instructions of a Cortex-A76
+arm_cpuinfo() { # CPU
+  local part features="fp asimd evtstrm crc32 cpuid" cpu
+  case $1 in
+    cortex-a53) part=0xd03 ;;
+    cortex-a72) part=0xd08 ;;
+    *) part=0xd0b features="fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" ;;
+  esac
   for cpu in 0 1; do
-    printf 'processor\t: %d\nBogoMIPS\t: 108.00\n' "$cpu"
-    printf 'Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp\n'
-    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n'
+    printf 'processor\t: %d\nBogoMIPS\t: 108.00\nFeatures\t: %s\n' "$cpu" "$features"
+    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: %s\nCPU revision\t: 1\n\n' "$part"
   done > "$arm/root/proc/cpuinfo"
 }
 
@@ -63,5 +72,6 @@ arm_wheels() { # NAME==VERSION, and names whose version does not matter: fetched
 }
 
 on_arm() { # CPU, options of qemu, program, arguments: in the root of ARM
+  arm_cpuinfo "$1"
   qemu-aarch64 -cpu "$1" -L "$arm/root" "${@:2}"
 }

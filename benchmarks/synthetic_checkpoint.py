@@ -64,8 +64,15 @@ def linear_shapes(config: dict[str, object]) -> dict[str, Shape]:
     return shapes
 
 
-def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0) -> None:
-    """Write config.json, tokenizer.json and sharded safetensors."""
+def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0, *, hollow: bool = False) -> None:
+    """Write config.json, tokenizer.json and sharded safetensors.
+
+    Args:
+        directory: to be made.
+        config: config.json.
+        seed: of the values.
+        hollow: all values are zeros, as a hole in the file that takes no disk space: for what reads no weights.
+    """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     _write_tokenizer(directory, int(str(config["vocab_size"])))
@@ -75,7 +82,7 @@ def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0) 
     for number, shapes in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(shapes, name)
-        _write_shard(directory / name, shapes, rng, table)
+        _write_shard(directory / name, shapes, rng, None if hollow else table)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -116,7 +123,7 @@ def _shards(shapes: dict[str, Shape]) -> Iterator[dict[str, Shape]]:
     yield shard
 
 
-def _write_shard(path: Path, shapes: dict[str, Shape], rng: np.random.Generator, table: BF16) -> None:
+def _write_shard(path: Path, shapes: dict[str, Shape], rng: np.random.Generator, table: BF16 | None) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -126,6 +133,9 @@ def _write_shard(path: Path, shapes: dict[str, Shape], rng: np.random.Generator,
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        if table is None:
+            file.truncate(file.tell() + end)
+            return
         for shape in shapes.values():
             step = max(1, (1 << 22) // int(np.prod(shape[1:])))
             for start in range(0, shape[0], step):
