@@ -16,6 +16,7 @@ from fairy2i_runtime.folder import KERNEL_ENTRY, LIBRARY_ENTRY
 # folder holds no code and is the same wherever it was made; fairy2i_runtime.genai overlays the name (docs/runtime.md).
 LIBRARY = "libfairy2i_ops.so"
 GENAI_CONFIG = "genai_config.json"
+_MAX_NUMBER = (1 << 31) - 1  # of a setting
 _MAX_LENGTH = 2048  # genai allocates the whole KV cache for max_length tokens up front
 
 
@@ -106,5 +107,7 @@ def write_genai_config(
 
 
 def _number(values: dict[str, Any], key: str, default: float) -> float:
+    """A setting that hosts can read: JSON has no NaN, and they no integers of any length."""
     value = values.get(key)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
+    return value if known and value is not None else default
