@@ -37,6 +37,7 @@ from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream
 from fairy2i_export.source.text.tokenizer_files import copy_files, has_chat_template
+from fairy2i_runtime.engine.integrity import write_sums
 
 
 @takes(Request, "checkpoint")
@@ -140,6 +141,7 @@ def export(
             reused=reused,
         )
         (folder / CARD).write_text(model_card(report, decoder), encoding="utf-8")
+        write_sums(folder)
     return report
 
 
