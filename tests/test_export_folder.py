@@ -36,7 +36,7 @@ def names_in(folder: Path) -> set[str]:
 def test_files(source: Path, tmp_path: Path) -> None:
     report = export(source, tmp_path / "out")
     expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json"}
-    expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "SHA256SUMS"}
     assert names_in(tmp_path / "out") == expected
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast"
