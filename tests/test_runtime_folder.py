@@ -166,4 +166,5 @@ def test_a_library_in_the_model_folder_is_never_loaded(folder):
     model = load(folder)
     model.generate("Once", max_new_tokens=2)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libfairy2i_ops" in line}
-    assert mapped == {str(Path(library_path()).resolve())}
+    assert str(Path(library_path()).resolve()) in mapped  # those of earlier tests stay, too
+    assert not [path for path in mapped if Path(path).is_relative_to(folder)]

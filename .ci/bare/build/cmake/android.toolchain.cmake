@@ -1,0 +1,48 @@
+# Lies where an NDK has its toolchain and takes the same variables: Debian's clang and lld, with headers and libraries without
+# contents (../../README.md).
+set(CMAKE_SYSTEM_NAME Android)
+set(CMAKE_SYSTEM_VERSION 1) # CMake does not look for an NDK, then
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES ANDROID_ABI ANDROID_PLATFORM)
+string(REPLACE "android-" "" level "${ANDROID_PLATFORM}")
+set(processors arm64-v8a aarch64 x86_64 x86_64 armeabi-v7a armv7-a)
+set(targets arm64-v8a aarch64-linux-android x86_64 x86_64-linux-android armeabi-v7a armv7a-linux-androideabi)
+list(FIND processors "${ANDROID_ABI}" index)
+math(EXPR index "${index} + 1")
+list(GET processors ${index} CMAKE_SYSTEM_PROCESSOR)
+list(GET targets ${index} target)
+
+set(CMAKE_C_COMPILER clang)
+set(CMAKE_C_COMPILER_TARGET ${target}${level})
+get_filename_component(bare "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
+set(CMAKE_C_FLAGS_INIT "-nostdlibinc -isystem ${bare}/include")
+
+# libc.so and libm.so with the names that bionic has at this level, and nothing else: what bionic lacks does not link
+set(stubs ${CMAKE_BINARY_DIR}/bionic)
+file(STRINGS ${bare}/../../custom_ops/package/bionic.txt rows REGEX "^lib")
+foreach(library libc.so libm.so)
+  set(text "")
+  foreach(row IN LISTS rows)
+    string(REPLACE " " ";" row "${row}")
+    list(GET row 0 home)
+    list(GET row 1 name)
+    list(GET row 2 since)
+    if(home STREQUAL library AND NOT since GREATER level)
+      string(APPEND text ".globl ${name}\n.type ${name},%function\n${name}:\n")
+    endif()
+  endforeach()
+  file(WRITE ${stubs}/${library}.s "${text}")
+  execute_process(COMMAND clang --target=${target}${level} -nostdlib -shared -fuse-ld=lld -Wl,-soname,${library}
+                          -o ${stubs}/${library} ${stubs}/${library}.s RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "${library} without contents cannot be linked")
+  endif()
+endforeach()
+set(CMAKE_SHARED_LINKER_FLAGS_INIT "-Qunused-arguments -nostdlib -fuse-ld=lld -L${stubs}")
+# the compiler's own functions, compiler-rt in an NDK: gcc's for x86-64 and for 32-bit ARM without floating-point registers
+if(ANDROID_ABI STREQUAL "x86_64")
+  execute_process(COMMAND gcc -print-libgcc-file-name OUTPUT_VARIABLE runtime OUTPUT_STRIP_TRAILING_WHITESPACE)
+elseif(ANDROID_ABI STREQUAL "armeabi-v7a")
+  file(GLOB runtime /usr/lib/gcc-cross/arm-linux-gnueabi/*/libgcc.a)
+endif()
+set(CMAKE_C_STANDARD_LIBRARIES "-lc ${runtime}")
