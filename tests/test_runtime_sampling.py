@@ -131,3 +131,9 @@ def test_minus_infinity_is_never_drawn():
 def test_options_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(OptionError, match=f"^{name}: expected"):
         SamplingOptions(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-45, 1e-39, 1e-30, 1e-7])
+def test_a_temperature_near_nothing_takes_the_most_likely_token(temperature):
+    logits = np.array([1.0, 3.0, 2.0, -1e30], np.float32)
+    assert Sampler(SamplingOptions(temperature=temperature, seed=0)).next(logits, []) == 1

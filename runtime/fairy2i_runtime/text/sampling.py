@@ -18,6 +18,8 @@ from fairy2i_runtime.errors import Fairy2iRuntimeError, check_option
 
 F32 = npt.NDArray[np.float32]
 
+_COLDEST = 1e-6  # below, no other token but the most likely one has a chance, and float32 overflows sooner or later
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -77,7 +79,7 @@ class Sampler:
                 "or training diverged: verify the model folder and export it again"
             )
         scores = penalize(logits, tokens, self.options.repetition_penalty)
-        if self.options.temperature == 0:
+        if self.options.temperature < _COLDEST:
             return int(scores.argmax())
         scores = keep_top_k(scores / np.float32(self.options.temperature), self.options.top_k)
         candidates = np.flatnonzero(scores > -np.inf)  # a few instead of the whole vocabulary, if top_k is on
