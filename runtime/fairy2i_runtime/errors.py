@@ -116,6 +116,18 @@ def encoding_problem(text: str) -> str:
     return f"'{shown}': is no UTF-8"
 
 
+def printable(text: str, most: int = 500) -> str:
+    """A text that a file or a model controls, to be part of one line: control and other invisible characters are escaped.
+
+    Args:
+        text: any text.
+        most: characters to show; the middle of a longer text is left out.
+    """
+    if len(text) > most:
+        text = f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _described(value: Any) -> str:
     """A value in an error message: short, and with its type."""
     text = repr(value)
