@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 JSON_BYTES = 1 << 24  # of a configuration: a thousand times the usual; parsed, it takes up to 25 times as much
+TOKENIZER_BYTES = 1 << 27  # of tokenizer.json; the largest known ones have 34 MB
 JSON_DEPTH = 64  # levels of objects and lists: configurations have about five
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 _KINDS = {
