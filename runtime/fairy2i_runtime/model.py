@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
-from fairy2i_runtime.engine.graph.check import checked_graph
+from fairy2i_runtime.engine.graph.opening import checked_graph
 from fairy2i_runtime.engine.integrity import check_integrity
 from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError, check_text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairy2i_runtime.engine.graph.model_file import FLOAT, FLOAT16, Tensor
+from fairy2i_runtime.engine.graph.model_file import FLOAT, FLOAT16, INT64, Tensor
 
 FLOATS = (FLOAT, FLOAT16)
+
+_FEW = 64  # numbers of a constant list
 
 
 class GraphError(ValueError):
@@ -97,3 +100,34 @@ class Call:
         value = self.attributes.pop(name, default)
         self.need(isinstance(value, float) and 0 <= value < 1e6, f"an attribute {name} from 0 to 1e6, found {value}")
         return float(value)
+
+
+def attributes_of(node: dict[str, Any]) -> dict[str, Any]:
+    """Attributes by name: int, float or bytes."""
+    found: dict[str, Any] = {}
+    for fields in node["attributes"]:
+        name, kind = fields.get("name", ""), fields.get("type", 0)
+        value = {1: fields.get("f", 0.0), 2: fields.get("i", 0), 3: fields.get("s", b"")}.get(kind)
+        other = {"f", "i", "s", "t", "reference"} & set(fields) - {{1: "f", 2: "i", 3: "s"}.get(kind, "")}
+        if name in found or value is None or other or fields["ints"] or fields["floats"]:
+            raise GraphError(f"an attribute {name!r} of a kind that no exported decoder has")
+        found[name] = value
+    return found
+
+
+def as_constant(operand: Any) -> str | None:
+    """An operand of a step of the positions."""
+    if not isinstance(operand, Tensor):
+        return operand if isinstance(operand, str) else None
+    if operand.data_type == FLOAT and operand.raw is not None and not operand.dims:
+        return str(struct.unpack("<f", operand.raw)[0])
+    listed = as_list(operand)
+    return listed if isinstance(listed, str) else None
+
+
+def as_list(operand: Any) -> Any:
+    """An operand; whole numbers that are part of the file are a text, ``1`` or ``[1,3]``."""
+    if isinstance(operand, Tensor) and operand.data_type == INT64 and operand.raw is not None and operand.nbytes <= 8 * _FEW:
+        shown = ",".join(map(str, operand.ints))
+        return f"[{shown}]" if operand.dims else shown
+    return operand

@@ -7,13 +7,21 @@ initializer), and its kernels do not check every index. What is not an exported 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fairy2i_runtime.engine.graph import positions
-from fairy2i_runtime.engine.graph.call import Activation, Cache, Call, DataFileError, GraphError
+from fairy2i_runtime.engine.graph.call import (
+    Activation,
+    Cache,
+    Call,
+    DataFileError,
+    GraphError,
+    as_constant,
+    as_list,
+    attributes_of,
+)
 from fairy2i_runtime.engine.graph.function import check_function
 from fairy2i_runtime.engine.graph.model_file import (
     FLOAT,
@@ -27,13 +35,9 @@ from fairy2i_runtime.engine.graph.model_file import (
 )
 from fairy2i_runtime.engine.graph.operators import CONTRIB, OURS, RULES
 from fairy2i_runtime.engine.graph.wire import WireError
-from fairy2i_runtime.errors import ModelFolderError, printable
-from fairy2i_runtime.folder import ModelFolder
-from fairy2i_runtime.regular_file import open_regular, read_regular
+from fairy2i_runtime.regular_file import open_regular
 
-MODEL_BYTES = 1 << 26  # of a model.onnx, whose large weights lie elsewhere; one of 7 billion parameters has 1 MB
 _STEPS = frozenset(("", name) for name in positions.OPERATORS)
-_FEW = 64  # numbers of a constant list
 _VERSIONS = {"": range(18, 27), CONTRIB: range(1, 2), OURS: range(1, 2)}  # of operator sets
 _IR_VERSIONS = range(8, 14)
 _CACHE = re.compile(r"past_key_values\.(\d{1,5})\.(key|value)")
@@ -54,29 +58,6 @@ def check_graph(data: bytes, folder: Path, context_length: int) -> None:
         _Graph(read_model(data), folder).check(context_length)
     except WireError as error:
         raise GraphError(str(error)) from None
-
-
-def checked_graph(folder: ModelFolder) -> bytes:
-    """The contents of a folder's model, which is a decoder as fairy2i-export writes them.
-
-    Raises:
-        ModelFolderError: if it is none, or cannot be read.
-    """
-    path = folder.model_file
-    try:
-        data = read_regular(path, MODEL_BYTES, "a model")
-        check_graph(data, folder.path, folder.context_length)
-    except OSError as error:
-        raise ModelFolderError(f"cannot read {path}: {error.strerror}; export the model again") from error
-    except DataFileError as error:
-        raise ModelFolderError(printable(str(error))) from error
-    except GraphError as error:
-        raise ModelFolderError(
-            f"{path}: not a decoder as fairy2i-export writes it, and so not given to onnxruntime, which dies of some graphs: "
-            f"{printable(str(error))}; export the model again, or, if you trust where it is from, use trust_graph=True "
-            "(--trust-graph)"
-        ) from error
-    return data
 
 
 class _Graph:
@@ -179,20 +160,20 @@ class _Graph:
     def _node(self, node: dict[str, Any]) -> None:
         operator, domain = node.get("op", ""), node.get("domain", "")
         try:
-            attributes = _attributes(node)
+            attributes = attributes_of(node)
             operands = [self._operand(name) for name in node["inputs"]]
             outputs = node["outputs"]
             standard = "" if domain == "ai.onnx" else domain
             if (standard, operator) in _STEPS and len(outputs) == 1:
                 shown = " ".join(f"{name}={value}" for name, value in sorted(attributes.items()))
-                step = positions.step(operator, tuple(map(_constant, operands)), shown)
+                step = positions.step(operator, tuple(map(as_constant, operands)), shown)
                 if step is not None:
                     self._add(outputs[0], step)
                     return
             rule = RULES.get((standard, operator))
             if rule is None or node.get("overload"):
                 raise GraphError("an operator that no exported decoder has, or not there")
-            call = Call(operator, [_list(operand) for operand in operands], outputs, attributes)
+            call = Call(operator, [as_list(operand) for operand in operands], outputs, attributes)
             found = rule(call)
             call.need(not call.attributes, f"no attributes {', '.join(call.attributes)}")
             call.need(1 <= len(outputs) <= len(found) and bool(outputs[0]), "other outputs")
@@ -263,37 +244,6 @@ class _Graph:
 def _fit(dims: tuple[int | None, ...], known: tuple[int | None, ...]) -> bool:
     """Whether dimensions, None for unknown ones, can be the same."""
     return len(dims) == len(known) and all(None in (a, b) or a == b for a, b in zip(dims, known, strict=True))
-
-
-def _attributes(node: dict[str, Any]) -> dict[str, Any]:
-    """Attributes by name: int, float or bytes."""
-    found: dict[str, Any] = {}
-    for fields in node["attributes"]:
-        name, kind = fields.get("name", ""), fields.get("type", 0)
-        value = {1: fields.get("f", 0.0), 2: fields.get("i", 0), 3: fields.get("s", b"")}.get(kind)
-        other = {"f", "i", "s", "t", "reference"} & set(fields) - {{1: "f", 2: "i", 3: "s"}.get(kind, "")}
-        if name in found or value is None or other or fields["ints"] or fields["floats"]:
-            raise GraphError(f"an attribute {name!r} of a kind that no exported decoder has")
-        found[name] = value
-    return found
-
-
-def _constant(operand: Any) -> str | None:
-    """An operand of a step of the positions."""
-    if not isinstance(operand, Tensor):
-        return operand if isinstance(operand, str) else None
-    if operand.data_type == FLOAT and operand.raw is not None and not operand.dims:
-        return str(struct.unpack("<f", operand.raw)[0])
-    listed = _list(operand)
-    return listed if isinstance(listed, str) else None
-
-
-def _list(operand: Any) -> Any:
-    """An operand; whole numbers that are part of the file are a text, ``1`` or ``[1,3]``."""
-    if isinstance(operand, Tensor) and operand.data_type == INT64 and operand.raw is not None and operand.nbytes <= 8 * _FEW:
-        shown = ",".join(map(str, operand.ints))
-        return f"[{shown}]" if operand.dims else shown
-    return operand
 
 
 def known_operators() -> Iterable[tuple[str, str]]:
