@@ -35,6 +35,7 @@ from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream
 from fairy2i_export.source.text.tokenizer_files import copy_files, has_chat_template
+from fairy2i_runtime.engine.integrity import write_sums
 
 
 @takes(Request, "checkpoint")
@@ -137,6 +138,7 @@ def export(
             reused=reused,
         )
         (folder / CARD).write_text(model_card(report, decoder), encoding="utf-8")
+        write_sums(folder)
     return report
 
 

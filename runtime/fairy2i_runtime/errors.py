@@ -7,9 +7,12 @@ and exits with code 2; anything that is not a :class:`UserError` is a bug and ke
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class UserError(Exception):
@@ -126,6 +129,11 @@ def printable(text: str, most: int = 500) -> str:
     if len(text) > most:
         text = f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def without_controls(text: str) -> str:
+    """A text for a terminal: control characters, which a terminal would obey, are escaped; line breaks and tabs stay."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _described(value: Any) -> str:

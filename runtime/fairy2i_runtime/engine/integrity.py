@@ -15,8 +15,8 @@ from fairy2i_runtime.regular_file import open_regular, read_regular
 
 SUMS_FILE = "SHA256SUMS"
 _NOT_LISTED = {SUMS_FILE, "README.md"}
-# what the runtime reads, or a host for it: such a file that is not listed was put there by somebody else
-_READ = re.compile(r".*\.(json|jinja|onnx|data|model|txt)")
+# what hosts read by itself: such a file that is not listed was put there by somebody else
+_READ = re.compile(r".*\.(json|jinja)|model\.onnx.*|tokenizer\.model|merges\.txt")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\0\r\n]+)")
 _CHUNK = 1 << 20
 _MOST_BYTES = 1 << 20
