@@ -14,6 +14,7 @@ from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.engine.graph.opening import checked_graph
 from fairy2i_runtime.engine.integrity import check_integrity
+from fairy2i_runtime.engine.mapped_file import mapped_weights
 from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError, check_text
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
@@ -89,7 +90,8 @@ def load(
     )
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     _check_format(metadata, opened)
-    decoder = Decoder(session, context, name=str(opened.model_file))
+    mapped = None if copy else mapped_weights(opened.model_file)
+    decoder = Decoder(session, context, name=str(opened.model_file), mapped=mapped)
     return Model(opened, tokenizer, template, decoder, metadata)
 
 

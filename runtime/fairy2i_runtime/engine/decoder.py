@@ -13,6 +13,7 @@ import onnxruntime as ort
 from fairy2i_runtime.engine.failures import INT8_CACHE_ORT, is_memory_short, problem_of, too_old
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
+from fairy2i_runtime.engine.mapped_file import MappedFile
 from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, OutOfMemoryError, RunError, printable
 from fairy2i_runtime.ops.library import ort_version
 
@@ -33,7 +34,14 @@ class Decoder:
         cache_shape: shape of the key-value cache.
     """
 
-    def __init__(self, session: ort.InferenceSession, context_length: int, *, name: str = "model") -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        context_length: int,
+        *,
+        name: str = "model",
+        mapped: MappedFile | None = None,
+    ) -> None:
         """Read the dimensions from the graph's inputs and outputs.
 
         Args:
@@ -41,6 +49,7 @@ class Decoder:
                 logits, present.{i}.{key,value}.
             context_length: the most tokens the model was built for.
             name: how to call the model in error messages.
+            mapped: the file that its weights are mapped from, if they are.
 
         Raises:
             LibraryError: if onnxruntime is too old for the cache.
@@ -48,6 +57,7 @@ class Decoder:
         """
         self.session = session
         self.context_length = context_length
+        self._mapped = mapped
         self.cache_shape = _cache_shape(session, name)
         self._logits_dtype, self.vocab = _logits(session, name)
         self._mask = np.ones((1, context_length), np.int64)
@@ -116,10 +126,13 @@ class Decoder:
 
         Raises:
             Interrupted: if ``interruption`` asks for it.
-            RunError: if onnxruntime gives up; an OutOfMemoryError if that is for want of memory.
+            RunError: if onnxruntime gives up; an OutOfMemoryError if that is for want of memory, or if the
+                file with the weights has become shorter.
         """
         if interruption is not None:
             interruption.check()
+        if self._mapped is not None:
+            self._mapped.check()
         logits = _room((*ids.shape, self.vocab), self._logits_dtype)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)

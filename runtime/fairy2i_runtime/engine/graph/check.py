@@ -130,7 +130,13 @@ class _Graph:
         """External data: a file in the folder that holds all of it."""
         what = f"initializer {found.name!r}"
         location = found.external.get("location", "")
-        if not location or Path(location).name != location or "\\" in location or ":" in location or "\0" in location:
+        if (
+            location in ("", "..")
+            or Path(location).name != location
+            or "\\" in location
+            or ":" in location
+            or "\0" in location
+        ):
             raise GraphError(f"{what}: expected its data in a file of the folder, found {location!r}")
         if location not in self.sizes:
             try:

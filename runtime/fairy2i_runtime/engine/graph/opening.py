@@ -11,8 +11,11 @@ from fairy2i_runtime.regular_file import read_regular
 MODEL_BYTES = 1 << 26  # of a model.onnx, whose large weights lie elsewhere; one of 7 billion parameters has 1 MB
 
 
-def checked_graph(folder: ModelFolder) -> bytes:
-    """The contents of a folder's model, which is a decoder as fairy2i-export writes them.
+def checked_graph(folder: ModelFolder) -> bytes | None:
+    """The contents of a folder's model, which is a decoder as fairy2i-export writes them; None: to be opened by its name.
+
+    That is so where files of the folder are links, as in caches of the Hugging Face hub: for a model that it does not open
+    itself, onnxruntime follows no links to weights.
 
     Raises:
         ModelFolderError: if it is none, or cannot be read.
@@ -31,4 +34,5 @@ def checked_graph(folder: ModelFolder) -> bytes:
             f"{printable(str(error))}; export the model again, or, if you trust where it is from, use trust_graph=True "
             "(--trust-graph)"
         ) from error
-    return data
+    weights = path.with_name(f"{path.name}.data")
+    return None if path.is_symlink() or weights.is_symlink() else data

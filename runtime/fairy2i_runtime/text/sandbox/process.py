@@ -20,9 +20,11 @@ from typing import Any
 
 from fairy2i_runtime.text.sandbox import program
 
-SECONDS = 2.0  # of computing, for a conversation of any usual length: a thousand times the usual
+SECONDS = 1.0  # of computing, for a conversation of any usual length: hundreds of times the usual
 SECONDS_PER_MB = 1.0  # more for long ones
-_WAIT = 5  # times as much until it is given up, where the machine is busy or the system does not count
+SECONDS_TO_COMPILE = 50.0  # per MB of template: 20 KB, the longest known, take 1 s on the slowest processors
+_MOST_TO_COMPILE = 2.0
+_WAIT = 4  # times as much until it is given up, where the machine is busy or the system does not count
 _START_SECONDS = 60
 _MOST_ANSWER = 12 * program.MOST_TEXT  # JSON writes a character as up to 12
 _BEGIN = "import json, runpy, sys; sys.path[:], p = json.loads(sys.stdin.buffer.readline()); runpy.run_path(p)['serve']()"
@@ -110,8 +112,8 @@ def run(task: str, source: str, values: Mapping[str, Any] | None = None) -> Any:
     request = (task, source, dict(values or {}))
     if not is_apart():
         return _value(program.answer(*request))
-    size = len(source) + len(pickle.dumps(request))
-    seconds = SECONDS + SECONDS_PER_MB * size / 1e6
+    compiling = min(_MOST_TO_COMPILE, SECONDS_TO_COMPILE * len(source) / 1e6)
+    seconds = SECONDS + SECONDS_PER_MB * len(pickle.dumps(request)) / 1e6 + compiling
     with _lock:
         if _running is None or _running.owner != os.getpid():  # none yet, or it belongs to the process this one is a copy of
             _running = _Process()
