@@ -35,14 +35,14 @@ def names_in(folder: Path) -> set[str]:
 
 def test_files(source: Path, tmp_path: Path) -> None:
     report = export(source, tmp_path / "out")
-    expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json"}
+    expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json", "SHA256SUMS"}
     expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names_in(tmp_path / "out") == expected
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast"
     }
     assert report.output_bytes == sum(
-        path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != "README.md"
+        path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name not in ("README.md", "SHA256SUMS")
     )
 
     extra = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
