@@ -114,6 +114,7 @@ def export(
         kernel = kernel_for_hosts(verdicts) if verdicts else None
         write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)
         write_end_tokens(folder, prepared.tokens.eos)
+        write_sums(folder)  # of all but the card
         untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))
@@ -138,7 +139,6 @@ def export(
             reused=reused,
         )
         (folder / CARD).write_text(model_card(report, decoder), encoding="utf-8")
-        write_sums(folder)
     return report
 
 
