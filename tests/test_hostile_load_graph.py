@@ -291,3 +291,21 @@ def test_hashes(tmp_path: Path) -> None:
     (folder / "SHA256SUMS").unlink()
     with pytest.raises(ModelFolderError, match="exported without hashes"):
         fairy2i_runtime.load(folder, check="hashes")
+
+
+@pytest.mark.parametrize("name", ["x" + "é" * 200, "é" * 200, "a\x1b[31m" + "b" * 200, "z" * 79 + "日本"])
+def test_messages_of_the_library_are_whole_characters(tmp_path: Path, exported: onnx.ModelProto, name: str) -> None:
+    """Its buffers are shorter than names may be: they were cut within a character, or left out."""
+    folder = copy_of_stories(tmp_path / "model")
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    found = node(model, "Fairy2iMatMul")
+    found.name = name
+    attribute("Fairy2iMatMul", "layout_version", 99)(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFolderError, match="layout_version") as caught:
+        fairy2i_runtime.load(folder, trust_graph=True)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "\ufffd" not in message
+    assert f"node '{name[0]}" in message
