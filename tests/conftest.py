@@ -23,3 +23,17 @@ def _no_forced_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests decide themselves which kernel runs."""
     monkeypatch.delenv("FAIRY2I_KERNEL", raising=False)
     monkeypatch.delenv("FAIRY2I_ISA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a model that chats, for tests that leave it as it is."""
+    from runtime_models import chat_folder
+
+    return chat_folder(tmp_path_factory.mktemp("chat") / "model")
+
+
+@pytest.fixture
+def own_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is typed in a test goes into no history but the test's."""
+    monkeypatch.setenv("FAIRY2I_HISTORY", str(tmp_path / "history"))

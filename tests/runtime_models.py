@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 from fairy2i_export.compile.run import export
 
+FAIRY2I = [sys.executable, "-m", "fairy2i_export.commands.tools"]  # the program, for a process of its own
+GREEDY = ("--temperature", "0", "--repetition-penalty", "1")  # options that make what a command says repeatable
 CHECKPOINT = Path(__file__).resolve().parent.parent / "examples/models/stories260K-fairy2i-w2"
 CHAT_TEMPLATE = """\
 {% for message in messages %}

@@ -51,7 +51,7 @@ def test_the_longest_context_is_that_of_the_estimate(tmp_path: Path, monkeypatch
 
 def test_the_page_has_what_the_script_says(tmp_path: Path) -> None:
     name = "SmolLM2-135M"
-    config = synthetic.llama_config(**boards.MODELS[name])
+    config = synthetic.llama_config(**synthetic.SHAPES[name])
     config["max_position_embeddings"] = max(boards.CONTEXTS)
     synthetic.write_checkpoint(tmp_path / "source", config, hollow=True)
     some, more = (

@@ -22,27 +22,16 @@ from fairy2i_runtime.commands.terminal.history import ENTRIES, LONGEST, History,
 from fairy2i_runtime.engine.threads import processors
 from fairy2i_runtime.errors import ChatTemplateError, Fairy2iWarning, OptionError
 from fairy2i_runtime.text.chat_template import ChatTemplate
-from runtime_models import CHAT_TEMPLATE, chat_folder, copy_of_stories, stories_folder
+from runtime_models import CHAT_TEMPLATE, FAIRY2I, GREEDY, chat_folder, copy_of_stories, stories_folder
 
-COMMAND = [sys.executable, "-m", "fairy2i_export.commands.tools"]
-GREEDY = ("--temperature", "0", "--repetition-penalty", "1")
+pytestmark = pytest.mark.usefixtures("own_history")
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX terminals and locales")
-
-
-@pytest.fixture(scope="module")
-def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("chat") / "model")
-
-
-@pytest.fixture(autouse=True)
-def _own_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FAIRY2I_HISTORY", str(tmp_path / "history"))
 
 
 def run(*arguments: str | bytes, text: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run ``fairy2i`` with bytes as arguments and on standard input."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **variables}
-    return subprocess.run([*COMMAND, *arguments], input=text, env=environment, capture_output=True, timeout=120, check=False)
+    return subprocess.run([*FAIRY2I, *arguments], input=text, env=environment, capture_output=True, timeout=120, check=False)
 
 
 def lines_of(error: bytes) -> list[str]:

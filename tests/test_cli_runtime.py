@@ -19,16 +19,10 @@ from fairy2i_export.commands.tools import main
 from fairy2i_runtime import load
 from fairy2i_runtime.commands.terminal.chat_loop import chat_loop
 from fairy2i_runtime.commands.terminal.line_editor import LineEditor
-from runtime_models import FailingSession, chat_folder, copy_of_stories, stories_folder
+from runtime_models import FAIRY2I, GREEDY, FailingSession, copy_of_stories, stories_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "Once upon a time"
-COMMAND = [sys.executable, "-m", "fairy2i_export.commands.tools"]
-
-
-@pytest.fixture(scope="module")
-def chatty(tmp_path_factory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("chat") / "model")
 
 
 def one_message(capsys) -> str:
@@ -197,9 +191,6 @@ def test_info_without_a_usable_library_reports_it(capsys, monkeypatch, tmp_path)
     assert "vocabulary" in out
 
 
-GREEDY = ("--temperature", "0", "--repetition-penalty", "1")
-
-
 def feed(monkeypatch, *lines: str | type[BaseException]) -> None:
     """Let ``input`` give these lines, raise these exceptions, and then the end of input."""
     entries = iter(lines)
@@ -303,7 +294,7 @@ def environment() -> dict[str, str]:
     "arguments", [["generate", "{}", PROMPT, "--max-new-tokens=50"], ["info", "{}"], ["info", "--help"]]
 )
 def test_a_closed_pipe_ends_quietly(arguments):
-    command = [*COMMAND, *(argument.format(stories_folder()) for argument in arguments)]
+    command = [*FAIRY2I, *(argument.format(stories_folder()) for argument in arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -314,7 +305,7 @@ def test_a_closed_pipe_ends_quietly(arguments):
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals and pipes")
 def test_ctrl_c_ends_generate_without_traceback():
-    command = [*COMMAND, "generate", str(stories_folder()), "-"]
+    command = [*FAIRY2I, "generate", str(stories_folder()), "-"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, env=environment(), preexec_fn=heed_interrupts) as process:
         assert process.stdin is not None

@@ -14,20 +14,15 @@ import pytest
 
 from fairy2i_runtime import Model, TextStream, load
 from fairy2i_runtime.errors import RunError
-from runtime_models import FailingSession, SlowSession, chat_folder
+from runtime_models import FailingSession, SlowSession
 
 PROMPT = "Once upon a time"
 LONG = {"max_new_tokens": 400, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("chat") / "model")
-
-
 @pytest.fixture
-def model(folder: Path) -> Model:
-    return load(folder, kernel="exact", threads=1)
+def model(chatty: Path) -> Model:
+    return load(chatty, kernel="exact", threads=1)
 
 
 async def pieces_of(stream: TextStream) -> list[str]:

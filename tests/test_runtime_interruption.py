@@ -19,20 +19,15 @@ from conftest import heed_interrupts
 from fairy2i_runtime import Model, load
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.text.generation import TextStream
-from runtime_models import SlowSession, chat_folder
+from runtime_models import SlowSession
 
 PROMPT = "Once upon a time"
 LONG = {"max_new_tokens": 400, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("chat") / "model")
-
-
 @pytest.fixture
-def model(folder: Path) -> Model:
-    return load(folder, kernel="exact", threads=1)
+def model(chatty: Path) -> Model:
+    return load(chatty, kernel="exact", threads=1)
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -260,9 +255,9 @@ CTRL_C = """
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("slow", [0, 3])
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_ctrl_c_ends_a_run_of_the_model_at_once(folder: Path, command: str, slow: int) -> None:
+def test_ctrl_c_ends_a_run_of_the_model_at_once(chatty: Path, command: str, slow: int) -> None:
     """In the middle of native code, where Python's own KeyboardInterrupt has to wait."""
-    arguments = [command, str(folder), *([PROMPT] if command == "generate" else []), "--max-new-tokens", "9"]
+    arguments = [command, str(chatty), *([PROMPT] if command == "generate" else []), "--max-new-tokens", "9"]
     script = textwrap.dedent(CTRL_C).format(paths=[path for path in sys.path if path], slow=slow, arguments=arguments)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], **pipes, preexec_fn=heed_interrupts) as process:

@@ -17,22 +17,13 @@ import pytest
 
 from conftest import heed_interrupts
 from fairy2i_runtime import load
-from runtime_models import chat_folder
+from runtime_models import FAIRY2I, GREEDY
 
-COMMAND = [sys.executable, "-m", "fairy2i_export.commands.tools"]
-GREEDY = ("--temperature", "0", "--repetition-penalty", "1")
 PROMPT = "\x1b[?2004h> "  # pasting is told from typing from here on
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX terminals")
-
-
-@pytest.fixture(scope="module")
-def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_folder(tmp_path_factory.mktemp("chat") / "model")
-
-
-@pytest.fixture(autouse=True)
-def _own_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FAIRY2I_HISTORY", str(tmp_path / "history"))
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="POSIX terminals"),
+    pytest.mark.usefixtures("own_history"),
+]
 
 
 class Terminal:
@@ -46,7 +37,7 @@ class Terminal:
             heed_interrupts()
             paths = os.pathsep.join(path for path in sys.path if path)
             os.environ.update(TERM="xterm", INPUTRC="/dev/null", PYTHONPATH=paths, PYTHONUTF8="1", **variables)
-            os.execv(sys.executable, [*COMMAND, "chat", *arguments])
+            os.execv(sys.executable, [*FAIRY2I, "chat", *arguments])
         self.seen = self.rest = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
