@@ -19,7 +19,7 @@ import typer
 
 from fairy2i_export.compile.dry_run import DryRun, dry_run
 from fairy2i_runtime.measure.memory import human_bytes
-from synthetic_checkpoint import linear_shapes, llama_config, write_checkpoint
+from synthetic_checkpoint import SHAPES, linear_shapes, llama_config, write_checkpoint
 
 OPTIONS: dict[str, Any] = {"embedding": "int8", "lm_head": "int4", "kv_cache": "int8"}
 CONTEXTS = (512, 1024, 2048, 4096, 8192)
@@ -55,15 +55,7 @@ BOARDS = (
     Board("Pi 4", 1.8e9, 8192, 4e9, 0.156),
     Board("Pi 5", 2.4e9, 16384, 10e9, 0.094),
 )
-# the shapes of these models; the first number is what the name says, in parameters
-MODELS: dict[str, dict[str, Any]] = {
-    "SmolLM2-135M": {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "kv_heads": 3, "vocab": 49152, "tied": True},
-    "SmolLM2-360M": {"layers": 32, "hidden": 960, "inner": 2560, "heads": 15, "kv_heads": 5, "vocab": 49152, "tied": True},
-    "Llama-3.2-1B": {"layers": 16, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "vocab": 128256, "tied": True},
-    "SmolLM2-1.7B": {"layers": 24, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 32, "vocab": 49152, "tied": True},
-    "Llama-3.2-3B": {"layers": 28, "hidden": 3072, "inner": 8192, "heads": 24, "kv_heads": 8, "vocab": 128256, "tied": True},
-    "Llama-2-7B": {"layers": 32, "hidden": 4096, "inner": 11008, "heads": 32, "vocab": 32000},
-}
+MODELS = ("SmolLM2-135M", "SmolLM2-360M", "Llama-3.2-1B", "SmolLM2-1.7B", "Llama-3.2-3B", "Llama-2-7B")
 LONGEST = {"Llama-2-7B": 4096}  # context the model was trained for, where it is below the longest of CONTEXTS
 
 
@@ -73,8 +65,8 @@ def main(
     """Print the tables, or write them into a page."""
     memory, speed = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for name, shape in MODELS.items():
-            config = llama_config(**shape)
+        for name in MODELS:
+            config = llama_config(**SHAPES[name])
             config["max_position_embeddings"] = max(CONTEXTS)
             source = Path(folder) / name
             write_checkpoint(source, config, hollow=True)

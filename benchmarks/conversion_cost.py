@@ -24,22 +24,15 @@ from rich.table import Table
 from conversions import convert
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.request.request import CALIBRATION_TOKENS
-from synthetic_checkpoint import llama_config, write_checkpoint
+from synthetic_checkpoint import SHAPES, llama_config, write_checkpoint
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "SmolLM2-135M": {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "kv_heads": 3, "vocab": 49152, "tied": True},
-    "Qwen2.5-0.5B": {"layers": 24, "hidden": 896, "inner": 4864, "heads": 14, "kv_heads": 2, "vocab": 151936, "tied": True},
-    "Llama-3.2-1B": {"layers": 16, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "vocab": 128256, "tied": True},
-    "SmolLM2-1.7B": {"layers": 24, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 32, "vocab": 49152, "tied": True},
-    "Llama-2-7B": {"layers": 32, "hidden": 4096, "inner": 11008, "heads": 32, "kv_heads": 32, "vocab": 32000, "tied": False},
-}
-SHAPES["Llama-2-7B, 1 layer"] = {**SHAPES["Llama-2-7B"], "layers": 1}
+MODELS = ("SmolLM2-135M", "Qwen2.5-0.5B", "Llama-3.2-1B", "SmolLM2-1.7B", "Llama-2-7B", "Llama-2-7B, 1 layer")
 CONTEXT = 4096
 
 
 def main(
     work: Annotated[Path, typer.Argument(help="Directory on a disk with room for the largest model.")],
-    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SHAPES)}; all by default.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(MODELS)}; all by default.")] = None,
     stages: Annotated[int, typer.Option(help="Bits per weight.")] = 4,
     tokens: Annotated[int, typer.Option(help="Of the text that decides about the codes.")] = CALIBRATION_TOKENS["normal"],
     plan: Annotated[
@@ -48,10 +41,10 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Measure and print."""
-    unknown = [name for name in names or [] if name not in SHAPES]
+    unknown = [name for name in names or [] if name not in MODELS]
     if unknown:
-        raise typer.BadParameter(f"expected some of {', '.join(SHAPES)}, got {', '.join(unknown)}")
-    rows = [measure(name, work, stages, tokens, plan) for name in names or SHAPES]
+        raise typer.BadParameter(f"expected some of {', '.join(MODELS)}, got {', '.join(unknown)}")
+    rows = [measure(name, work, stages, tokens, plan) for name in names or MODELS]
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1))
     Console().print(table_of(rows))

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,19 @@ SHARD_BYTES = 5_000_000_000
 STD = 0.02
 Shape = tuple[int, ...]
 BF16 = npt.NDArray[np.uint16]  # bit patterns
+
+
+# arguments of llama_config that make the shapes of models; the number in a name counts parameters
+SHAPES: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M": {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "kv_heads": 3, "vocab": 49152, "tied": True},
+    "SmolLM2-360M": {"layers": 32, "hidden": 960, "inner": 2560, "heads": 15, "kv_heads": 5, "vocab": 49152, "tied": True},
+    "Qwen2.5-0.5B": {"layers": 24, "hidden": 896, "inner": 4864, "heads": 14, "kv_heads": 2, "vocab": 151936, "tied": True},
+    "Llama-3.2-1B": {"layers": 16, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8, "vocab": 128256, "tied": True},
+    "SmolLM2-1.7B": {"layers": 24, "hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 32, "vocab": 49152, "tied": True},
+    "Llama-3.2-3B": {"layers": 28, "hidden": 3072, "inner": 8192, "heads": 24, "kv_heads": 8, "vocab": 128256, "tied": True},
+    "Llama-2-7B": {},
+    "Llama-2-7B, 1 layer": {"layers": 1},
+}
 
 
 def llama_config(
