@@ -1,22 +1,13 @@
 # What the checks of 64-bit ARM share, to be sourced in the repository's root: a cross compiler, qemu, Debian's programs and
 # libraries for ARM below $arm/root, wheels below $arm/site, the operator library in $arm/build. Needs root only for apt-get.
 arm=$PWD/.work/arm
-step() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
+source .ci/tools.sh
 
-packages=()
-need() { command -v "$1" > /dev/null || packages+=("${@:2}"); }
-install_tools() { # what is missing of what was needed
+arm_tools() { # and what else was needed
   need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
   need qemu-aarch64 qemu-user
-  need cmake cmake
-  need make make
-  need gcc gcc libc6-dev
   need unzip unzip
-  python3 -c 'import ensurepip' 2> /dev/null || packages+=(python3-venv)
-  if [ ${#packages[@]} -gt 0 ]; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" > /dev/null
-  fi
+  install_tools
 }
 
 cross_cmake() { # source folder, build folder, options
