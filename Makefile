@@ -24,12 +24,12 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-chat test test-large test-onnxruntime bench wheels lint format sanitize clean setup
 
-$(BIN)/python:
+$(BIN)/python: # a link to the machine's own, whose age says nothing: only whether it is there counts
 	$(PYTHON) -m venv $(VENV)
 
 # the packages as users get them: built, not linked to the source tree. One package of before they were two goes first: pip
 # would remove its files after those of the runtime have come
-$(VENV)/.installed: $(BIN)/python $(SOURCES)
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@if [ -x $(BIN)/fairy2i ] && ! $(BIN)/python -m pip show -qq fairy2i-runtime 2> /dev/null; then \
 	  $(BIN)/python -m pip uninstall -q -y fairy2i-export; fi
 	$(PIP) .
@@ -93,12 +93,12 @@ bench: setup
 # windows-arm64, separated by commas; the last four are built by zig, a package of 100 MB. dist/WHEELS.md says what was tried
 TARGETS ?= linux-x86_64,linux-aarch64,macos-arm64,macos-x86_64,windows-x64,windows-arm64
 RELEASE := $(WORK)/release/bin/python
-wheels: $(RELEASE)
+wheels: $(WORK)/release/.installed
 	$(RELEASE) scripts/wheels.py dist --only $(TARGETS)
 
 # an environment of its own, with nothing but the tools of the extra
 EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])
-$(RELEASE): pyproject.toml
+$(WORK)/release/.installed: pyproject.toml
 	$(PYTHON) -m venv $(WORK)/release
 	$(RELEASE) -m pip install --quiet --disable-pip-version-check typer $$($(RELEASE) -c '$(EXTRA)')
 	@touch $@

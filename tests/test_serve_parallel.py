@@ -20,6 +20,7 @@ import pytest
 
 import fairy2i_runtime
 from fairy2i_runtime.serve.caches import KeptCaches
+from fairy2i_runtime.serve.prompts import make_prompt
 from fairy2i_runtime.serve.turns import SharedDecoder, Turns
 from runtime_models import FailingSession, SlowSession, chat_folder, stories_folder
 from serving import Served, serving
@@ -210,6 +211,27 @@ def test_no_queue_at_all(folder: Path) -> None:
         stream.close()
         wait_until(served, "fairy2i_answers_running", 0)
         assert served.client().completions.create(**QUICK).usage.completion_tokens == 4
+
+
+def test_a_prompt_that_is_being_prepared_has_a_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turning a long text into tokens is work as well: the limits hold from there on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return make_prompt(*arguments)
+
+    monkeypatch.setattr("fairy2i_runtime.serve.answering.make_prompt", slow)
+    with serving(load(folder), parallel=1, queue=0) as served, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lambda: served.client().completions.create(**QUICK))
+        try:
+            assert begun.wait(60)
+            with pytest.raises(openai.RateLimitError):
+                served.client().completions.create(**QUICK)
+        finally:
+            go_on.set()
+        assert first.result(60).usage.completion_tokens == 4
 
 
 # ---- answers that fail

@@ -65,7 +65,6 @@ class Answering:
 
     async def _answer(self, body: bytes, asked: float, reply: _Reply) -> None:
         engine = self._engine
-        engine.check_room()  # before any work
         request = parse(self._kind, body)
         if request.model not in (None, self._name):
             raise ApiError(
@@ -75,10 +74,11 @@ class Answering:
                 code="model_not_found",
             )
         limit = engine.settings.max_tokens
-        prompt = await asyncio.to_thread(make_prompt, engine.model, engine.sampling, limit, request)
         form = wire.Form(self._kind is ChatRequest, self._name, with_usage=request.stream_options.include_usage)
-        async with engine.answer(prompt, asked) as answer:
-            await self._write(request, prompt, answer, asked, form, reply)
+        async with engine.place(asked):
+            prompt = await asyncio.to_thread(make_prompt, engine.model, engine.sampling, limit, request)
+            async with engine.answer(prompt) as answer:
+                await self._write(request, prompt, answer, asked, form, reply)
         engine.metrics.answer_seconds.observe(perf_counter() - asked)
 
     async def _write(

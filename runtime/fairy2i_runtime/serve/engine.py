@@ -70,7 +70,7 @@ class Engine:
         self._caches = KeptCaches(model.decoder, settings.kept, settings.kept_bytes)
         self._usual_seconds = 1.0  # of an answer, lately
 
-    def check_room(self) -> None:
+    def _check_room(self) -> None:
         """Raise an :class:`ApiError` if a request would be refused: 503 at the end of the server, 429 if the queue is full."""
         if self.draining:
             raise stopping()
@@ -85,37 +85,16 @@ class Engine:
             )
 
     @asynccontextmanager
-    async def answer(self, prompt: Prompt, asked: float) -> AsyncIterator[Answer]:
-        """Answer a prompt, when there is a place; leaving the context early ends the answer.
+    async def place(self, asked: float) -> AsyncIterator[None]:
+        """One of the places for answers, for which some requests may wait. Whatever takes long about a request is done in one.
 
         Args:
-            prompt: what to go on from.
             asked: when the request came, in seconds of ``perf_counter``.
 
         Raises:
-            ApiError: if there is no room, or memory; pieces raise what the runtime raises.
+            ApiError: if there is no room.
         """
-        async with self._place():
-            self.metrics.wait_seconds.observe(perf_counter() - asked)
-            try:
-                kept = self._caches.take(prompt.ids)
-                self.metrics.cache_lookups.labels("hit" if kept.most else "miss").inc()
-                stream = self._stream(prompt, kept)
-            except Fairy2iRuntimeError as error:
-                raise of_runtime(error) from error
-            begun = perf_counter()
-            self._running += 1
-            try:
-                async with aclosing(aiter(stream)) as pieces:
-                    yield Answer(pieces, stream)
-            finally:
-                self._running -= 1
-                self._ended(stream, kept, perf_counter() - begun)
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the places for answers, for which some requests may wait."""
-        self.check_room()
+        self._check_room()
         self._waiting += 1
         try:
             await self._places.acquire()
@@ -124,9 +103,32 @@ class Engine:
         try:
             if self.draining:
                 raise stopping()
+            self.metrics.wait_seconds.observe(perf_counter() - asked)
             yield
         finally:
             self._places.release()
+
+    @asynccontextmanager
+    async def answer(self, prompt: Prompt) -> AsyncIterator[Answer]:
+        """Answer a prompt, in a place that was taken for it; leaving the context early ends the answer.
+
+        Raises:
+            ApiError: if there is no memory; pieces raise what the runtime raises.
+        """
+        try:
+            kept = self._caches.take(prompt.ids)
+            self.metrics.cache_lookups.labels("hit" if kept.most else "miss").inc()
+            stream = self._stream(prompt, kept)
+        except Fairy2iRuntimeError as error:
+            raise of_runtime(error) from error
+        begun = perf_counter()
+        self._running += 1
+        try:
+            async with aclosing(aiter(stream)) as pieces:
+                yield Answer(pieces, stream)
+        finally:
+            self._running -= 1
+            self._ended(stream, kept, perf_counter() - begun)
 
     def _stream(self, prompt: Prompt, kept: Kept) -> TextStream:
         model = self.model
