@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +82,10 @@ def test_what_is_no_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         ("--timeout", "nan", "timeout: expected a number of seconds above 0"),
         ("--max-tokens", "0", "max_tokens: expected an integer of at least 1"),
         ("--name", "", "name: expected a name"),
+        ("--name", "two\nlines", "name: expected a name"),
+        ("--cache-mb", "-1", "cache_mb: expected an integer of at least 0"),
+        ("--kept-caches", "-1", "kept_caches: expected an integer of at least 0"),
+        ("--max-body-kb", "0", "max_body_kb: expected an integer of at least 1"),
         ("--host", "no.such.host.invalid", "there is no such address"),
         ("--host", "", "there is no such address"),
         ("--host", "192.0.2.1", "can be reached from other machines"),
@@ -110,7 +114,9 @@ def test_both_programs_have_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @contextmanager
-def started(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(
+    *arguments: str, preexec: Callable[[], object] = heed_interrupts, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server of its own process that is ready, and its address. Killed at the end if it has not ended by itself."""
     with subprocess.Popen(
         [sys.executable, "-m", "fairy2i_export", "serve", *arguments, "--port", "0", "--threads", "1"],
@@ -118,7 +124,7 @@ def started(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environment},
-        preexec_fn=heed_interrupts if os.name == "posix" else None,
+        preexec_fn=preexec if os.name == "posix" else None,
     ) as process:
         try:
             assert process.stderr is not None
@@ -128,6 +134,18 @@ def started(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
             yield process, found[1]
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """A shell without job control starts what runs beside itself that way."""
+    with started(str(stories_folder()), preexec=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as (process, address):
+        process.send_signal(signal.SIGINT)
+        for _ in range(3):  # a signal is heard between two requests
+            assert httpx.get(f"{address}/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -36,7 +36,7 @@ def model(folder: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    with serving(fairy2i_runtime.load(folder, threads=1), max_tokens=300, max_body=20_000) as found:
+    with serving(fairy2i_runtime.load(folder, threads=1), max_tokens=300, max_body_kb=20) as found:
         yield found
 
 
@@ -205,6 +205,21 @@ WRONG: dict[str, tuple[str, Any, int, str | None, str]] = {
     "seed": (CHAT, {**USER, "seed": 1 << 70}, 400, "seed", "invalid_value"),
     "an empty stop": (CHAT, {**USER, "stop": ""}, 400, "stop[0]", "invalid_value"),
     "many stops": (CHAT, {**USER, "stop": ["x"] * 17}, 400, "stop", "invalid_value"),
+    "answers that are no number": (CHAT, {**USER, "n": True}, 400, "n", "unsupported_parameter"),
+    "a penalty that is no number": (
+        CHAT,
+        {**USER, "presence_penalty": False},
+        400,
+        "presence_penalty",
+        "unsupported_parameter",
+    ),
+    "calls of tools": (
+        CHAT,
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+        400,
+        "messages[0].tool_calls",
+        "unknown_parameter",
+    ),
     "several answers": (CHAT, {**USER, "n": 2}, 400, "n", "unsupported_parameter"),
     "probabilities": (CHAT, {**USER, "logprobs": True}, 400, "logprobs", "unsupported_parameter"),
     "tools": (CHAT, {**USER, "tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
@@ -270,6 +285,17 @@ def test_a_body_of_unknown_length_is_limited(served: Served) -> None:
     parts = iter([b'{"prompt": "', *[b"a" * 1000] * 30, b'"}'])
     response = httpx.post(f"{served.url}{TEXT}", content=parts, headers={"Content-Type": "application/json"})
     assert response.status_code == 413
+    assert response.headers["connection"] == "close"
+
+
+def test_an_answer_can_come_back_as_it_was(served: Served) -> None:
+    """Clients append the message of an answer to the next request, with all its fields."""
+    client = served.client()
+    answer = client.chat.completions.create(model="talk", messages=QUESTION, max_tokens=3).choices[0].message
+    of_a_service = {"annotations": [], "refusal": "", "tool_calls": [], "audio": None, "function_call": None}
+    for message in (answer, answer.model_dump(), {**answer.model_dump(), **of_a_service}):
+        again = client.chat.completions.create(model="talk", messages=[*QUESTION, message, *QUESTION], max_tokens=1)
+        assert again.usage.completion_tokens == 1
 
 
 def test_pages_of_the_web_cannot_ask(served: Served) -> None:
@@ -279,6 +305,16 @@ def test_pages_of_the_web_cannot_ask(served: Served) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_content_type")
     for host, status in (("evil.example", 400), ("evil.example:80", 400), ("", 400), ("localhost:1", 200), ("[::1]:1", 200)):
         assert httpx.get(f"{served.url}/v1/models", headers={"Host": host}).status_code == status
+    for host in (
+        "[::1].evil.example",
+        "[::1",
+        "::1",
+        "[localhost]",
+        "[evil.example]",
+        "127.0.0.1.evil.example",
+        "localhost:x",
+    ):
+        assert httpx.get(f"{served.url}/v1/models", headers={"Host": host}).status_code == 400, host
     preflight = httpx.options(f"{served.url}{CHAT}", headers={"Origin": "https://evil.example"})
     assert preflight.status_code == 405
     assert not [name for name in preflight.headers if name.startswith("access-control")]
@@ -290,6 +326,13 @@ def test_the_key(folder: Path) -> None:
         for key in ("secret-2", "secret", "none"):
             with pytest.raises(openai.AuthenticationError, match="expected the server's key"):
                 served.client(api_key=key).chat.completions.create(model="talk", messages=QUESTION)  # type: ignore[arg-type]
+        for given, status in (
+            ("bearer secret-1", 200),
+            ("Bearer  secret-1", 200),
+            ("Basic secret-1", 401),
+            ("secret-1", 401),
+        ):
+            assert httpx.get(f"{served.url}/v1/models", headers={"Authorization": given}).status_code == status, given
         response = httpx.get(f"{served.url}/v1/models", headers={"Authorization": "Bearer séc".encode()})
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"

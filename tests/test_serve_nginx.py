@@ -88,7 +88,7 @@ def complete(address: str, conversation: str) -> Any:
 def test_two_replicas(folder: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         replicas = [
-            stack.enter_context(serving(fairy2i_runtime.load(folder, threads=1), key=KEY, name="talk", kept=20))
+            stack.enter_context(serving(fairy2i_runtime.load(folder, threads=1), key=KEY, name="talk", kept_caches=20))
             for _ in range(2)
         ]
         address = stack.enter_context(behind_nginx(tmp_path, replicas))

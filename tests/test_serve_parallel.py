@@ -338,7 +338,7 @@ def talk(served: Served, turns: int) -> tuple[list[str], list[int]]:
 
 
 def test_a_follow_up_goes_on_from_its_cache(folder: Path) -> None:
-    with serving(load(folder), kept=0) as served:
+    with serving(load(folder), kept_caches=0) as served:
         expected, nothing = talk(served, 4)
         assert served.metric("fairy2i_caches_kept") == 0
     assert nothing == [0] * 4

@@ -62,8 +62,8 @@ def serve(
     from fairy2i_runtime.text.recommended import recommended_sampling
 
     settings = Settings(
-        host, port, key_of_environment(), name, parallel, queue, kept_caches, cache_mb * 1_000_000, max_tokens,
-        max_body_kb * 1000, timeout, grace,
+        host, port, key_of_environment(), name, parallel, queue, kept_caches, cache_mb, max_tokens,
+        max_body_kb, timeout, grace,
     )  # fmt: skip
     with listen(settings) as listening:  # what is wrong with the address is told before the model is loaded
         model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
@@ -90,6 +90,6 @@ def _say_ready(model: Model, settings: Settings, listening: socket.socket) -> No
     for line in (
         f"serving {settings.name or model.folder.path.resolve().name} at {url(listening)} ({key}{chat})",
         f"{settings.parallel} answers at a time with up to {human_bytes(one)} of key-value cache each, {settings.queue} requests "
-        f"wait; up to {settings.kept} ended conversations are kept, in {human_bytes(settings.kept_bytes)} at most",
+        f"wait; up to {settings.kept_caches} ended conversations are kept, in {human_bytes(settings.cache_mb * 1_000_000)} at most",
     ):
         print(line, file=sys.stderr, flush=True)

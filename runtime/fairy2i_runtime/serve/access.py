@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -14,6 +15,7 @@ from fairy2i_runtime.serve.metrics import Metrics
 
 _OPEN = ("/", "/health", "/health/live", "/health/ready")  # without a key: the page asks for it, and probes have none
 _OPEN_FOLDER = "/static/"
+_HOST = re.compile(r"(\[(?P<v6>[^][]*)\]|(?P<name>[^][:]*))(:\d*)?")  # RFC 9110, section 7.2
 PATHS = (*_OPEN, "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models")
 
 
@@ -26,7 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, key: str | None, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
-        self._key = None if key is None else f"Bearer {key}".encode()
+        self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,7 +59,8 @@ class Guard:
         if path in _OPEN or path.startswith(_OPEN_FOLDER):
             return None
         given = headers.get("authorization", "")
-        if hmac.compare_digest(given.encode(), self._key):
+        scheme, _, key = given.partition(" ")
+        if hmac.compare_digest(key.strip(" ").encode(), self._key) and scheme.lower() == "bearer":  # RFC 9110, section 11.1
             return None
         found = "another one" if given else "none"
         return ApiError(
@@ -70,11 +73,14 @@ class Guard:
 
 def _is_local(host: str) -> bool:
     """Whether a Host header, NAME or NAME:PORT, is localhost or an IP address."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower() == "localhost":
-        return True
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
     try:
-        ipaddress.ip_address(name)
+        if found["v6"] is not None:
+            ipaddress.IPv6Address(found["v6"])
+        elif found["name"].lower() != "localhost":
+            ipaddress.IPv4Address(found["name"])
     except ValueError:
         return False
     return True

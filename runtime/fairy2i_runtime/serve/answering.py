@@ -39,7 +39,7 @@ class Answering:
             if self._engine.draining:
                 raise stopping()
             async with asyncio.timeout(self._engine.settings.timeout):
-                body = await _read(HttpRequest(scope, receive), self._engine.settings.max_body)
+                body = await _read(HttpRequest(scope, receive), self._engine.settings.max_body_kb * 1000)
                 await _unless_gone(receive, self._answer(body, asked, reply))
         except TimeoutError:
             error = ApiError(
@@ -143,7 +143,12 @@ async def _read(request: HttpRequest, most: int) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(400, f"expected Content-Type: application/json, got {kind or 'none'}", code="invalid_content_type")
-    too_long = ApiError(413, f"the request is longer than the {most} bytes that this server reads", code="request_too_large")
+    too_long = ApiError(
+        413,
+        f"the request is longer than the {most} bytes that this server reads",
+        code="request_too_large",
+        headers={"Connection": "close"},
+    )  # the rest of it is not read
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
         raise too_long

@@ -67,7 +67,7 @@ class Engine:
         self._places = asyncio.Semaphore(settings.parallel)  # hands places on in the order of the requests
         self._waiting = 0
         self._running = 0
-        self._caches = KeptCaches(model.decoder, settings.kept, settings.kept_bytes)
+        self._caches = KeptCaches(model.decoder, settings.kept_caches, settings.cache_mb * 1_000_000)
         self._usual_seconds = 1.0  # of an answer, lately
 
     def _check_room(self) -> None:

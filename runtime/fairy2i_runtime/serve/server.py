@@ -103,18 +103,20 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        with super().capture_signals():  # SIGINT and SIGTERM, which are raised again at the end
-            hang_up = getattr(signal, "SIGHUP", None)
-            if hang_up is None or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            with super().capture_signals():
                 yield
-                return
-            before = signal.getsignal(hang_up)
-            if before is not signal.SIG_IGN:  # as nohup has it
-                signal.signal(hang_up, self.handle_exit)
+            return
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        with super().capture_signals():  # SIGINT and SIGTERM, which are raised again at the end
+            for number, handler in before.items():  # nohup has SIGHUP ignored, a shell SIGINT for what it runs beside itself
+                signal.signal(number, signal.SIG_IGN if handler is signal.SIG_IGN else self.handle_exit)
             try:
                 yield
             finally:
-                signal.signal(hang_up, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         again = self.should_exit

@@ -26,10 +26,10 @@ class Settings:
         name: of the model, in requests and answers; None = that of its folder.
         parallel: answers that are written at the same time, each with a key-value cache of a full context.
         queue: requests that may wait for one of those to end; more are refused.
-        kept: most caches of ended answers that are kept for a follow-up; 0 = none.
-        kept_bytes: most bytes of those.
+        kept_caches: most caches of ended answers that are kept for a follow-up; 0 = none.
+        cache_mb: most megabytes (10^6 bytes) of those.
         max_tokens: most tokens of an answer; None = what the context has room for.
-        max_body: most bytes of a request.
+        max_body_kb: most kilobytes (1000 bytes) of a request.
         timeout: seconds from a request's headers to the end of its answer.
         grace: seconds that answers have to end after the server was told to.
 
@@ -43,24 +43,24 @@ class Settings:
     name: str | None = None
     parallel: int = 4
     queue: int = 16
-    kept: int = 8
-    kept_bytes: int = 1 << 30
+    kept_caches: int = 8
+    cache_mb: int = 1024
     max_tokens: int | None = None
-    max_body: int = 1 << 20
+    max_body_kb: int = 1024
     timeout: float = 600.0
     grace: float = 10.0
 
     def __post_init__(self) -> None:
         at_least: Callable[[int], Callable[[Any], bool]] = lambda low: lambda value: value >= low  # noqa: E731
-        for name, low in (("parallel", 1), ("queue", 0), ("kept", 0), ("kept_bytes", 0), ("max_body", 1)):
+        for name, low in (("parallel", 1), ("queue", 0), ("kept_caches", 0), ("cache_mb", 0), ("max_body_kb", 1)):
             check_option(name, getattr(self, name), Integral, at_least(low), f"an integer of at least {low}")
         check_option("port", self.port, Integral, lambda n: 0 <= n <= 65535, "a number from 0 (any free one) to 65535")
         for name in ("timeout", "grace"):
             check_option(name, getattr(self, name), Real, lambda s: 0 < s < 1e9, "a number of seconds above 0")
         if self.max_tokens is not None:
             check_option("max_tokens", self.max_tokens, Integral, at_least(1), "an integer of at least 1")
-        if self.name is not None and not check_text("name", self.name):
-            raise OptionError("name: expected a name for the model, got an empty text")
+        if self.name is not None and not (check_text("name", self.name).strip() and self.name.isprintable()):
+            raise OptionError(f"name: expected a name for the model, in printable characters, got {self.name!r}")
         if self.key is not None:
             check_key("key", self.key)
 
@@ -93,6 +93,6 @@ def check_packages() -> None:
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
         raise LibraryError(
-            f"fairy2i serve needs packages that are not there: {', '.join(missing)}; run: pip install '.[serve]' in a "
-            f"checkout, or pip install {' '.join(name.replace('_', '-') for name in missing)}"
+            f"fairy2i serve needs packages that are not there: {', '.join(missing)}; run: pip install './runtime[serve]' "
+            f"in a checkout, or pip install {' '.join(name.replace('_', '-') for name in missing)}"
         )

@@ -39,6 +39,22 @@ _IGNORED = (
 )  # fmt: skip
 
 
+# what an answer of a service holds beside its text, and comes back with it as a message; empty, or about the text
+_NOTES: dict[str, tuple[Any, ...] | None] = {"annotations": None, "refusal": ("",), "tool_calls": ([],)}
+
+
+def _asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
+
+
+def _without_notes(message: Any) -> Any:
+    """A message without what is null or says nothing."""
+    if not isinstance(message, dict):
+        return message
+    nothing = [name for name, empty in _NOTES.items() if name in message and (empty is None or message[name] in empty)]
+    return {name: value for name, value in message.items() if value is not None and name not in nothing}
+
+
 def _text_of_parts(value: Any) -> Any:
     """A content that is given in parts, as one text."""
     if not isinstance(value, list):
@@ -134,13 +150,10 @@ def parse(kind: type[R], body: bytes) -> R:
         raise ApiError(400, f"expected a JSON object, got {type(given).__name__}", code="invalid_json")
     given = {name: value for name, value in given.items() if value is not None and name not in _IGNORED}
     for name, (neutral, why) in _REFUSED.items():
-        if name in given and (value := given.pop(name)) not in neutral:
+        if name in given and not _asks_for_nothing(value := given.pop(name), neutral):
             raise ApiError(400, f"{name}: {value!r:.60} is not supported: {why}", param=name, code="unsupported_parameter")
     if isinstance(given.get("messages"), list):
-        given["messages"] = [
-            {name: value for name, value in message.items() if value is not None} if isinstance(message, dict) else message
-            for message in given["messages"]
-        ]
+        given["messages"] = [_without_notes(message) for message in given["messages"]]
     try:
         request = kind.model_validate(given)
     except ValidationError as error:
