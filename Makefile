@@ -94,7 +94,7 @@ bench: setup
 TARGETS ?= linux-x86_64,linux-aarch64,macos-arm64,macos-x86_64,windows-x64,windows-arm64
 RELEASE := $(WORK)/release/bin/python
 wheels: $(WORK)/release/.installed
-	$(RELEASE) scripts/wheels.py dist --only $(TARGETS)
+	$(RELEASE) scripts/wheels.py dist --only '$(TARGETS)'
 
 # an environment of its own, with nothing but the tools of the extra
 EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])

@@ -117,6 +117,10 @@ def test_commands_of_the_runtime_alone(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err.startswith(
         "fairy2i: error: No such command 'verify'. More commands, which make and check"
     )
+    assert program.run(["generat", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "Did you mean 'generate'" in said
+    assert "come with" not in said
     assert program.run(["--version"]) == 0
     assert capsys.readouterr().out == f"fairy2i {__version__}\n"
 

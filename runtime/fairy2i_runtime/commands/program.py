@@ -7,6 +7,7 @@ that both have is the other package's. That is how fairy2i-export brings its own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -71,7 +72,8 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.table:
-            if self.is_alone and not ctx.resilient_parsing:  # of a shell that completes a line
+            meant = get_close_matches(cmd_name, self.table)  # which typer tells
+            if self.is_alone and not meant and not ctx.resilient_parsing:  # of a shell that completes a line
                 ctx.fail(f"No such command {cmd_name!r}. {_ALONE}")
             return None
         module, _, name = self.table[cmd_name].partition(":")

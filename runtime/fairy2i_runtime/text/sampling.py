@@ -50,7 +50,11 @@ class SamplingOptions:
         check_option("top_k", self.top_k, Integral, lambda k: k >= 0, "an integer of at least 0 (0 = off)")
         check_option("top_p", self.top_p, Real, lambda p: 0 < p <= 1, "a number above 0 and up to 1 (1 = off)")
         check_option(
-            "repetition_penalty", self.repetition_penalty, Real, lambda r: 0 < r < math.inf, "a number above 0 (1 = off)"
+            "repetition_penalty",
+            self.repetition_penalty,
+            Real,
+            lambda r: 1e-6 <= r <= 1e6,
+            "a number from 0.000001 to 1000000 (1 = off)",
         )
         if self.seed is not None:
             check_option("seed", self.seed, Integral, lambda n: n >= 0, "an integer of at least 0")
