@@ -134,6 +134,8 @@ def test_commands_of_both(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "come with" not in shown
     assert program.run(["ppl", "--help"]) == 0
     assert "--against" in capsys.readouterr().out
+    assert program.run(["verfy"]) == 2
+    assert "Did you mean 'verify'?" in capsys.readouterr().err
     assert program.run(["frobnicate"]) == 2
     assert "come with" not in capsys.readouterr().err
 

@@ -72,9 +72,9 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.table:
-            meant = get_close_matches(cmd_name, self.table)  # which typer tells
-            if self.is_alone and not meant and not ctx.resilient_parsing:  # of a shell that completes a line
-                ctx.fail(f"No such command {cmd_name!r}. {_ALONE}")
+            meant = get_close_matches(cmd_name, self.table, 1)
+            if (meant or self.is_alone) and not ctx.resilient_parsing:  # of a shell that completes a line
+                ctx.fail(f"No such command {cmd_name!r}. " + (f"Did you mean {meant[0]!r}?" if meant else _ALONE))
             return None
         module, _, name = self.table[cmd_name].partition(":")
         function: Callable[..., Any] = getattr(import_module(module), name)
