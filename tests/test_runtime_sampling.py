@@ -125,7 +125,8 @@ def test_minus_infinity_is_never_drawn():
     [
         ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", "warm"),
         ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0), ("top_p", 1.01), ("top_p", float("nan")),
-        ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", 5e-324), ("repetition_penalty", 1e9), ("seed", -1), ("seed", 0.5),
+        ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", 5e-324),
+        ("repetition_penalty", 1e9), ("seed", -1), ("seed", 0.5),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused_by_name(name, value):
