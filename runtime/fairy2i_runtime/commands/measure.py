@@ -13,7 +13,7 @@ import typer
 
 from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
 from fairy2i_runtime.errors import OptionError
-from fairy2i_runtime.textfile import TextFileError, read_text_file
+from fairy2i_runtime.text.textfile import TextFileError, read_text_file
 
 if TYPE_CHECKING:  # they take a while to import, and --help needs none of them
     from fairy2i_runtime.measure.perplexity import Perplexity, Scorer, Windows
