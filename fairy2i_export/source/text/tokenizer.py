@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import read_json
+from fairy2i_export.source.files import read_file
 from fairy2i_export.source.text.tokenizer_class import class_warning
+from fairy2i_runtime.regular_file import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -122,7 +124,7 @@ def damaged_files(directory: Path) -> frozenset[str]:
 
 
 def _read(path: Path, directory: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         others = [name for name in _SLOW if (directory / name).is_file()]
         raise CheckpointError(
             f"{path}: missing; the exported model needs it. Make it from the checkpoint's other tokenizer files "
@@ -130,8 +132,8 @@ def _read(path: Path, directory: Path) -> dict[str, Any]:
             f'transformers: AutoTokenizer.from_pretrained("{directory}").save_pretrained("{directory}")'
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(read_file(path))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: cannot be read as a tokenizer (expected an object, got {type(data).__name__})")
