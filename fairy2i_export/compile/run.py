@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -148,6 +149,7 @@ def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> Non
     if not workspace.journal.tensors:
         workspace.clear()
     else:
+        workspace.clear(but=DATA)  # all else is written anew, and what is not written does not belong there
         done, total = len(workspace.journal.tensors), len(prepared.tasks)
         observer.note(f"continuing an unfinished export: {done} of {total} tensors are there")
 
@@ -155,7 +157,7 @@ def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> Non
 def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers: Workers, observer: Observer) -> int:
     """Make everything that is not in the journal already; returns the number of tasks that were."""
     tasks = prepared.tasks
-    done = {name for name, entry in journal.tensors.items() if name in tasks and data.holds(entry["outputs"])}
+    done = {name for name, entry in journal.tensors.items() if name in tasks and _is_done(tasks[name], entry, data)}
     observer.advance(sum(tasks[name].parameters for name in done))
     by_tensor: dict[str, list[str]] = {}
     for name, task in tasks.items():
@@ -177,6 +179,12 @@ def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers
                     _run(tasks[name], item, data, journal, workers)
                     observer.advance(tasks[name].parameters)
     return len(done)
+
+
+def _is_done(task: Task, entry: Mapping[str, Any], data: DataFile) -> bool:
+    """Whether the journal's word for a task is true: all of its initializers are there, and an error where it has one."""
+    complete = set(task.outputs) == set(entry["outputs"]) and (task.layer is None) == (entry["error"] is None)
+    return complete and data.holds(entry["outputs"])
 
 
 def _run(task: Task, item: ReadTensor, data: DataFile, journal: Journal, workers: Workers) -> None:
