@@ -18,6 +18,7 @@ from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared, prepare
 from fairy2i_export.compile.result.cache_scales import calibrate_cache
 from fairy2i_export.compile.result.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, text_to_run
+from fairy2i_export.compile.result.loading import check_loads
 from fairy2i_export.compile.result.model_card import model_card
 from fairy2i_export.compile.result.report import ExportReport
 from fairy2i_export.compile.tasks import Task
@@ -114,6 +115,7 @@ def export(
         kernel = kernel_for_hosts(verdicts) if verdicts else None
         write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)
         write_end_tokens(folder, prepared.tokens.eos)
+        check_loads(folder, checkpoint.name)
         untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))

@@ -10,23 +10,24 @@ from typing import Any
 
 from fairy2i_export.errors import CheckpointError
 
-_POSITIONS = (1, (1 << 31) - 1)  # onnxruntime counts them in 32 bits
+MAX_POSITIONS = 1 << 24  # of a context, as for the runtime
+_COUNT = (1, (1 << 31) - 1)  # onnxruntime counts positions in 32 bits
 _FEATURES = (1, 1 << 24)  # as many as a layer may have (docs/format.md)
 # key -> least and greatest value
 _INTEGERS: dict[str, tuple[int, int]] = {
     "num_hidden_layers": (1, 10_000),
-    "max_window_layers": (0, (1 << 31) - 1),
+    "max_window_layers": (0, _COUNT[1]),
     "hidden_size": _FEATURES,
     "intermediate_size": _FEATURES,
     "vocab_size": _FEATURES,
     "num_attention_heads": (1, 1 << 16),
     "num_key_value_heads": (1, 1 << 16),
     "head_dim": (1, 1 << 16),
-    "max_position_embeddings": _POSITIONS,
-    "original_max_position_embeddings": (2, _POSITIONS[1]),  # logarithms of it are divided by
-    "sliding_window": _POSITIONS,
-    "sliding_window_pattern": _POSITIONS,
-    "no_rope_layer_interval": _POSITIONS,
+    "max_position_embeddings": (1, MAX_POSITIONS),
+    "original_max_position_embeddings": (2, MAX_POSITIONS),  # logarithms of it are divided by
+    "sliding_window": _COUNT,
+    "sliding_window_pattern": _COUNT,
+    "no_rope_layer_interval": _COUNT,
 }
 _ANY = (1e-9, 1e9)  # of factors
 _NUMBERS: dict[str, tuple[float, float]] = {

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.errors import ModelError, check_path
-from fairy2i_export.output.companions import copy_genai_files
+from fairy2i_export.output.companions import copy_genai_files, genai_config_of
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
 from fairy2i_export.output.progress import Observer, thread_count
@@ -78,6 +78,7 @@ def rewrite_onnx(
     decisive = {name: request.asked[name] for name, known in declared(Request, "onnx").items() if not known.neutral}
     count = thread_count(request.jobs)
     opened = open_model(path)
+    genai_config_of(path)  # what is wrong with it is told before the work
     model, opset = opened.model, opened.opset
     source_bytes = sum(file.stat().st_size for file in opened.files)
     changed = _change(model, opset, setting, request, observer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairy2i_export.decoder.config_values import flag, positive_float, positive_int, shown, word
+from fairy2i_export.decoder.config_values import MAX_POSITIONS, flag, positive_float, positive_int, shown, word
 from fairy2i_export.decoder.description import ACTIVATIONS, Block, Decoder, Names
 from fairy2i_export.decoder.rope import Rope, read_rope
 from fairy2i_export.errors import ArchitectureError, CheckpointError
@@ -64,7 +64,7 @@ def read_decoder(
         kv_heads=kv_heads,
         head_dim=positive_int(config, "head_dim", hidden // heads),
         vocab_size=positive_int(config, "vocab_size"),
-        max_positions=max([max_positions(config), *stretched]),
+        max_positions=min(max([max_positions(config), *stretched]), MAX_POSITIONS),
         norm_eps=positive_float(config, "rms_norm_eps", 1e-6),
         tied=flag(config, "tie_word_embeddings"),
         activation=ACTIVATIONS[activation],
