@@ -19,7 +19,7 @@ from fairy2i_export.output.companions import copy_genai_files, genai_config_of
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
 from fairy2i_export.output.progress import Observer, thread_count
-from fairy2i_export.output.target import check_free
+from fairy2i_export.output.target import check_free, default_target
 from fairy2i_export.output.workspace import check_space, check_writable, output_folder
 from fairy2i_export.request.option import build, check_choices, declared, takes
 from fairy2i_export.request.request import Request
@@ -84,7 +84,7 @@ def rewrite_onnx(
     changed = _change(model, opset, setting, request, observer)
     _check_anything(path, changed)
     expected_bytes = _expected_bytes(model)
-    target = Path(out) if out is not None else Path(f"{_name_of(path)}-fairy2i")
+    target = Path(out) if out is not None else default_target(_name_of(path))
     check_free(target, request.force, path, REWRITE_MARKERS)
     check_writable(target)
     problems: list[str] = []

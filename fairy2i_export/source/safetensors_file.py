@@ -9,10 +9,13 @@ header length, JSON header, data).
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +103,8 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
                     f"{path}: not a safetensors file, or truncated (a header of {length} bytes in a file of {file_size}); "
                     "download it again"
                 )
-            header = json.loads(file.read(length), object_pairs_hook=partial(_object, path))
+            with _no_collection():
+                header = json.loads(file.read(length), object_pairs_hook=partial(_object, path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8; of one that is nested deeper than any header is
@@ -109,9 +113,22 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: not a safetensors file: its header is no JSON object")
     header.pop("__metadata__", None)
     start = 8 + length
-    tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
+    with _no_collection():
+        tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
     _check_places(path, tensors, start, file_size)
     return tensors
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for circles, which looks at all entries again and again while a million of them are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

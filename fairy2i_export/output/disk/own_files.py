@@ -35,12 +35,14 @@ def open_own(path: Path) -> BinaryIO:
         raise
 
 
-def check_own(folder: Path) -> None:
+def check_own(folder: Path, *, inside: bool = False) -> None:
     """Raise OutputError unless a folder is one of ours: the user's, with folders and files in it that have no other name.
 
-    Files that another process removes meanwhile do not count.
+    Files that another process removes meanwhile do not count. ``inside``: look at what is in the folder alone.
     """
-    if folder.is_symlink() or not folder.is_dir():
+    if inside:
+        folder = folder.resolve()
+    elif folder.is_symlink() or not folder.is_dir():
         raise OutputError(_words(folder, "a link" if folder.is_symlink() else "no folder"))
     pending, owner = [folder], _owner(folder)
     while pending:
@@ -51,7 +53,7 @@ def check_own(folder: Path) -> None:
                 pending.extend(sorted(path.iterdir()))
         except FileNotFoundError:
             continue
-        if problem := _problem(status, owner):
+        if (path != folder or not inside) and (problem := _problem(status, owner)):
             raise OutputError(_words(path, problem))
 
 
