@@ -45,7 +45,15 @@ def snapshot(folder: Path) -> dict[str, Any]:
     }
 
 
-INSIDE = ("journal", "lock", "finished", "stages.json", "folder/model.onnx.data", "folder/README.md", "calibrated/identity.json")
+INSIDE = (
+    "journal",
+    "lock",
+    "finished",
+    "stages.json",
+    "folder/model.onnx.data",
+    "folder/README.md",
+    "calibrated/identity.json",
+)
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -140,7 +148,11 @@ def test_a_link_with_the_default_name(source: Path, tmp_path: Path, monkeypatch:
         export(source)
     assert not Path("elsewhere").exists()
     model = save_model(
-        tmp_path / "model.onnx", "y = MatMul(x, w)", {"x": ("float", [2, 4])}, {"y": "float"}, {"w": np.ones((4, 4), np.float32)}
+        tmp_path / "model.onnx",
+        "y = MatMul(x, w)",
+        {"x": ("float", [2, 4])},
+        {"y": "float"},
+        {"w": np.ones((4, 4), np.float32)},
     )
     Path(f"{tmp_path.name}-fairy2i").symlink_to("elsewhere")
     with pytest.raises(OutputError, match=r"is a link to elsewhere"):
