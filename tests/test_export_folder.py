@@ -35,7 +35,7 @@ def names_in(folder: Path) -> set[str]:
 
 def test_files(source: Path, tmp_path: Path) -> None:
     report = export(source, tmp_path / "out")
-    expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json"}
+    expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json", "SHA256SUMS"}
     expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names_in(tmp_path / "out") == expected
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {

@@ -201,13 +201,21 @@ static void ORT_API_CALL destroy(void *kernel) {
   free(n);
 }
 
+/* The node's name, of a long one the beginning. */
+static OrtStatus *read_name(node *n, const OrtKernelInfo *info) {
+  size_t size = 0;
+  char *name = NULL;
+  RETURN_IF_ERROR(n->api->KernelInfo_GetNodeName(info, NULL, &size));
+  name = size == 0 ? NULL : malloc(size);
+  if (name == NULL) return NULL; /* errors then come without it */
+  OrtStatus *status = n->api->KernelInfo_GetNodeName(info, name, &size);
+  if (status == NULL) copy_text(name, n->name, sizeof n->name);
+  free(name);
+  return status;
+}
+
 static OrtStatus *fill_node(node *n, const OrtKernelInfo *info) {
-  size_t size = sizeof n->name;
-  OrtStatus *status = n->api->KernelInfo_GetNodeName(info, n->name, &size);
-  if (status != NULL) { /* longer than the buffer: errors then come without it */
-    n->api->ReleaseStatus(status);
-    n->name[0] = '\0';
-  }
+  RETURN_IF_ERROR(read_name(n, info));
   RETURN_IF_ERROR(n->api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &n->memory));
   RETURN_IF_ERROR(read_attributes(n, info));
   RETURN_IF_ERROR(read_config(n, info));

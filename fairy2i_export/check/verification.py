@@ -105,7 +105,14 @@ class Verification:
 
 
 def verify(
-    folder: Path, against: str | None, content: str | None, tokens: int, isa: str | None, progress: Progress
+    folder: Path,
+    against: str | None,
+    content: str | None,
+    tokens: int,
+    isa: str | None,
+    progress: Progress,
+    *,
+    trust_graph: bool = False,
 ) -> Verification:
     """Check a model folder.
 
@@ -116,6 +123,7 @@ def verify(
         tokens: use at most this many tokens of it.
         isa: instruction set to force, or None.
         progress: shows how it goes on.
+        trust_graph: as for :func:`fairy2i_runtime.load`.
 
     Raises:
         Fairy2iError, Fairy2iRuntimeError: if something keeps it from being checked.
@@ -125,7 +133,7 @@ def verify(
     nodes = read_nodes(model_file)  # before loading, which would find fault with a kernel chosen here
     if checkpoint is not None:
         check_origin(model_file, checkpoint)
-    model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa)
+    model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa, trust_graph=trust_graph)
     source = None if checkpoint is None else _Source(SourceWeights(checkpoint, model_file, model.metadata), nodes)
     ids, notes = _text_ids(model, content, min(tokens, model.context_length))
     with progress("layers", len(nodes), "layers") as advance:

@@ -37,6 +37,7 @@ from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream
 from fairy2i_export.source.text.tokenizer_files import copy_files, has_chat_template
+from fairy2i_runtime.engine.integrity import write_sums
 
 
 @takes(Request, "checkpoint")
@@ -116,6 +117,7 @@ def export(
         write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)
         write_end_tokens(folder, prepared.tokens.eos)
         check_loads(folder, checkpoint.name)
+        write_sums(folder)  # of all but the card
         untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))

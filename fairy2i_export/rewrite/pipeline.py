@@ -41,6 +41,7 @@ from fairy2i_export.rewrite.result.report import LeftLinear, RewriteReport
 from fairy2i_export.rewrite.result.saving import save_model, save_outline
 from fairy2i_export.rewrite.result.trial import check_result
 from fairy2i_export.rewrite.values.constants import Constants
+from fairy2i_runtime.engine.integrity import write_sums
 
 
 @takes(Request, "onnx")
@@ -133,6 +134,7 @@ def rewrite_onnx(
         written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
         result = report(target, sha256, written, copy_genai_files(path, folder))
         (folder / REPORT).write_text(result.to_json(), encoding="utf-8")
+        write_sums(folder)
     return result
 
 

@@ -65,6 +65,7 @@ def open_tokenizer(directory: Path, rows: int | None = None) -> SourceTokenizer:
         CheckpointError: tokenizer.json is missing or no tokenizer, has tokens in its vocabulary that the embedding has no row
             for, or a file beside it is damaged.
     """
+    from fairy2i_runtime.text import tokenizer_file
     from fairy2i_runtime.text.special_tokens import TokenFiles, complete_tokenizer
 
     path = directory / TOKENIZER
@@ -96,11 +97,11 @@ def open_tokenizer(directory: Path, rows: int | None = None) -> SourceTokenizer:
 
     try:
         completed = complete_tokenizer(reopen, files, rows, frozenset(beyond))
+    except tokenizer_file.TokenizerFileError as error:
+        raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
     except ValueError as error:
         raise CheckpointError(f"{directory}: {error}; repair the file") from error
     backend = completed.backend
-    backend.no_truncation()
-    backend.no_padding()
     _check_frame(path, backend, rows)
     warnings += [f"{directory}: {problem}" for problem in completed.problems]
     warnings += _other_warnings(directory, files.config, completed, rows)
@@ -141,11 +142,11 @@ def _read(path: Path, directory: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, text: str | None = None) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer
+    from fairy2i_runtime.text import tokenizer_file
 
     try:
-        return Tokenizer.from_file(str(path)) if text is None else Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
+        return tokenizer_file.open_tokenizer(path) if text is None else tokenizer_file.parse_tokenizer(text.encode())
+    except tokenizer_file.TokenizerFileError as error:
         raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
 
 

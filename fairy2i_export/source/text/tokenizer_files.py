@@ -144,11 +144,16 @@ def has_chat_template(folder: Path) -> bool:
 
 def _chat_problem(directory: Path) -> str | None:
     """What is wrong with a chat template, empty if nothing is; None if there is none."""
-    from fairy2i_runtime.errors import ModelFolderError
+    from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
     from fairy2i_runtime.text.chat_template import ChatTemplate
 
     try:
         template = ChatTemplate.load(directory, {})
+        if template is None:
+            return None
+        template.check()
     except ModelFolderError as error:
         raise CheckpointError(str(error)) from error
-    return None if template is None else template.problem or ""
+    except ChatTemplateError as error:
+        return str(error)
+    return ""

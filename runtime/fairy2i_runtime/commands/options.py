@@ -32,6 +32,10 @@ Context = Annotated[
     int | None,
     typer.Option(help="Most tokens of prompt and answer; fewer take less memory.", show_default="the model's own"),
 ]
+TrustGraph = Annotated[
+    bool,
+    typer.Option("--trust-graph", help="Run a graph that fairy2i-export has not written; onnxruntime dies of some."),
+]
 
 _SAMPLING = {  # field of SamplingOptions: what a person calls it, and what it does
     "temperature": ("temperature", "0 always takes the most likely token; higher is more varied."),

@@ -39,6 +39,7 @@ class BenchOptions:
         threads: threads of onnxruntime; None = the runtime's default.
         kernel: kernel family, or None.
         isa: instruction set, or None.
+        trust_graph: as for :func:`fairy2i_runtime.load`.
 
     Raises:
         OptionError: if a number is out of range.
@@ -50,6 +51,7 @@ class BenchOptions:
     threads: int | None = None
     kernel: str | None = None
     isa: str | None = None
+    trust_graph: bool = False
 
     def __post_init__(self) -> None:
         check_option("prompt_tokens", self.prompt_tokens, int, lambda n: n >= 1, "an integer of at least 1")

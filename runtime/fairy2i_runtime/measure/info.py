@@ -32,17 +32,18 @@ def installation_info() -> dict[str, Any]:
     }
 
 
-def model_info(folder: Path, context_length: int | None = None) -> dict[str, Any]:
+def model_info(folder: Path, context_length: int | None = None, *, trust_graph: bool = False) -> dict[str, Any]:
     """What a model folder holds and how much memory it takes.
 
     Args:
         folder: the model folder.
         context_length: the context to estimate the memory for; None = what the model was built for.
+        trust_graph: as for :func:`fairy2i_runtime.load`.
 
     Raises:
         Fairy2iRuntimeError: if the folder does not load.
     """
-    model = load(folder, threads=1, context_length=context_length, use_library=_library_exists())
+    model = load(folder, threads=1, context_length=context_length, use_library=_library_exists(), trust_graph=trust_graph)
     files = {path.name: path.stat().st_size for path in sorted(model.folder.path.iterdir()) if path.is_file()}
     cache = model.decoder.cache_shape
     shape = model_shape(
