@@ -26,12 +26,16 @@ enum {
   F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */
 };
 
+/* A K-block whose activations (dot) or table entries (lut) are all smaller counts as zero. The layer sees to it that
+ * the largest of a row is 2^-62 at least (layer/range.h), so what is dropped is less than 2^-37 of that. */
+#define F2I_NEGLIGIBLE 1e-30f
+
 /* The two planes that share a byte: {stage, matrix} of the low and of the high nibble. */
 extern const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2];
 
 /* Operands of one K-block for one row of x.
  *   re, im    the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
- *   scales    [stages][2][2]
+ *   scales    [stages][2][2]; their sums over the stages do not overflow
  *   operands  out: operand_bytes(stages) bytes, 64-byte aligned
  *   returns   the value of one unit of a sum; NaN if an activation is not finite */
 typedef float f2i_build_fn(const float *re, const float *im, const float *scales, int stages, void *operands);
