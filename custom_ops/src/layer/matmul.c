@@ -21,7 +21,7 @@ enum {
   ALONE_BYTES = 48 << 10,
   GROUP_ROWS = 32, /* rows of x whose tables exist at one time, unless a panel takes more */
 };
-_Static_assert(GROUP_ROWS <= F2I_PANEL_MOST, "f2i_range has room for a group");
+_Static_assert((int)GROUP_ROWS <= (int)F2I_PANEL_MOST, "f2i_range has room for a group");
 _Static_assert(STRIP_TILES *F2I_ACC_PER_TILE <= ACC_FLOATS, "accumulators of a single row fit too");
 
 typedef struct rows_call {
