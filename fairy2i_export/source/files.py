@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairy2i_export.errors import CheckpointError
-from fairy2i_runtime.regular_file import JSON_BYTES, NestingError, UnusableFileError, open_regular, parse_json
+from fairy2i_runtime.regular_file import (
+    JSON_BYTES,
+    TOKENIZER_BYTES,
+    NestingError,
+    UnusableFileError,
+    open_regular,
+    parse_json,
+    read_opened,
+)
 
-LARGE_JSON_BYTES = 1 << 27  # of tokenizer.json and the index of the shards; those of the largest models have a quarter
 WEIGHT_BYTES = 1 << 50
+_WHAT = "a checkpoint's file"
 TEMPLATES = "additional_chat_templates"  # a folder of them
 _LARGE = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "model.safetensors.index.json")
 _SMALL = (
@@ -50,7 +58,7 @@ def open_file(path: Path, root: Path | None = None) -> BinaryIO:
         FileNotFoundError: there is none.
     """
     check_link(path, root)
-    return _opened(path, _limit(path), "a checkpoint's file")
+    return _opened(path, _limit(path), _WHAT)
 
 
 def open_weights_file(path: Path) -> BinaryIO:
@@ -64,10 +72,10 @@ def open_weights_file(path: Path) -> BinaryIO:
 def read_file(path: Path, root: Path | None = None) -> bytes:
     """All of a file; arguments and errors as :func:`open_file`."""
     with open_file(path, root) as file:
-        data = file.read(_limit(path) + 1)
-    if len(data) > _limit(path):  # it grew, or is one of the system's, which do not tell their size
-        raise CheckpointError(f"{path}: expected at most {_limit(path):,} bytes, found more")
-    return data
+        try:
+            return read_opened(file, _limit(path), _WHAT)
+        except UnusableFileError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
 def read_value(path: Path, root: Path | None = None) -> Any:
@@ -110,7 +118,7 @@ def check_link(path: Path, root: Path | None = None) -> None:
 
 
 def _limit(path: Path) -> int:
-    return LARGE_JSON_BYTES if path.name in _LARGE or path.name.endswith(".index.json") else JSON_BYTES
+    return TOKENIZER_BYTES if path.name in _LARGE or path.name.endswith(".index.json") else JSON_BYTES
 
 
 def _opened(path: Path, limit: int, what: str) -> BinaryIO:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 JSON_BYTES = 1 << 24  # of a configuration: a thousand times the usual; parsed, it takes up to 25 times as much
-TOKENIZER_BYTES = 1 << 27  # of tokenizer.json; the largest known ones have 34 MB
+TOKENIZER_BYTES = 1 << 27  # of tokenizer.json or an index of shards; the largest known ones have 34 MB
 JSON_DEPTH = 64  # levels of objects and lists: configurations have about five
 _CHUNK = 1 << 16
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
@@ -63,11 +63,16 @@ def open_regular(path: Path, limit: int, what: str) -> BinaryIO:
 def read_regular(path: Path, limit: int, what: str) -> bytes:
     """All of a regular file of at most ``limit`` bytes; errors as :func:`open_regular`."""
     with open_regular(path, limit, what) as file:
-        data = file.read(os.fstat(file.fileno()).st_size)  # what it says, not the limit: memory for that is taken at once
-        while len(data) <= limit and (more := file.read(min(_CHUNK, limit + 1 - len(data)))):
-            data += more
+        return read_opened(file, limit, what)
+
+
+def read_opened(file: BinaryIO, limit: int, what: str) -> bytes:
+    """What is left of a file that :func:`open_regular` opened; raises UnusableFileError beyond ``limit`` bytes."""
+    data = file.read(os.fstat(file.fileno()).st_size)  # what it says, not the limit: memory for that is taken at once
+    while len(data) <= limit and (more := file.read(min(_CHUNK, limit + 1 - len(data)))):
+        data += more
     if len(data) > limit:  # it grew, or is one of the system's, which do not tell their size
-        raise UnusableFileError(errno.EFBIG, f"expected {what} of at most {limit:,} bytes, found more", str(path))
+        raise UnusableFileError(errno.EFBIG, f"expected {what} of at most {limit:,} bytes, found more")
     return data
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from fairy2i_export.errors import ModelError
 from fairy2i_export.output.contract.trial import try_model
 from fairy2i_export.output.data_file import MODEL
+from fairy2i_runtime.engine.graph.opening import checked_graph
 from fairy2i_runtime.errors import Fairy2iRuntimeError, Fairy2iWarning
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.text.tokenizer import Tokenizer
 
 
 def check_loads(folder: Path, source: str) -> None:
-    """Open the configuration and the tokenizer of a finished folder with the runtime, and its model with ONNX Runtime.
+    """Open the configuration, tokenizer and graph of a finished folder with the runtime, and its model with ONNX Runtime.
 
     Args:
         folder: all that an export writes but the model card.
@@ -26,7 +27,9 @@ def check_loads(folder: Path, source: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Fairy2iWarning)  # for whoever runs the model
-            Tokenizer.load(folder, open_folder(folder).vocab_size)
+            opened = open_folder(folder)
+            Tokenizer.load(folder, opened.vocab_size)
+            checked_graph(opened)
         problem = try_model(folder / MODEL).refusal
     except Fairy2iRuntimeError as error:
         problem = str(error).replace(f"{folder}/", "")
