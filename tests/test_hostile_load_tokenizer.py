@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,11 @@ def test_no_regular_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").symlink_to("/dev/zero")
     with pytest.raises(ModelFolderError, match="expected a tokenizer in a regular file, found a device"):
         Tokenizer.load(tmp_path)
-    with pytest.raises(CheckpointError, match="expected a tokenizer in a regular file, found a device"):
+    with pytest.raises(CheckpointError, match="is a link to /dev/zero, outside of"):
+        open_source(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="expected a checkpoint's file in a regular file, found a pipe"):
         open_source(tmp_path)
 
 
