@@ -34,7 +34,9 @@ def try_model(path: Path) -> Trial:
     """Make a session of a model, with our operators where the library is there and by their definition where not."""
     import onnxruntime as ort
 
+    from fairy2i_runtime.engine.session import ISA_ENTRY
     from fairy2i_runtime.errors import Fairy2iRuntimeError
+    from fairy2i_runtime.folder import KERNEL_ENTRY
     from fairy2i_runtime.ops.library import register
 
     options = ort.SessionOptions()
@@ -42,6 +44,8 @@ def try_model(path: Path) -> Trial:
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry(KERNEL_ENTRY, "lut")  # whatever the environment chooses: it is not the model's
+    options.add_session_config_entry(ISA_ENTRY, "scalar")
     with suppress(Fairy2iRuntimeError):  # the function body stands for the operator then
         register(options)
     try:
