@@ -288,6 +288,25 @@ def test_nothing_is_read_or_written_beyond_the_buffers(family: str, isa: str) ->
         np.testing.assert_array_equal(y, expected(x, bias))
 
 
+@pytest.mark.parametrize("isa", sorted({None, *(isa for _, isa in RUNNABLE)}, key=str))
+def test_auto_is_one_kernel_for_few_rows_and_may_be_another_for_many(isa: str | None) -> None:
+    rng = np.random.default_rng(5)
+    q = random_layer(rng, 50, 70, 2)
+    x = rng.standard_normal((80, 140)).astype(np.float32)
+    layer = linear(q, "auto", isa or "")
+    assert layer.kernel.family == "lut"
+    least = [*layer.kernels, 1000]
+    for first, following, kernel in zip(least, least[1:], layer.kernels.values(), strict=False):
+        alone = linear(q, kernel.family, kernel.isa)
+        for rows in {first, min(following - 1, 80)}:
+            np.testing.assert_array_equal(layer(x[:rows]), alone(x[:rows]))
+            assert core.chosen_kernel("auto", isa, rows=rows) == kernel
+    if isa is None and {"avx512_vnni"} <= set(core.library_info()["cpu_features"]):
+        assert [(rows, kernel.family) for rows, kernel in layer.kernels.items()] == [(1, "lut"), (8, "dot")]
+    if isa in ("scalar", "avx2"):  # nothing is known, or "lut" is faster
+        assert len(layer.kernels) == 1
+
+
 def test_forced_kernels_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
     q = random_layer(np.random.default_rng(0), 4, 4, 2)
     for family, isa in RUNNABLE:

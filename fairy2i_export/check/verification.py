@@ -138,7 +138,7 @@ def verify(
     ids, notes = _text_ids(model, content, min(tokens, model.context_length))
     with progress("layers", len(nodes), "layers") as advance:
         kernels = judge_kernels(model.folder.model_file, nodes, ids, isa=isa, done=lambda: advance(1))
-    default = core.chosen_kernel(model.folder.kernel_to_run(None), None).family
+    default = core.chosen_kernel(model.folder.kernel_to_run(None), None, rows=len(ids)).family
     comparisons = {(name, REFERENCE): v.comparison for name, v in kernels.verdicts.items() if v.comparison is not None}
     found = Verification(str(folder), len(ids), kernels, default, comparisons, notes=notes)
     _judge(found)

@@ -48,8 +48,9 @@ def load(
     Args:
         folder: the folder.
         threads: threads to run with; None = one per physical (big) core.
-        kernel: ``lut``, ``exact`` or ``dot`` (which multiplies); None = what FAIRY2I_KERNEL says, else what the folder says
-            (an exporter that found ``lut`` too coarse for the model says ``exact``), else ``lut``.
+        kernel: ``lut``, ``exact``, ``dot`` (which multiplies) or ``auto`` (which may); None = what FAIRY2I_KERNEL says,
+            else what the folder says (an exporter that found ``lut`` too coarse for the model says ``exact``), else
+            ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
         use_library: False runs without the operator library, slowly, to compare with.
         context_length: the most tokens of prompt and answer together; None = what the model was built for. Smaller ones

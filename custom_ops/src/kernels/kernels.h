@@ -100,6 +100,12 @@ typedef struct f2i_kernel {
   f2i_block_fn *block;
   const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
   const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
+  int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */
 } f2i_kernel;
+
+/* The kernel that a plan runs for this many rows of x. */
+static inline const f2i_kernel *f2i_kernel_for(const f2i_plan *plan, int64_t rows) {
+  return (const f2i_kernel *)(plan->many_rows > 0 && rows >= plan->many_rows ? plan->many_kernel : plan->kernel);
+}
 
 #endif

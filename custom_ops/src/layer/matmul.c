@@ -41,10 +41,10 @@ static int next_group(f2i_call *c, int64_t rows) {
   return is_panel;
 }
 
-static f2i_call shape_call(const f2i_plan *plan) {
+static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
   const f2i_weights *w = &plan->weights;
   const f2i_call c = {.w = w,
-                      .kernel = plan->kernel,
+                      .kernel = f2i_kernel_for(plan, rows),
                       .n = (size_t)w->n / 2,
                       .m = (size_t)w->k / 2,
                       .tiles = (size_t)f2i_tiles_of(w->n),
@@ -59,7 +59,7 @@ f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64
   if (plan == NULL || plan->kernel == NULL || bytes == NULL || rows < 0) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an initialized plan and rows >= 0");
   }
-  f2i_call c = shape_call(plan);
+  f2i_call c = shape_call(plan, rows);
   uint64_t most = 0;
   for (int64_t rest = rows; rest > 0; rest %= (int64_t)c.rows) { /* one of many equal groups, then smaller ones */
     const uint64_t group =
@@ -163,7 +163,7 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected %zu bytes, got %zu", needed,
                     workspace == NULL ? (size_t)0 : workspace_bytes);
   }
-  f2i_call c = shape_call(plan);
+  f2i_call c = shape_call(plan, rows);
   void *aligned = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
   _Alignas(F2I_ALIGN) uint8_t shared[F2I_SHARED_BYTES];
   f2i_range range;

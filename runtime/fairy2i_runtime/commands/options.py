@@ -15,8 +15,8 @@ Threads = Annotated[int | None, typer.Option(help="Number of threads.", show_def
 Kernel = Annotated[
     str | None,
     typer.Option(
-        help="lut (8-bit tables, no multiplication per weight), exact (float32 tables) or dot (8-bit dot-product "
-        "instructions: multiplies).",
+        help="lut (8-bit tables, no multiplication per weight), exact (float32 tables), dot (8-bit dot-product "
+        "instructions: multiplies) or auto (lut for a token, dot for prompts where that is faster).",
         show_default="$FAIRY2I_KERNEL, else the folder's own choice, else lut",
     ),
 ]

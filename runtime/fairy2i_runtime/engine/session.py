@@ -40,7 +40,7 @@ def open_session(
         contents: of the file ``model``, if they were read already: onnxruntime gets these bytes.
         copy: read the external data of ``model`` into memory instead of mapping it.
         threads: threads of the session; None = one per physical (big) core, see :mod:`fairy2i_runtime.engine.threads`.
-        kernel: ``lut``, ``exact`` or ``dot``; None = what FAIRY2I_KERNEL says, else ``lut``.
+        kernel: ``lut``, ``exact``, ``dot`` or ``auto``; None = what FAIRY2I_KERNEL says, else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = what FAIRY2I_ISA says, else the best one here.
         use_library: False runs the operator's function body, stored in the model, with onnxruntime's own operators: slow,
             in need of memory, and independent of the library.
