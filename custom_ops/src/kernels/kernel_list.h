@@ -1,8 +1,8 @@
 /* kernel_list.h - every kernel, one row each; f2i_kernel says what the fields are, those left out are NULL or 0.
  *
- * Best ISA of a family first; the first family is the default, the others run only when asked for. AUTO_ROWS:
- * where a kernel was found to be faster than "lut" on the same processors (docs/benchmarks.md, docs/arm.md). "scalar" is always
- * there. F2I_HAVE_ and the name of the file with a row's `block` says that the compiler knows its flags
+ * Best ISA of a family first; the first family is the default, the others run only when asked for. AUTO_ROWS: where
+ * a kernel was found to be faster than "lut" on the same processors (docs/benchmarks.md, docs/arm.md). "scalar" is
+ * always there. F2I_HAVE_ and the name of the file with a row's `block` says that the compiler knows its flags
  * (CMakeLists.txt), and so those of the files with the rest of the row. No include guard: layer/dispatch.c includes
  * this twice, for declarations of all that rows name and for the table.
  */
