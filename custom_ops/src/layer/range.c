@@ -2,10 +2,27 @@
 #include "layer/range.h"
 
 #include <math.h>
+#include <stdint.h>
+#include <string.h>
 
 #include "layer/call.h"
 
 enum { LEAST = -30, MOST = 100 }; /* exponents of ordinary scales, and LEAST of ordinary rows of x */
+
+/* 2^exponent, for exponents of normal numbers; without frexp and ldexp, which systems keep in different libraries. */
+static double power_of_two(int exponent) {
+  const uint64_t bits = (uint64_t)(exponent + 1023) << 52;
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/* The least exponent whose power of two is larger than a positive normal number, as frexp has it. */
+static int exponent_above(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return (int)(bits >> 52) - 1022;
+}
 
 void f2i_range_scales(f2i_call *c, f2i_range *r) {
   const size_t stages = (size_t)c->w->stages;
@@ -17,18 +34,18 @@ void f2i_range_scales(f2i_call *c, f2i_range *r) {
   }
   c->scales = c->w->scales;
   r->scale_exponent = 0;
-  if (largest == 0.0 || (largest >= ldexp(1.0, LEAST) && largest <= ldexp(1.0, MOST))) return;
-  (void)frexp(largest, &r->scale_exponent); /* largest < 2^scale_exponent */
+  if (largest == 0.0 || (largest >= power_of_two(LEAST) && largest <= power_of_two(MOST))) return;
+  r->scale_exponent = exponent_above(largest);
   if (largest < 1.0) r->scale_exponent -= LEAST + 1;
   for (size_t i = 0; i < 4 * stages; ++i) {
-    r->scales[i] = (float)ldexp((double)c->w->scales[i], -r->scale_exponent);
+    r->scales[i] = (float)((double)c->w->scales[i] * power_of_two(-r->scale_exponent));
   }
   c->scales = r->scales;
 }
 
 /* Whether no value of a row, column multiplier applied, has the least size; a NaN has none. Usually the first has. */
 static int is_small(const f2i_call *c, const float *x) {
-  const float least = ldexpf(1.0f, LEAST), *factor = c->w->col_multiplier;
+  const float least = (float)power_of_two(LEAST), *factor = c->w->col_multiplier;
   const size_t k = 2 * c->m;
   for (size_t j = 0; j < k; ++j) {
     if (fabsf(factor == NULL ? x[j] : x[j] * factor[j]) >= least) return 0;
@@ -44,10 +61,7 @@ static int exponent_of(const f2i_call *c, const float *x) {
     const double size = fabs(factor == NULL ? (double)x[j] : (double)x[j] * (double)factor[j]);
     largest = size > largest ? size : largest;
   }
-  int exponent = 0;
-  if (largest == 0.0) return 0;
-  (void)frexp(largest, &exponent);
-  return exponent - (LEAST + 1);
+  return largest == 0.0 ? 0 : exponent_above(largest) - (LEAST + 1);
 }
 
 void f2i_range_rows(f2i_call *c, f2i_range *r) {
@@ -58,8 +72,8 @@ void f2i_range_rows(f2i_call *c, f2i_range *r) {
     if (exponent == 0 && r->scale_exponent == 0 && c->range == NULL) continue;
     for (size_t before = 0; c->range == NULL && before < row; ++before) r->up[before] = r->back[before] = 1.0;
     c->range = r;
-    r->up[row] = ldexp(1.0, -exponent);
-    r->back[row] = ldexp(1.0, exponent + r->scale_exponent);
+    r->up[row] = power_of_two(-exponent);
+    r->back[row] = power_of_two(exponent + r->scale_exponent);
   }
 }
 
