@@ -18,11 +18,11 @@ SOURCES := pyproject.toml runtime/pyproject.toml scripts/dependencies.py $(shell
              \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \
              -o -name '*.html' -o -name '*.svg' \) \
              -not -path '*/lib/*')
-C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c) \
+C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custom_ops/fuzz -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c) \
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chat test test-large test-onnxruntime bench wheels lint format sanitize clean setup
+.PHONY: demo demo-chat test test-large test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz clean setup
 
 $(BIN)/python: # a link to the machine's own, whose age says nothing: only whether it is there counts
 	$(PYTHON) -m venv $(VENV)
@@ -118,15 +118,36 @@ format: $(VENV)/.installed-test
 
 # the C library under address and undefined-behaviour sanitizers, driven by the kernel and operator tests
 sanitize: $(VENV)/.installed-test
-	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
+	cmake -S custom_ops -B $(WORK)/sanitize -DF2I_SANITIZE=address,undefined,float-cast-overflow -DF2I_BUILD_TESTS=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/sanitize
 	$(WORK)/sanitize/test_sizes
 	$(WORK)/sanitize/test_quantize
 	$(WORK)/sanitize/test_quantize_arguments
 	$(WORK)/sanitize/test_search
+	$(WORK)/sanitize/test_failures
+	for target in layer isas pack quantize; do $(WORK)/sanitize/fuzz_$${target}_seeds 200 || exit 1; done
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider
+
+# the C library called by eight threads at once, under the thread sanitizer
+sanitize-threads:
+	cmake -S custom_ops -B $(WORK)/threads -DF2I_SANITIZE=thread -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
+	cmake --build $(WORK)/threads --target test_threads
+	$(WORK)/threads/test_threads
+
+# needs clang with its libraries (Debian: clang libclang-rt-14-dev). SECONDS: of each target. What is found stays beside
+# the corpus of a target, $(WORK)/fuzz/TARGET-crash-...; run it again with $(WORK)/fuzz/TARGET FILE
+fuzz: SECONDS := 60
+fuzz:
+	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
+	cmake --build $(WORK)/fuzz
+	cd $(WORK)/fuzz && for target in fuzz_layer fuzz_isas fuzz_pack fuzz_quantize; do \
+	  mkdir -p corpus/$$target && ./$${target}_seeds 200 corpus/$$target && \
+	  ./$$target corpus/$$target -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=$$target- \
+	    -print_final_stats=1 2> $$target.log; status=$$?; tail -n 7 $$target.log; [ $$status -eq 0 ] || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(WORK) build

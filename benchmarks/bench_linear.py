@@ -56,7 +56,7 @@ def run(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="lut, dot, exact (with an ISA: lut:avx2), ort-q2, ort-q4, ort-f32, "
+            help="lut, dot, exact, auto (with an ISA: lut:avx2), ort-q2, ort-q4, ort-f32, "
             "ort-ternary, ort-ternary-exact (--backend matmulnbits), floor, floor-adds, floor-huge; repeatable."
         ),
     ] = None,

@@ -44,7 +44,7 @@ class Engine:
 
 
 def parse(name: str, isa: str | None = None) -> Engine:
-    """An engine from its name; fairy2i kernels are named ``lut``, ``dot``, ``exact``, or with an ISA: ``lut:avx2``.
+    """An engine from its name; fairy2i kernels are named ``lut``, ``dot``, ``exact``, ``auto``, or with an ISA: ``lut:avx2``.
 
     Raises:
         KernelError: if the library has no such kernel, or this processor cannot run it.
@@ -55,8 +55,10 @@ def parse(name: str, isa: str | None = None) -> Engine:
         return Engine(name, "sweep")
     family, _, own_isa = name.partition(":")
     codes, scales = np.zeros(1024, np.uint8), np.ones((2, 2, 2), np.float32)
-    chosen = core.Linear(codes, scales, 4, 4, kernel=family, isa=own_isa or isa).kernel
-    return Engine("fairy2i", chosen.family, chosen.isa)
+    chosen = core.Linear(codes, scales, 4, 4, kernel=family, isa=own_isa or isa)
+    if len(chosen.kernels) > 1:  # each with an ISA of its own
+        return Engine("fairy2i", family, own_isa or isa or "")
+    return Engine("fairy2i", chosen.kernel.family, chosen.kernel.isa)
 
 
 class Runner(Protocol):

@@ -10,6 +10,8 @@ from typing import Any
 
 from fairy2i_runtime import errors as runtime
 
+_REASON_LENGTH = 300
+
 
 def install_command(extra: str = "") -> str:
     """What to type to install this project, with an extra; no package index has it."""
@@ -38,7 +40,7 @@ class CheckpointError(Fairy2iError):
 
 
 class ModelError(Fairy2iError):
-    """The source ONNX model is missing, damaged, incomplete, too old, or holds nothing to rewrite."""
+    """The source ONNX model is missing, damaged, incomplete, too old, or holds nothing to rewrite; or a result does not load."""
 
 
 class ArchitectureError(Fairy2iError):
@@ -72,3 +74,10 @@ class TrainingError(Fairy2iError):
 
 class OutputError(Fairy2iError):
     """The output folder cannot be written."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's exception says, in one line: the first of what began it, as some are wrapped many times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), "")[:_REASON_LENGTH] or type(error).__name__

@@ -31,6 +31,8 @@ def test_the_report_is_complete_and_consistent(report):
         "threads": 1,
         "kernel": "exact",
         "isa": "scalar",
+        "prompt_kernel": "exact",
+        "prompt_isa": "scalar",
         "prompt_tokens": 40,
         "new_tokens": 8,
         "repeat": 3,
@@ -83,6 +85,27 @@ def test_the_environment_chooses_the_kernel_that_is_reported(monkeypatch):
     monkeypatch.setenv("FAIRY2I_ISA", "scalar")
     found = core.chosen_kernel(bench.BenchOptions().kernel, bench.BenchOptions().isa)
     assert (found.family, found.isa) == ("exact", "scalar")
+
+
+def test_auto_is_reported_as_what_runs(capsys):
+    kernels = core.chosen_kernels("auto")
+    arguments = [
+        "bench",
+        str(stories_folder()),
+        "--prompt-tokens",
+        "16",
+        "--new-tokens",
+        "2",
+        "--repeat",
+        "1",
+        "--kernel",
+        "auto",
+    ]
+    assert main([*arguments, "--json"]) == 0
+    used = json.loads(capsys.readouterr().out)["configuration"]
+    assert (used["kernel"], used["prompt_kernel"]) == ("lut", [*kernels.values()][-1].family)
+    assert main(arguments) == 0
+    assert ("for the prompt dot" in capsys.readouterr().out) == (len(kernels) > 1)
 
 
 def test_a_worker_that_dies_gives_one_message(monkeypatch):

@@ -263,7 +263,7 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
         ({"num_key_value_heads": 2}, ArchitectureError, "no multiple of num_key_value_heads 2"),
         ({"num_attention_heads": 6}, ArchitectureError, "heads of 12 values.*multiple of 8"),
         ({"quantization_config": {"bits": 4}}, CheckpointError, "already quantized another way"),
-        ({"hidden_size": None}, CheckpointError, "hidden_size: expected a positive integer, got None"),
+        ({"hidden_size": None}, CheckpointError, "hidden_size: expected a whole number from 1 to 16,777,216, got None"),
         ({"num_hidden_layers": 0}, CheckpointError, "num_hidden_layers"),
         ({"vocab_size": "many"}, CheckpointError, "vocab_size"),
         ({"intermediate_size": True}, CheckpointError, "intermediate_size"),

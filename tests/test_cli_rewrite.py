@@ -54,7 +54,7 @@ def test_a_plain_run(call: Run, source: Path, tmp_path: Path, monkeypatch: pytes
     assert code == 0
     folder = tmp_path / "net-fairy2i"
     # no library in it: the folder is the same wherever it was made, and works on any platform
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.data", "rewrite.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "model.onnx", "model.onnx.data", "rewrite.json"]
     assert re.search(r"layers rewritten +│ 2 of 2", out)
     assert "find 2, select 2, resolve 2, recognise 0, replace 2, fuse bias 0" in out
     assert re.search(r"warning: 2 matrices were quantized, which changed them by 3\d% on average", err)
@@ -230,7 +230,7 @@ def test_without_the_library(
     code, _, err = call(rewritten / "model.onnx", "-o", tmp_path / "out", "-q")
     assert (code, err) == (0, "")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.onnx", "model.onnx.data", "rewrite.json"}
+    assert names == {"SHA256SUMS", "model.onnx", "model.onnx.data", "rewrite.json"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

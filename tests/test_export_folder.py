@@ -35,7 +35,7 @@ def names_in(folder: Path) -> set[str]:
 
 def test_files(source: Path, tmp_path: Path) -> None:
     report = export(source, tmp_path / "out")
-    expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json"}
+    expected = {"model.onnx", "model.onnx.data", "genai_config.json", "README.md", "config.json", "SHA256SUMS"}
     expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names_in(tmp_path / "out") == expected
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {
@@ -352,7 +352,10 @@ print(sorted({"torch", "transformers", "safetensors.torch"} & set(sys.modules)))
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
-    """24 layers of 2.4 M parameters: their weights alone are 115 MB as bfloat16, 14 MB packed."""
+    """24 layers of 2.4 M parameters: their weights alone are 115 MB as bfloat16, 14 MB packed.
+
+    What grows is the graph: ours, and ONNX Runtime's of the result, which is tried; of either some 0.2 MB for a layer.
+    """
     from export_helpers import tensors_of
 
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -366,4 +369,4 @@ print(fairy2i_export.export(sys.argv[1], sys.argv[2]).peak_ram_bytes)
         repeated = {name.replace("layers.0", f"layers.{i}"): array for i in range(layers) for name, array in layer.items()}
         source = make_checkpoint(tmp_path / f"m{layers}", tensors=repeated, num_hidden_layers=layers, **sizes)
         peaks.append(int(run_python(code, str(source), str(tmp_path / f"out{layers}"))))
-    assert peaks[1] - peaks[0] < 8_000_000
+    assert peaks[1] - peaks[0] < 12_000_000

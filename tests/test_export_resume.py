@@ -277,7 +277,7 @@ def test_a_journal_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal(path)
     assert journal.resume(expected) is None
-    journal.finished_tensor("a", "digest", {"a": {"size": 1}}, 0.5)
+    journal.finished_tensor("a", "digest", {"a": {"size": 1, "bytes": "AA=="}}, 0.5)
     journal.finished_file("f", "hash")
     journal.finished_tensor("b", "digest", {}, None)
     journal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,10 +133,49 @@ def test_folders_that_are_none_or_damaged(tmp_path: Path) -> None:
     assert '"nosuch"' in refused(cpp_host(), folder)
     shutil.copy(stories_folder() / "genai_config.json", folder)
     os.truncate(folder / "model.onnx.data", 100_000)
-    assert "Deserialize tensor" in refused(cpp_host(), folder)
+    assert "model.onnx.data ends too early, after 100000 bytes: expected all weights" in refused(cpp_host(), folder)
+    (folder / "model.onnx.data").unlink()
+    assert "model.onnx.data is missing: it holds the weights of the model" in refused(cpp_host(), folder)
     shutil.copy(stories_folder() / "model.onnx.data", folder)
     (folder / "tokenizer.json").unlink()
     assert "tokenizer.json" in refused(cpp_host(), folder)
+
+
+NO_TEXTS = [b"a\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"caf\xc3", b"\xe2\x82", b"\x80", b"a\0b"]
+
+
+@pytest.mark.parametrize("bad", NO_TEXTS, ids=repr)
+def test_a_line_that_is_no_text_is_refused_and_the_next_one_read(bad: bytes) -> None:
+    at = len(bad.decode("utf-8", "ignore").partition("\0")[0].encode())
+    done = subprocess.run(
+        [cpp_host(), stories_folder(), "--kernel", "exact"],
+        input=bad + b"\n" + PROMPT.encode() + b"\n",
+        env={**os.environ, "FAIRY2I_LIBRARY": fairy2i_runtime.library_path()},
+        capture_output=True,
+        check=True,
+    )
+    found = "a zero byte" if b"\0" in bad else "other bytes"
+    assert f"the line: expected a text in UTF-8, found {found} at byte {at}" in done.stderr.decode()
+    assert expected(kernel="exact") in done.stdout.decode()
+
+
+def test_text_of_every_length_of_a_character() -> None:
+    for text in ("é ", "€ \ud7ff\ue000", "\U00010000\U0010ffff"):
+        assert run_host(cpp_host(), stories_folder(), "--prompt", text, "--max-new-tokens", "1").returncode == 0
+
+
+def test_an_output_that_is_full() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [cpp_host(), stories_folder(), "--prompt", PROMPT],
+            env={**os.environ, "FAIRY2I_LIBRARY": fairy2i_runtime.library_path()},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "fairy2i_chat: standard output cannot be written: No space left on device\n"
 
 
 def test_libraries_for_another_processor(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import mmap
 import os
 
@@ -173,6 +174,77 @@ def test_extreme_activations(family: str, isa: str) -> None:
     assert not np.isfinite(overflow).all()
 
 
+# exponents of two of scales, x, row and column multiplier: float32 holds the outputs, not what plainly leads to them
+FAR = [
+    (127, -33, None, None), (127, -127, None, None), (127, 0, -125, None), (127, -149, 30, None), (127, 0, -127, None),
+    (-105, 0, 106, None), (-126, 0, 126, None), (-149, 30, 120, None), (-149, 110, None, None), (-140, 5, 126, 10),
+    (0, -105, 106, None), (0, -126, 126, None), (10, -146, 126, 10), (0, 100, -100, None), (0, 118, -118, None),
+    (-100, 118, -18, None), (-60, -60, 120, None), (-75, -100, 100, 75), (0, -100, 100, 0), (0, -60, 120, -60),
+    (100, -100, 0, 0), (40, -100, 120, -60), (-31, 0, 31, None), (101, 0, -101, None), (0, -31, 31, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+@pytest.mark.parametrize(("family", "isa"), RUNNABLE)
+def test_sizes_far_from_one_do_not_matter(family: str, isa: str, stages: int) -> None:
+    """Whatever the sizes of the operands, an output that float32 can hold is as accurate as ever, on every ISA alike."""
+    rng = np.random.default_rng(20 + stages)
+    q = random_layer(rng, 33, 65, stages)
+    x = rng.standard_normal((9, 130)).astype(np.float32)
+    limit = 1e-5 if family == "exact" else 0.03
+    for scales, size, rows, cols in FAR:
+        far = QuantizedLinear(
+            codes=q.codes,
+            scales=np.ldexp(q.scales, scales),
+            row_multiplier=None if rows is None else np.ldexp(rng.uniform(0.5, 1, 66), rows).astype(np.float32),
+            col_multiplier=None if cols is None else np.ldexp(rng.uniform(0.5, 1, 130), cols).astype(np.float32),
+        )
+        values = np.ldexp(x, size).astype(np.float32)
+        bias = np.ldexp(rng.standard_normal(66), scales + size + (rows or 0) + (cols or 0)).astype(np.float32)
+        y = linear(far, family, isa)(values, bias)
+        where = (scales, size, rows, cols)
+        assert oracle.relative(y.astype(np.float64), oracle.layer(values, far, bias)) < limit, where
+        if family != "exact" or not isa.startswith("neon"):
+            np.testing.assert_array_equal(y, linear(far, family, "scalar")(values, bias), err_msg=str(where))
+
+
+@pytest.mark.parametrize(("family", "isa"), RUNNABLE)
+def test_rows_of_all_sizes_together(family: str, isa: str) -> None:
+    """A row gives what it gives alone, whatever is done to its neighbours, in groups and panels of every size."""
+    rng = np.random.default_rng(30)
+    exponents = rng.integers(-149, 120, 70)
+    x = np.ldexp(rng.standard_normal((70, 140)), exponents[:, None]).astype(np.float32)
+    x[[3, 40]] = 0
+    x[[7, 50], [5, 100]] = np.nan, np.inf
+    x[9] = np.float32(1e-45)
+    for scale in (1e-44, 1e-20, 1.0, 1e38):
+        q = random_layer(rng, 40, 70, 2, multipliers=True)
+        q = dataclasses.replace(q, scales=(q.scales * np.float32(scale)).astype(np.float32))
+        layer = linear(q, family, isa)
+        alone = np.concatenate([layer(row[None]) for row in x])
+        assert np.isnan(alone[[7, 50]]).all()
+        assert (alone[[3, 40]] == 0).all()
+        for rows in (8, 33, 64, 70):
+            np.testing.assert_array_equal(layer(x[:rows], threads=2), alone[:rows])
+
+
+@pytest.mark.parametrize(("family", "isa"), RUNNABLE)
+def test_beyond_the_largest_float(family: str, isa: str) -> None:
+    """Outputs that float32 cannot hold are infinite or NaN, never a number; all scales zero give zero."""
+    rng = np.random.default_rng(31)
+    q = random_layer(rng, 33, 65, 2)
+    one = np.ones((1, 130), np.float32)
+    for scale, size in ((3e38, 1e3), (1e20, 1e30), (1.0, 3e38)):
+        codes = np.zeros_like(q.codes)  # all of them add up
+        far = QuantizedLinear(codes=codes, scales=np.full((2, 2, 2), scale, np.float32))
+        y = linear(far, family, isa)(one * np.float32(size))
+        assert not np.isfinite(y[:, :33]).any(), (scale, size)
+    for scale in (0.0, -0.0):
+        nothing = QuantizedLinear(codes=q.codes, scales=np.full((2, 2, 2), scale, np.float32))
+        for size in (1e-45, 1.0, 3e38):
+            assert (linear(nothing, family, isa)(one * np.float32(size)) == 0).all()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs mprotect")
 @pytest.mark.parametrize(("family", "isa"), RUNNABLE)
 def test_nothing_is_read_or_written_beyond_the_buffers(family: str, isa: str) -> None:
@@ -214,6 +286,25 @@ def test_nothing_is_read_or_written_beyond_the_buffers(family: str, isa: str) ->
         )  # fmt: skip
         assert status == 0
         np.testing.assert_array_equal(y, expected(x, bias))
+
+
+@pytest.mark.parametrize("isa", sorted({None, *(isa for _, isa in RUNNABLE)}, key=str))
+def test_auto_is_one_kernel_for_few_rows_and_may_be_another_for_many(isa: str | None) -> None:
+    rng = np.random.default_rng(5)
+    q = random_layer(rng, 50, 70, 2)
+    x = rng.standard_normal((80, 140)).astype(np.float32)
+    layer = linear(q, "auto", isa or "")
+    assert layer.kernel.family == "lut"
+    least = [*layer.kernels, 1000]
+    for first, following, kernel in zip(least, least[1:], layer.kernels.values(), strict=False):
+        alone = linear(q, kernel.family, kernel.isa)
+        for rows in {first, min(following - 1, 80)}:
+            np.testing.assert_array_equal(layer(x[:rows]), alone(x[:rows]))
+            assert core.chosen_kernel("auto", isa, rows=rows) == kernel
+    if isa is None and {"avx512_vnni"} <= set(core.library_info()["cpu_features"]):
+        assert [(rows, kernel.family) for rows, kernel in layer.kernels.items()] == [(1, "lut"), (8, "dot")]
+    if isa in ("scalar", "avx2"):  # nothing is known, or "lut" is faster
+        assert len(layer.kernels) == 1
 
 
 def test_forced_kernels_really_run(monkeypatch: pytest.MonkeyPatch) -> None:

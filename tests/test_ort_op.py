@@ -172,6 +172,9 @@ HOSTILE = [
     ({"tensors": {"row_multiplier": np.ones(85, np.float32)}}, "row_multiplier: expected 86"),
     ({"tensors": {"col_multiplier": np.ones(1, np.float32)}}, "col_multiplier: expected 140"),
     ({"tensors": {"bias": np.ones(1, np.float32)}}, "bias: expected 86"),
+    ({"tensors": {"bias": np.ones(0, np.float32)}}, "bias: expected 86 values, got an empty tensor"),
+    ({"tensors": {"row_multiplier": np.ones(0, np.float32)}}, "row_multiplier: expected 86 values, got an empty tensor"),
+    ({"tensors": {"col_multiplier": np.ones(0, np.float32)}}, "col_multiplier: expected 140 values, got an empty tensor"),
 ]
 
 

@@ -145,7 +145,8 @@ def test_at_the_last_moment(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_both_results_are_kept_when_two_collide_with_force(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The earlier export has been moved aside, and its place is taken before the new one has it."""
+    """Where folders are not exchanged: the earlier export is aside, and its place is taken before the new one has it."""
+    monkeypatch.setattr(placing, "exchanged", lambda a, b: False)
     out = tmp_path / "out"
     export(source, out, stages=1)
     earlier = snapshot(out)
@@ -157,10 +158,9 @@ def test_both_results_are_kept_when_two_collide_with_force(
         real(a, b)
 
     monkeypatch.setattr(placing.os, "rename", rename)
-    with pytest.raises(OutputError, match=r"the earlier export is in .*\.old/out\. The finished model is kept in"):
+    with pytest.raises(OutputError, match=r"the earlier export is in .*\.partial/earlier\. The finished model is kept in"):
         export(source, out, force=True)
-    (aside,) = tmp_path.glob(".out.*.old")
-    assert snapshot(aside / "out") == earlier
+    assert snapshot(tmp_path / ".out.partial" / "earlier") == earlier
     assert (out / "model.onnx").read_text() == MINE
     assert (tmp_path / ".out.partial" / "folder" / "model.onnx").stat().st_size > 1000
 

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fairy2i_export.commands.export import main
 from fairy2i_export.errors import Fairy2iError, ModelError
+from fairy2i_export.output.contract.trial import try_model
 from fairy2i_export.rewrite import pipeline
-from fairy2i_export.rewrite.result.trial import try_model
 from rewrite_helpers import rewrite_onnx, run
 
 FLOAT = TensorProto.FLOAT

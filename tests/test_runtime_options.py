@@ -47,7 +47,8 @@ def test_the_keywords_are_the_fields_of_the_options() -> None:
 
 def test_options_have_one_name_in_python_and_on_the_command_line() -> None:
     options = {field.name for field in fields(GenerationOptions)}
-    of_load = set(inspect.signature(load).parameters) - {"folder", "use_library"}
+    of_python = {"folder", "use_library", "copy", "check"}  # for check there is fairy2i verify --integrity
+    of_load = set(inspect.signature(load).parameters) - of_python
     generate, chat = (set(inspect.signature(command).parameters) for command in (generate_command, chat_command))
     assert generate == options | of_load | {"folder", "prompt", "stream", "stats", "recommended"}
     assert chat == options - {"ignore_eos"} | of_load | {"folder", "system", "template_variable"}

@@ -82,8 +82,8 @@ RANKS: dict[str, dict[str, int]] = {
         **dict.fromkeys(("__init__", "__main__", "former"), 8),
     },
     "fairy2i_runtime": {
-        **dict.fromkeys(("version", "errors"), 0),
-        **dict.fromkeys(("jsonfile", "textfile"), 1),
+        **dict.fromkeys(("version", "errors", "regular_file"), 0),
+        "jsonfile": 1,
         "folder": 2,
         "ops": 3,
         "engine": 4,

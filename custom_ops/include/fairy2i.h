@@ -65,10 +65,12 @@ typedef struct f2i_kernel_info {
   int is_default; /* it is what an unforced call of its family runs */
 } f2i_kernel_info;
 
-/* A validated layer and the kernel chosen for it. Make it with f2i_plan_init; the fields are private. */
+/* A validated layer and the kernels chosen for it. Make it with f2i_plan_init; the fields are private. */
 typedef struct f2i_plan {
   f2i_weights weights;
   const void *kernel;
+  const void *many_kernel; /* from many_rows rows of x on, if those are not 0 */
+  int64_t many_rows;
 } f2i_plan;
 
 /* Runs task(arg, i) for all i in [0, count), on any threads, and returns when all are done. */
@@ -96,12 +98,17 @@ f2i_status f2i_packed_size(int64_t k, int64_t n, int64_t stages, size_t *bytes, 
 f2i_status f2i_validate(const f2i_weights *weights, f2i_message *message);
 
 /* Validates the weights and chooses a kernel. family and isa may be NULL or "": then the environment variables
- * FAIRY2I_KERNEL and FAIRY2I_ISA decide, then the default ("lut", best ISA this CPU has). */
+ * FAIRY2I_KERNEL and FAIRY2I_ISA decide, then the default ("lut", best ISA this CPU has). The family "auto" is "lut"
+ * for few rows and, where that was found to be faster on processors with this ISA, "dot" for many. */
 f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
                          f2i_message *message);
 
-/* The kernel that a plan runs. */
+/* The kernel that a plan runs for one row. */
 f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info);
+
+/* The kernel that a plan runs for this many rows, rows >= 0. next may be NULL; else it is set to the number of rows
+ * from which the plan runs another one, or to 0 if it does not. */
+f2i_status f2i_plan_kernel_for(const f2i_plan *plan, int64_t rows, f2i_kernel_info *info, int64_t *next);
 
 /* Bytes of scratch memory that f2i_matmul needs for this many rows (any alignment). */
 f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes, f2i_message *message);

@@ -53,7 +53,8 @@ static OrtStatus *fail(const OrtApi *api, OrtErrorCode code, const char *name, c
 
 /* --- operands --- */
 
-/* Address, element count and type of a tensor; a NULL value (absent optional input) leaves *data NULL. */
+/* Address, element count and type of a tensor; a NULL value (absent optional input) leaves *data NULL. An optional
+ * input that is there but empty is refused: its address may be NULL too, and nobody means to leave it out that way. */
 static OrtStatus *read_tensor(const node *n, const OrtValue *value, int input, const void **data, size_t *count) {
   *data = NULL;
   *count = 0;
@@ -71,6 +72,12 @@ static OrtStatus *read_tensor(const node *n, const OrtValue *value, int input, c
   if (type != (input == IN_PACKED ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : float_type)) {
     f2i_message text;
     (void)f2i_fail(&text, F2I_OK, "%s: unexpected element type %d", input_names[input], (int)type);
+    return fail(n->api, ORT_INVALID_ARGUMENT, n->name, text.text);
+  }
+  if (input >= IN_BIAS && *count == 0) {
+    f2i_message text;
+    (void)f2i_fail(&text, F2I_OK, "%s: expected %lld values, got an empty tensor; to have none, give an empty name",
+                   input_names[input], (long long)(input == IN_COL_MULTIPLIER ? n->weights.k : n->weights.n));
     return fail(n->api, ORT_INVALID_ARGUMENT, n->name, text.text);
   }
   void *mutable_data = NULL;
@@ -103,6 +110,13 @@ static OrtStatus *place_operand(const node *n, f2i_weights *w, int input, const 
       break;
   }
   return NULL;
+}
+
+static OrtStatus *check_bias(const node *n, const void *bias, size_t count) {
+  if (bias == NULL || count == (size_t)n->weights.n) return NULL;
+  f2i_message text;
+  (void)f2i_fail(&text, F2I_OK, "bias: expected %lld values, got %zu", (long long)n->weights.n, count);
+  return fail(n->api, ORT_INVALID_ARGUMENT, n->name, text.text);
 }
 
 /* --- creation --- */
@@ -167,8 +181,16 @@ static OrtStatus *read_constants(node *n, const OrtKernelInfo *info, int *all_co
   RETURN_IF_ERROR(n->api->KernelInfo_GetInputCount(info, &inputs));
   for (int input = IN_PACKED; input < IN_COUNT && (size_t)input < inputs; ++input) {
     const OrtValue *value = NULL;
-    size_t name_size = 0; /* with the final NUL: 1 for an optional input that is left out */
-    if (input == IN_BIAS) continue;
+    size_t name_size = 0;   /* with the final NUL: 1 for an optional input that is left out */
+    if (input == IN_BIAS) { /* read in every call; that it is wrong is said here, if it can be */
+      int is_constant = 0;
+      const void *bias = NULL;
+      size_t count = 0;
+      RETURN_IF_ERROR(n->api->KernelInfoGetConstantInput_tensor(info, (size_t)input, &is_constant, &value));
+      if (is_constant) RETURN_IF_ERROR(read_tensor(n, value, input, &bias, &count));
+      RETURN_IF_ERROR(check_bias(n, bias, count));
+      continue;
+    }
     RETURN_IF_ERROR(n->api->KernelInfoGetConstantInput_tensor(info, (size_t)input, &n->constant[input], &value));
     if (n->constant[input]) {
       RETURN_IF_ERROR(place_operand(n, &n->weights, input, value));
@@ -201,13 +223,21 @@ static void ORT_API_CALL destroy(void *kernel) {
   free(n);
 }
 
+/* The node's name, of a long one the beginning. */
+static OrtStatus *read_name(node *n, const OrtKernelInfo *info) {
+  size_t size = 0;
+  char *name = NULL;
+  RETURN_IF_ERROR(n->api->KernelInfo_GetNodeName(info, NULL, &size));
+  name = size == 0 ? NULL : malloc(size);
+  if (name == NULL) return NULL; /* errors then come without it */
+  OrtStatus *status = n->api->KernelInfo_GetNodeName(info, name, &size);
+  if (status == NULL) copy_text(name, n->name, sizeof n->name);
+  free(name);
+  return status;
+}
+
 static OrtStatus *fill_node(node *n, const OrtKernelInfo *info) {
-  size_t size = sizeof n->name;
-  OrtStatus *status = n->api->KernelInfo_GetNodeName(info, n->name, &size);
-  if (status != NULL) { /* longer than the buffer: errors then come without it */
-    n->api->ReleaseStatus(status);
-    n->name[0] = '\0';
-  }
+  RETURN_IF_ERROR(read_name(n, info));
   RETURN_IF_ERROR(n->api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &n->memory));
   RETURN_IF_ERROR(read_attributes(n, info));
   RETURN_IF_ERROR(read_config(n, info));
@@ -304,10 +334,7 @@ static OrtStatus *read_inputs(const node *n, OrtKernelContext *context, call *c)
     else RETURN_IF_ERROR(place_operand(n, &w, input, value));
   }
   f2i_message message;
-  if (c->bias != NULL && bias_count != (size_t)w.n) {
-    (void)f2i_fail(&message, F2I_OK, "bias: expected %lld values, got %zu", (long long)w.n, bias_count);
-    return fail(n->api, ORT_INVALID_ARGUMENT, n->name, message.text);
-  }
+  RETURN_IF_ERROR(check_bias(n, c->bias, bias_count));
   c->plan = n->plan;
   if (c->plan.kernel == NULL && f2i_plan_init(&c->plan, &w, n->family, n->isa, &message) != F2I_OK) {
     return fail(n->api, ORT_INVALID_ARGUMENT, n->name, message.text);

@@ -233,7 +233,7 @@ static void test_choice(void) {
             strstr(message.text, "doesnotexist") != NULL,
         "unknown ISA", message.text);
   check(f2i_plan_init(&plan, &l.w, "fastest", NULL, &message) == F2I_UNKNOWN_KERNEL &&
-            strstr(message.text, "lut exact dot") != NULL,
+            strstr(message.text, "lut exact dot auto") != NULL,
         "unknown family", message.text);
   for (size_t i = 0; i < f2i_kernel_count(); ++i) {
     f2i_kernel_at(i, &info);
@@ -257,6 +257,24 @@ static void test_choice(void) {
         "kernel of the environment", message.text);
   unsetenv("FAIRY2I_KERNEL");
   unsetenv("FAIRY2I_ISA");
+  int64_t next = -1;
+  check(f2i_plan_init(&plan, &l.w, "auto", "scalar", &message) == F2I_OK &&
+            f2i_plan_kernel_for(&plan, 1000, &info, &next) == F2I_OK && strcmp(info.family, "lut") == 0 && next == 0,
+        "auto where nothing is known", message.text);
+  check(f2i_plan_init(&plan, &l.w, "auto", "none", &message) == F2I_UNKNOWN_KERNEL, "auto, unknown ISA", message.text);
+  check(f2i_plan_kernel_for(&plan, 1, &info, &next) == F2I_INVALID_ARGUMENT, "a plan that failed", "");
+  check(f2i_plan_init(&plan, &l.w, "auto", NULL, &message) == F2I_OK && f2i_plan_kernel(&plan, &info) == F2I_OK &&
+            strcmp(info.family, "lut") == 0 && info.is_default && f2i_plan_kernel_for(&plan, 0, &info, &next) == F2I_OK,
+        "auto, one row", message.text);
+  printf("auto: another kernel from %lld rows on\n", (long long)next);
+  if (next > 0) {
+    int64_t last = -1;
+    check(f2i_plan_kernel_for(&plan, next - 1, &info, &last) == F2I_OK && last == next &&
+              strcmp(info.family, "lut") == 0 && f2i_plan_kernel_for(&plan, next, &info, &last) == F2I_OK &&
+              last == 0 && strcmp(info.family, "dot") == 0,
+          "auto, many rows", info.family);
+  }
+  check(f2i_plan_kernel_for(&plan, -1, &info, NULL) == F2I_INVALID_ARGUMENT, "auto, rows", "");
   free_layer(&l);
 }
 

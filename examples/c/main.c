@@ -1,6 +1,8 @@
 /* fairy2i_tokens: run an exported model with nothing but onnxruntime's C API and the operator library. Token ids in,
  * token ids out; a tokenizer is the caller's affair. */
+#include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "decoder.h"
 #include "options.h"
@@ -38,7 +40,7 @@ static bool generate(decoder *model, const options *given, const model_folder *f
       break;
     }
     if (printf("%lld\n", (long long)next) < 0 || fflush(stdout) != 0)
-      return problem_set(why, "standard output was closed");
+      return problem_set(why, "standard output cannot be written: %s", strerror(errno));
     if (++printed == given->max_new_tokens) break;
     if (length == capacity) {
       reason = "context is full";
@@ -74,7 +76,7 @@ int main(int argc, char **argv) {
   model_folder folder;
   switch (options_read(argc, argv, &given, &why)) {
     case COMMAND_HELP:
-      return fputs(OPTIONS_HELP, stdout) < 0;
+      return fputs(OPTIONS_HELP, stdout) < 0 || fflush(stdout) != 0;
     case COMMAND_WRONG:
       break;
     case COMMAND_RUN:

@@ -24,10 +24,10 @@ const char OPTIONS_HELP[] =
     " of the system's loader)\n"
     "  --onnxruntime PATH   onnxruntime's shared library (default: " DEFAULT_ONNXRUNTIME
     ")\n"
-    "  --max-new-tokens N   stop after that many (default: 128)\n"
+    "  --max-new-tokens N   stop after that many, 0 or more (default: 128)\n"
     "  --context N          room for the prompt and what follows (default: what the model was built for)\n"
     "  --threads N          threads to run with (default: one per physical core)\n"
-    "  --kernel NAME        lut, exact or dot (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n";
+    "  --kernel NAME        lut, exact, dot or auto (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n";
 
 static bool read_number(const char *name, const char *text, int64_t least, int64_t most, int64_t *out, problem *why) {
   char *end = NULL;

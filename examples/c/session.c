@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "shared/library.h"
+#include "shared/weights.h"
 
 typedef OrtStatus *(*register_function)(OrtSessionOptions *, const OrtApiBase *);
 
@@ -37,6 +38,15 @@ static bool set_options(const session_options *options, const model_folder *fold
   return session_good(api, register_operators(made, base), options->library, why);
 }
 
+static bool open_model(const model_folder *folder, const OrtSessionOptions *made, session *out, problem *why) {
+  OrtStatus *status = out->api->CreateSession(out->env, folder->model_file, made, &out->model);
+  if (status && weights_explain(folder->model_file, out->api->GetErrorMessage(status), why)) {
+    out->api->ReleaseStatus(status);
+    return false;
+  }
+  return session_good(out->api, status, folder->model_file, why);
+}
+
 bool session_open(const session_options *options, const model_folder *folder, session *out, problem *why) {
   memset(out, 0, sizeof *out);
   const OrtApiBase *base = onnxruntime_open(options->onnxruntime, why);
@@ -48,9 +58,7 @@ bool session_open(const session_options *options, const model_folder *folder, se
       good &&
       session_good(out->api, out->api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "fairy2i", &out->env), "onnxruntime", why) &&
       session_good(out->api, out->api->CreateSessionOptions(&made), "onnxruntime", why) &&
-      set_options(options, folder, base, out, made, why) &&
-      session_good(out->api, out->api->CreateSession(out->env, folder->model_file, made, &out->model),
-                   folder->model_file, why);
+      set_options(options, folder, base, out, made, why) && open_model(folder, made, out, why);
   if (made) out->api->ReleaseSessionOptions(made);
   if (!good) session_close(out);
   return good;

@@ -1,6 +1,8 @@
 #include "chat.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <iostream>
 
 #include "json.hpp"
@@ -17,6 +19,14 @@ std::int64_t chosen_context(const OpenModel &opened, const Options &options) {
 }
 
 }  // namespace
+
+void flush_output() {
+  errno = 0;
+  if (!std::cout.flush()) {
+    throw Failure(std::string("standard output cannot be written: ") +
+                  (errno != 0 ? std::strerror(errno) : "it is closed"));
+  }
+}
 
 Chat::Chat(OpenModel opened, const Options &options)
     : opened_(std::move(opened)),
@@ -110,7 +120,8 @@ void Chat::answer(const std::string &text) {
       const char *piece = nullptr;
       genai::check(genai::api().OgaGenerator_GetNextTokens(generator_.get(), &next, &count), "generating");
       genai::check(genai::api().OgaTokenizerStreamDecode(stream.get(), next[0], &piece), "tokenizer");
-      std::cout << piece << std::flush;
+      std::cout << piece;
+      flush_output();
       answer += piece;
     }
   } catch (const Failure &) {

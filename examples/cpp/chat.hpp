@@ -7,6 +7,9 @@
 
 #include "model.hpp"
 
+// Throws a Failure that says why what was written could not be.
+void flush_output();
+
 class Chat {
  public:
   Chat(OpenModel opened, const Options &options);

@@ -1,7 +1,9 @@
 // fairy2i_chat: talk with an exported model in onnxruntime-genai, whose are tokenizer, sampling and key-value cache.
 #include <iostream>
+#include <new>
 
 #include "chat.hpp"
+#include "utf8.hpp"
 
 namespace {
 
@@ -12,6 +14,7 @@ void converse(Chat &chat) {
   std::string line;
   while (std::cout << "> " << std::flush && std::getline(std::cin, line) && !line.empty()) {
     try {
+      check_text("the line", line);
       chat.answer(line);
       std::cout << '\n';
     } catch (const Failure &failure) {  // the conversation is longer than the context, for instance
@@ -31,12 +34,13 @@ void run(const Options &options) {
   const Shutdown last;
   Chat chat(open_model(options), options);
   if (options.prompt) {
+    check_text("--prompt", *options.prompt);
     chat.answer(*options.prompt);
     std::cout << '\n';
   } else {
     converse(chat);
   }
-  if (!std::cout.flush()) throw Failure("standard output was closed");
+  flush_output();
 }
 
 }  // namespace
@@ -51,6 +55,9 @@ int main(int argc, char **argv) {
     run(options);
   } catch (const Failure &failure) {
     std::cerr << "fairy2i_chat: " << failure.what() << '\n';
+    return 2;
+  } catch (const std::bad_alloc &) {
+    std::cerr << "fairy2i_chat: not enough memory\n";
     return 2;
   }
   return 0;

@@ -9,6 +9,7 @@
 #include "shared/folder.h"
 #include "shared/library.h"
 #include "shared/onnxruntime.h"
+#include "shared/weights.h"
 
 namespace {
 
@@ -85,6 +86,11 @@ OpenModel open_model(const Options &options) {
   }
   const auto config = genai::make<genai::Config>(options.folder, genai::api().OgaCreateConfig, options.folder.c_str());
   genai::check(genai::api().OgaConfigOverlay(config.get(), overlay(options, folder).c_str()), options.folder);
-  return {genai::make<genai::Model>(options.folder, genai::api().OgaCreateModelFromConfig, config.get()),
-          folder.context_length};
+  try {
+    return {genai::make<genai::Model>(options.folder, genai::api().OgaCreateModelFromConfig, config.get()),
+            folder.context_length};
+  } catch (const Failure &failure) {
+    if (weights_explain(folder.model_file, failure.what(), &why)) throw Failure(why.text);
+    throw;
+  }
 }

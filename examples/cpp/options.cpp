@@ -23,9 +23,12 @@ const char *const kHelp =
     "  --context N          room for the conversation, allocated at once (default: 2048 or what the model was built "
     "for)\n"
     "  --threads N          threads to run with (default: one per physical core)\n"
-    "  --kernel NAME        lut, exact or dot (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n"
+    "  --kernel NAME        lut, exact, dot or auto (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n"
     "  --greedy             always the likeliest token (default: what DIR recommends)\n"
-    "  --temperature T, --top-k K, --top-p P, --seed N   draw tokens\n";
+    "  --temperature T      draw tokens; above 0 (default when they are drawn: what DIR recommends, else 1)\n"
+    "  --top-k K            ... among the K most likely ones, 1 or more\n"
+    "  --top-p P            ... among the most likely ones of this total probability, above 0 and up to 1\n"
+    "  --seed N             ... in a repeatable way, 0 to 2147483647\n";
 
 namespace {
 

@@ -105,7 +105,14 @@ class Verification:
 
 
 def verify(
-    folder: Path, against: str | None, content: str | None, tokens: int, isa: str | None, progress: Progress
+    folder: Path,
+    against: str | None,
+    content: str | None,
+    tokens: int,
+    isa: str | None,
+    progress: Progress,
+    *,
+    trust_graph: bool = False,
 ) -> Verification:
     """Check a model folder.
 
@@ -116,6 +123,7 @@ def verify(
         tokens: use at most this many tokens of it.
         isa: instruction set to force, or None.
         progress: shows how it goes on.
+        trust_graph: as for :func:`fairy2i_runtime.load`.
 
     Raises:
         Fairy2iError, Fairy2iRuntimeError: if something keeps it from being checked.
@@ -125,12 +133,12 @@ def verify(
     nodes = read_nodes(model_file)  # before loading, which would find fault with a kernel chosen here
     if checkpoint is not None:
         check_origin(model_file, checkpoint)
-    model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa)
+    model = fairy2i_runtime.load(folder, kernel=REFERENCE, isa=isa, trust_graph=trust_graph)
     source = None if checkpoint is None else _Source(SourceWeights(checkpoint, model_file, model.metadata), nodes)
     ids, notes = _text_ids(model, content, min(tokens, model.context_length))
     with progress("layers", len(nodes), "layers") as advance:
         kernels = judge_kernels(model.folder.model_file, nodes, ids, isa=isa, done=lambda: advance(1))
-    default = core.chosen_kernel(model.folder.kernel_to_run(None), None).family
+    default = core.chosen_kernel(model.folder.kernel_to_run(None), None, rows=len(ids)).family
     comparisons = {(name, REFERENCE): v.comparison for name, v in kernels.verdicts.items() if v.comparison is not None}
     found = Verification(str(folder), len(ids), kernels, default, comparisons, notes=notes)
     _judge(found)

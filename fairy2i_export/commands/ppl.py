@@ -23,7 +23,7 @@ from fairy2i_runtime.commands.measure import (
     read_text,
     run_protocols,
 )
-from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
+from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads, TrustGraph
 
 if TYPE_CHECKING:
     from fairy2i_runtime.measure.perplexity import Scorer
@@ -57,6 +57,7 @@ def ppl_command(
     threads: Threads = None,
     kernel: Kernel = None,
     isa: Isa = None,
+    trust_graph: TrustGraph = False,
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
@@ -77,7 +78,7 @@ def ppl_command(
             if not torch_is_installed():
                 raise OptionError(f"{option} needs torch and transformers: {install_hint('train')}, or leave it out")
             check_origin(open_folder(folder).model_file, open_source(given))
-    model = load(folder, threads=threads, kernel=kernel, isa=isa)
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, trust_graph=trust_graph)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
     # before the work: they may find fault with SOURCE
     scorers: dict[str, tuple[str, Scorer]] = {}

@@ -13,6 +13,7 @@ import typer
 from fairy2i_export.errors import OptionError, OutputError
 from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
 from fairy2i_runtime.commands.measure import read_text
+from fairy2i_runtime.commands.options import TrustGraph
 
 _HEAD = 2048  # bytes that tell a page of ours: by its generator, or by its title, which is all that earlier versions wrote
 _MARKS = (b'content="fairy2i report"', b" in Fairy2i</title>")
@@ -31,6 +32,7 @@ def report_command(
         bool,
         typer.Option(help="Compare logits with torch's (4 bytes of memory per weight), or with the model's own exact mode."),
     ] = True,
+    trust_graph: TrustGraph = False,
 ) -> None:
     """Write one self-contained page of pictures: errors by layer, codes, scales, sizes, agreement with the source."""
     if tokens < 2:
@@ -60,7 +62,7 @@ def report_command(
 
     checkpoint = open_source(against)
     nodes = read_nodes(open_folder(folder).model_file)  # before loading, which would find fault with a kernel chosen here
-    model = fairy2i_runtime.load(folder, kernel="lut")
+    model = fairy2i_runtime.load(folder, kernel="lut", trust_graph=trust_graph)
     count = min(tokens, model.context_length)
     ids = np.array(model.tokenizer.encode(content)[:count], np.int64)
     if text is None:

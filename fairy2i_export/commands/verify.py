@@ -13,6 +13,7 @@ import typer
 
 from fairy2i_export.errors import OptionError
 from fairy2i_runtime.commands.measure import Json, read_text
+from fairy2i_runtime.commands.options import TrustGraph
 
 if TYPE_CHECKING:  # onnx and numpy take a while to import, and --help needs neither
     from rich.console import Console
@@ -40,21 +41,41 @@ def verify_command(
     tokens: Annotated[int, typer.Option(metavar="N", help="Use at most this many tokens of the text.")] = 256,
     isa: Annotated[str | None, typer.Option(help="Force an instruction set, such as scalar or avx2.")] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer, not only the worst ones.")] = False,
+    integrity: Annotated[
+        bool,
+        typer.Option("--integrity", help="Only compare the files with their hashes, as they were exported (SHA256SUMS)."),
+    ] = False,
+    trust_graph: TrustGraph = False,
     as_json: Json = False,
 ) -> int:
     """Check an exported model: every layer's kernel against a float64 product, the modes against each other, and the source."""
+    if integrity:
+        return _check_files(folder, as_json)
     if tokens < 2:
         raise OptionError(f"--tokens: expected at least 2, got {tokens}")
     content = None if text is None else read_text(text)
     from fairy2i_export.check.verification import verify
     from fairy2i_runtime.commands.display import progress_bar
 
-    found = verify(folder, against, content, tokens, isa, progress_bar)
+    found = verify(folder, against, content, tokens, isa, progress_bar, trust_graph=trust_graph)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
         _show(found, show_all)
     return FAILED if found.problems else 0
+
+
+def _check_files(folder: Path, as_json: bool) -> int:
+    from fairy2i_runtime.engine.integrity import integrity_problems
+
+    problems, count = integrity_problems(folder)
+    if as_json:
+        print(json.dumps({"model": str(folder), "passed": not problems, "files": count, "problems": problems}, indent=2))
+    elif problems:
+        print(f"FAILED: {'; '.join(problems)}")
+    else:
+        print(f"OK: {count} files are as they were exported")
+    return FAILED if problems else 0
 
 
 def _show(found: Verification, show_all: bool) -> None:

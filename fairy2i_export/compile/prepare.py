@@ -29,7 +29,7 @@ from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_
 from fairy2i_export.output.data_file import Place, place_tensors
 from fairy2i_export.output.genai_config import sampling_warnings
 from fairy2i_export.output.progress import thread_count
-from fairy2i_export.output.target import check_free
+from fairy2i_export.output.target import check_free, default_target
 from fairy2i_export.output.workspace import check_writable
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.checkpoint import Checkpoint
@@ -182,7 +182,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     check_library()
     if FORMATS[options.backend].library:
         warnings += _check_kernel(runs_the_model=calibration_ids is not None)
-    target = Path(out) if out is not None else Path(f"{checkpoint.name.rpartition('/')[2]}-fairy2i")
+    target = Path(out) if out is not None else default_target(checkpoint.name.rpartition("/")[2])
     check_path("out", target)  # made of the source's name
     check_free(target, request.force, checkpoint.directory)
     check_writable(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared, prepare
 from fairy2i_export.compile.result.cache_scales import calibrate_cache
 from fairy2i_export.compile.result.kernel_check import check_kernels, kernel_for_hosts, kernel_warning, text_to_run
+from fairy2i_export.compile.result.loading import check_loads
 from fairy2i_export.compile.result.model_card import model_card
 from fairy2i_export.compile.result.report import ExportReport
 from fairy2i_export.compile.tasks import Task
@@ -35,6 +37,7 @@ from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream
 from fairy2i_export.source.text.tokenizer_files import copy_files, has_chat_template
+from fairy2i_runtime.engine.integrity import write_sums
 
 
 @takes(Request, "checkpoint")
@@ -113,6 +116,8 @@ def export(
         kernel = kernel_for_hosts(verdicts) if verdicts else None
         write_genai_config(folder, decoder, prepared.tokens, chosen.context_length, library=library, kernel=kernel)
         write_end_tokens(folder, prepared.tokens.eos)
+        check_loads(folder, checkpoint.name)
+        write_sums(folder)  # of all but the card
         untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))
@@ -148,6 +153,7 @@ def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> Non
     if not workspace.journal.tensors:
         workspace.clear()
     else:
+        workspace.clear(but=DATA)  # all else is written anew, and what is not written does not belong there
         done, total = len(workspace.journal.tensors), len(prepared.tasks)
         observer.note(f"continuing an unfinished export: {done} of {total} tensors are there")
 
@@ -155,7 +161,7 @@ def _resume(prepared: Prepared, workspace: Workspace, observer: Observer) -> Non
 def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers: Workers, observer: Observer) -> int:
     """Make everything that is not in the journal already; returns the number of tasks that were."""
     tasks = prepared.tasks
-    done = {name for name, entry in journal.tensors.items() if name in tasks and data.holds(entry["outputs"])}
+    done = {name for name, entry in journal.tensors.items() if name in tasks and _is_done(tasks[name], entry, data)}
     observer.advance(sum(tasks[name].parameters for name in done))
     by_tensor: dict[str, list[str]] = {}
     for name, task in tasks.items():
@@ -177,6 +183,12 @@ def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers
                     _run(tasks[name], item, data, journal, workers)
                     observer.advance(tasks[name].parameters)
     return len(done)
+
+
+def _is_done(task: Task, entry: Mapping[str, Any], data: DataFile) -> bool:
+    """Whether the journal's word for a task is true: all of its initializers are there, and an error where it has one."""
+    complete = set(task.outputs) == set(entry["outputs"]) and (task.layer is None) == (entry["error"] is None)
+    return complete and data.holds(entry["outputs"])
 
 
 def _run(task: Task, item: ReadTensor, data: DataFile, journal: Journal, workers: Workers) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fairy2i_export.decoder.config_values import positive_float, positive_int
+from fairy2i_export.decoder.config_values import positive_float, positive_int, shown, word
 from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
@@ -65,7 +65,7 @@ def read_rope(
     """
     scaling = _effective(config)
     values = scaling if scaling.get("rope_theta") is not None else config
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = word(scaling, "rope_type", word(scaling, "type", "default"))
     kind = (aliases or {}).get(kind, kind)
     theta = positive_float(values, "rope_theta", default_theta)
     fraction = positive_float(
@@ -75,8 +75,6 @@ def read_rope(
     )
     if fraction != 1 and not partial:
         raise ArchitectureError("config.json: partial_rotary_factor: only full rotary embeddings (1.0) are supported")
-    if fraction > 1:
-        raise CheckpointError(f"config.json: partial_rotary_factor: expected at most 1, got {fraction}")
     if kind == "default":
         return Rope("default", theta, fraction=fraction)
     if kind == "linear":
@@ -125,7 +123,9 @@ def by_layer_type(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     nested, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
     if not set(nested) <= set(_LAYER_TYPES) or not all(isinstance(entry, dict | None) for entry in nested.values()):
-        raise CheckpointError(f"config.json: rope_parameters: expected objects {' and '.join(_LAYER_TYPES)}, got {nested!r}")
+        raise CheckpointError(
+            f"config.json: rope_parameters: expected objects {' and '.join(_LAYER_TYPES)}, got {shown(nested)}"
+        )
     full, sliding = (dict(nested.get(kind) or {}) for kind in _LAYER_TYPES)
     if scaling and nested and not full:
         raise CheckpointError(
@@ -183,11 +183,13 @@ def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
     """
     entry = config.get(key) or {}
     if not isinstance(entry, dict):
-        raise CheckpointError(f"config.json: {key}: expected an object, got {entry!r}")
+        raise CheckpointError(f"config.json: {key}: expected an object, got {shown(entry)}")
     return entry
 
 
 def _yarn(scaling: dict[str, Any], theta: float, max_positions: int, original: int, fraction: float) -> Rope:
+    if theta <= 1:
+        raise CheckpointError(f"config.json: rope_theta: expected more than 1 with yarn, got {theta:g}")
     factor = positive_float(scaling, "factor", max_positions / original)
     table_scale = scaling.get("attention_factor")
     if table_scale is None:
@@ -234,7 +236,7 @@ def _longrope(scaling: dict[str, Any], theta: float, max_positions: int, origina
 def _factors(scaling: dict[str, Any], key: str) -> tuple[float, ...]:
     values = scaling.get(key)
     if not isinstance(values, list) or not values:
-        raise CheckpointError(f"config.json: rope scaling: {key}: expected a list of numbers, got {values!r}")
+        raise CheckpointError(f"config.json: rope scaling: {key}: expected a list of numbers, got {shown(values)}")
     return tuple(positive_float({key: value}, key) for value in values)
 
 

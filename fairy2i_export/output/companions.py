@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY, write_end_tokens
+from fairy2i_export.source.files import check_files, copy_file, read_value
 from fairy2i_export.source.text.tokenizer import TOKENIZER
 from fairy2i_export.source.text.tokenizer_files import copy_templates, write_tokenizer
 from fairy2i_runtime.folder import GENERATION_FILE, LIBRARY_ENTRY
@@ -22,6 +23,27 @@ COPIED = (
 )  # fmt: skip
 
 
+def genai_config_of(source: Path) -> dict[str, Any] | None:
+    """The genai_config.json beside a model, if the model is the decoder of that folder; its files are looked at then.
+
+    Raises:
+        CheckpointError: it is no JSON, or one of the files is no regular file, too large, or a link out of the folder.
+    """
+    path = source.parent / GENAI_CONFIG
+    if not os.path.exists(path):
+        return None
+    config = read_value(path)
+    try:
+        if config["model"]["decoder"]["filename"] != source.name:
+            return None
+        config["model"]["decoder"].setdefault("session_options", {})[LIBRARY_ENTRY] = LIBRARY
+    except (KeyError, TypeError, AttributeError):
+        return None  # a folder of another kind
+    check_files(source.parent)
+    config["model"]["decoder"]["filename"] = MODEL
+    return dict(config)
+
+
 def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
     """Where the source is the decoder of an onnxruntime-genai folder, make the result one too.
 
@@ -30,22 +52,18 @@ def copy_genai_files(source: Path, folder: Path) -> tuple[str, ...]:
 
     Returns:
         Names of the files that were written.
+
+    Raises:
+        CheckpointError: as :func:`genai_config_of`.
     """
-    path = source.parent / GENAI_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        decoder = config["model"]["decoder"]
-        if decoder["filename"] != source.name:
-            return ()
-        decoder["filename"] = MODEL
-        decoder.setdefault("session_options", {})[LIBRARY_ENTRY] = LIBRARY
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ()  # no such folder, or one of another kind
+    config = genai_config_of(source)
+    if config is None:
+        return ()
     (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     copied = [GENAI_CONFIG]
     for name in COPIED:
         if (source.parent / name).is_file():
-            shutil.copyfile(source.parent / name, folder / name)
+            copy_file(source.parent / name, folder / name)
             copied.append(name)
     if TOKENIZER in copied:
         with suppress(CheckpointError):  # not the model's concern: it stays as it is

@@ -10,13 +10,14 @@ from fairy2i_export.output.data_file import DATA, MODEL
 from fairy2i_export.output.genai_config import GENAI_CONFIG, LIBRARY
 from fairy2i_export.source.text.tokenizer import TOKENIZER as SOURCE_TOKENIZER
 from fairy2i_export.source.text.tokenizer_files import COPIED, MORE_TEMPLATES
+from fairy2i_runtime.engine.integrity import SUMS_FILE
 
 CARD = "README.md"
 REPORT = "rewrite.json"
 EXPORT_MARKERS = (MODEL, GENAI_CONFIG)  # what makes a folder recognizable as an earlier export
 REWRITE_MARKERS = (MODEL, REPORT)  # the same for the output of fairy2i_export.rewrite
 # the library is no output, but docs/export.md tells to copy it there
-_WRITTEN = {MODEL, DATA, GENAI_CONFIG, CARD, REPORT, TOKENIZER, DETOKENIZER, LIBRARY, *COPIED, *COPIED_BY_REWRITE}
+_WRITTEN = {MODEL, DATA, GENAI_CONFIG, CARD, REPORT, TOKENIZER, DETOKENIZER, LIBRARY, SUMS_FILE, *COPIED, *COPIED_BY_REWRITE}
 _WRITTEN |= {SOURCE_TOKENIZER}
 _TEMPLATES = "*.jinja"  # in the folder of further chat templates
 

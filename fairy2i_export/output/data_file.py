@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fairy2i_export.output.disk.own_files import open_own
+
 MODEL = "model.onnx"
 DATA = f"{MODEL}.data"
 ALIGNMENT = 4096  # of every tensor in the file, so that it can be mapped and executed in place
@@ -67,8 +69,7 @@ class DataFile:
     def __init__(self, path: Path, places: Mapping[str, Place], size: int) -> None:
         self.places = places
         self.inline: dict[str, bytes] = {}
-        path.touch()
-        self._file: BinaryIO = path.open("r+b")
+        self._file: BinaryIO = open_own(path)
         self._file.truncate(size)
 
     def close(self) -> None:
@@ -85,7 +86,12 @@ class DataFile:
             if place is None or place.size != entry["size"] or place.offset != entry.get("offset"):
                 return False
             if place.offset is None:
-                self.inline[name] = base64.b64decode(entry["bytes"])
+                try:
+                    self.inline[name] = base64.b64decode(entry["bytes"], validate=True)
+                except ValueError:
+                    return False
+                if len(self.inline[name]) != place.size:
+                    return False
                 continue
             self._file.seek(place.offset)
             found, left = 0, place.size

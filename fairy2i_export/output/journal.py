@@ -8,11 +8,16 @@ ends the journal.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fairy2i_export.output.disk.own_files import open_own
+from fairy2i_runtime.regular_file import parse_json
+
+_LIMIT = 1 << 28  # bytes that are read: ten times what the largest models need
 _FORMAT = "fairy2i-export journal 1"
 # key of the first line -> why a journal with another value cannot be used
 _DIFFERENCES = {
@@ -37,8 +42,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.tensors: dict[str, dict[str, Any]] = {}
         self.files: dict[str, str] = {}
-        path.touch()
-        self._file: BinaryIO = path.open("r+b")
+        self._file: BinaryIO = open_own(path)
 
     def resume(self, expected: Mapping[str, str]) -> str | None:
         """Take up what is there, if it belongs to ``expected``.
@@ -46,7 +50,7 @@ class Journal:
         Returns:
             None if there is something to continue or nothing at all; else why what is there cannot be used.
         """
-        lines = self._file.read().splitlines(keepends=True)
+        lines = self._file.read(_LIMIT).splitlines(keepends=True)
         if not lines:
             self._start(expected)
             return None
@@ -61,7 +65,7 @@ class Journal:
         good = len(lines[0])
         for line in lines[1:]:
             entry = _parse(line)
-            if entry is None:
+            if entry is None or not _is_entry(entry):
                 break
             if "file" in entry:
                 self.files[entry["file"]] = entry["sha256"]
@@ -122,7 +126,23 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    """Whether a line says what a run writes: it may have been written by something else."""
+    if "file" in entry:
+        return isinstance(entry["file"], str) and isinstance(entry.get("sha256"), str)
+    outputs, error = entry.get("outputs"), entry.get("error")
+    texts = isinstance(entry.get("id"), str) and isinstance(entry.get("digest"), str)
+    number = error is None or (isinstance(error, int | float) and math.isfinite(error))
+    return texts and number and isinstance(outputs, dict) and all(map(_is_output, outputs.values()))
+
+
+def _is_output(output: Any) -> bool:
+    if not isinstance(output, dict) or not isinstance(output.get("size"), int):
+        return False
+    return isinstance(output.get("bytes"), str) if output.get("offset") is None else isinstance(output.get("crc32"), int)

@@ -11,20 +11,72 @@ from pathlib import Path
 
 from fairy2i_export.errors import OutputError
 from fairy2i_export.output.contents import foreign_names, is_export, remove_export
+from fairy2i_export.output.disk.exchange import exchanged
+from fairy2i_export.output.disk.own_files import sync_folder, sync_names
 
 
-def place_folder(finished: Path, out: Path, *, force: bool, markers: tuple[str, ...]) -> None:
+def place_folder(finished: Path, out: Path, aside: Path, *, force: bool, markers: tuple[str, ...]) -> None:
     """Rename a finished folder to ``out``, where nothing, an empty folder or, with ``force``, an earlier export may lie.
+
+    Whenever the process is killed, the earlier or the new one is whole; :func:`recover` puts right what is left then.
+
+    Args:
+        finished: the folder; its files are on the disk before it gets its name.
+        out: the name.
+        aside: a free name beside ``finished``, for an earlier export where the system cannot exchange two folders.
+        force: replace an earlier export.
+        markers: files that make a folder recognizable as one.
 
     Raises:
         OutputError: something else lies there now; both it and the finished folder stay.
         OSError: the system does not let us.
     """
+    sync_folder(finished)
     if force and is_export(out, markers):
-        _replace_export(finished, out, markers)
+        _replace_export(finished, out, aside, markers)
     elif not _renamed(finished, out):
         hint = "" if force else "; --force replaces an earlier export, nothing else"
         raise OutputError(f"{out}: something else was put there meanwhile, and it is left as it is{hint}")
+    sync_names(out.parent)
+
+
+def identity_of(folder: Path) -> str:
+    """What tells a folder from others, whatever it is called; empty if there is none."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def recover(finished: Path, out: Path, aside: Path, identity: str) -> bool:
+    """Complete what :func:`place_folder` was killed in.
+
+    Args:
+        finished: as there.
+        out: as there.
+        aside: as there.
+        identity: of the finished folder when it was to be placed.
+
+    Returns:
+        Whether the finished folder has left its place: it got its name, or somebody moved it.
+
+    Raises:
+        OutputError: nobody but the user can tell which of two folders is to have the name.
+    """
+    placed = bool(identity) and identity_of(out) == identity
+    if os.path.lexists(aside):
+        if placed:
+            _remove_earlier(aside, out)
+        elif not os.path.lexists(out):
+            os.rename(aside, out)
+        else:
+            raise OutputError(
+                f"{out}: something else was put there while {aside} was replaced, which is kept; move one of them"
+            )
+    if placed and finished.is_dir():
+        _remove_earlier(finished, out)
+    return placed or not finished.is_dir()
 
 
 def _renamed(folder: Path, out: Path) -> bool:
@@ -41,25 +93,36 @@ def _renamed(folder: Path, out: Path) -> bool:
     return True
 
 
-def _replace_export(finished: Path, out: Path, markers: tuple[str, ...]) -> None:
-    """The earlier export is moved aside and looked at there, where nobody adds to it, before any of it is removed."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    earlier = aside / out.name
+def _replace_export(finished: Path, out: Path, aside: Path, markers: tuple[str, ...]) -> None:
+    """The earlier export is looked at where nobody adds to it, before any of it is removed."""
+    if exchanged(finished, out):
+        try:
+            check_replaceable(finished, markers, out)
+        except BaseException as error:
+            if not exchanged(finished, out):
+                raise OutputError(f"{out}: is the new export, and what was there before is kept in {finished}") from error
+            raise
+        sync_names(out.parent)
+        _remove_earlier(finished, out)
+        return
     try:
-        out.rename(earlier)
-        check_replaceable(earlier, markers, out)
+        os.rename(out, aside)
+        check_replaceable(aside, markers, out)
         if not _renamed(finished, out):
             raise OutputError(f"{out}: something else was put there meanwhile, and it is left as it is")
     except BaseException as error:
-        if earlier.is_dir() and not _renamed(earlier, out):
-            raise OutputError(
-                f"{out}: something else was put there meanwhile; the earlier export is in {earlier}"
-            ) from error
-        aside.rmdir()
+        if os.path.lexists(aside) and not _renamed(aside, out):
+            raise OutputError(f"{out}: something else was put there meanwhile; the earlier export is in {aside}") from error
         raise
+    sync_names(out.parent)
+    _remove_earlier(aside, out)
+
+
+def _remove_earlier(earlier: Path, out: Path) -> None:
+    """Remove a replaced export; if somebody was inside and added a file, that stays, in a folder of its own beside ``out``."""
     remove_export(earlier)
-    with suppress(OSError):  # not empty: somebody was inside and added a file
-        aside.rmdir()
+    if earlier.exists():
+        os.rename(earlier, Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / out.name)
 
 
 def check_replaceable(folder: Path, markers: tuple[str, ...], out: Path) -> None:

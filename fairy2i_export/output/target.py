@@ -46,6 +46,18 @@ def _check_renameable(out: Path) -> None:
         )
 
 
+def default_target(name: str) -> Path:
+    """The folder to write where nobody names one, in the current folder.
+
+    Raises:
+        OutputError: a link has the name, which could lead anywhere; who wants that can say so.
+    """
+    target = Path(f"{name}-fairy2i")
+    if target.is_symlink():
+        raise OutputError(f"{target}: is a link to {os.readlink(target)}; to write there, name it with -o, else remove it")
+    return target
+
+
 def make_parents(folder: Path) -> list[Path]:
     """Make missing parents; returns those made, innermost first."""
     missing = []

@@ -2,7 +2,8 @@
 
 For an output DIR the sibling is .DIR.partial with the future folder and the journal in it. It goes away when the export
 fails; after an interruption it stays, for the next run to continue. It also stays if the finished folder cannot be put in its
-place because something else has the name by then: the next run of the same command goes on from there, and no other clears it away.
+place because something else has the name by then: the next run of the same command goes on from there, and no other clears it
+away. One with a link in it, or of another user, is refused: it may have come with the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from filelock import FileLock, Timeout
 from fairy2i_export.errors import OutputError
 from fairy2i_export.output.contents import EXPORT_MARKERS, foreign_names
 from fairy2i_export.output.data_file import MODEL
+from fairy2i_export.output.disk.own_files import check_own
 from fairy2i_export.output.journal import Journal
-from fairy2i_export.output.placing import free_name, move_command, place_folder
+from fairy2i_export.output.placing import free_name, identity_of, move_command, place_folder, recover
 from fairy2i_export.output.target import check_free, make_parents
 
 _FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK = "folder", "journal", "calibrated", "finished", "lock"
+_EARLIER = "earlier"  # an export that is being replaced, where the system cannot exchange folders
 _STAGES = "stages.json"
-_OURS = {_FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _LOCK, _STAGES, f"{_STAGES}.new"}
+_OURS = {_FOLDER, _JOURNAL, _CALIBRATED, _FINISHED, _EARLIER, _LOCK, _STAGES, f"{_STAGES}.new"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Workspace:
         return (self.folder.parent / _FINISHED).exists() and (self.folder / MODEL).is_file()
 
     @property
+    def is_placing(self) -> bool:
+        """Whether a finished folder, or what it is to replace, is still here."""
+        return (self.folder.parent / _FINISHED).exists() and self.folder.exists()
+
+    @property
     def has_results(self) -> bool:
         """Whether there is anything that another run need not do again."""
         return bool(self.journal.tensors) or self.stages.exists() or any(self.calibrated.glob("*.safetensors"))
@@ -69,11 +77,12 @@ class Workspace:
             )
         return self.journal.resume(expected)
 
-    def clear(self) -> None:
-        """Remove what an earlier run left in the folder."""
+    def clear(self, *, but: str | None = None) -> None:
+        """Remove what an earlier run left in the folder, apart from one file where its contents will be checked."""
         (self.folder.parent / _FINISHED).unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
-        self.folder.mkdir()
+        for path in self.folder.iterdir():
+            if path.name != but:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def start_over(self, identity: Mapping[str, str]) -> None:
         """Remove all of an earlier run, for output that is made in one go; errors as :meth:`resume`."""
@@ -96,9 +105,9 @@ class Workspace:
             OutputError: something else has it, or the system does not let us; the finished folder stays here then.
         """
         finished = self.folder.parent / _FINISHED
-        finished.touch()
+        finished.write_text(identity_of(self.folder), encoding="ascii")
         try:
-            place_folder(self.folder, out, force=force, markers=markers)
+            place_folder(self.folder, out, finished.with_name(_EARLIER), force=force, markers=markers)
         except (OutputError, OSError) as error:
             why = error if isinstance(error, OutputError) else f"{out}: cannot be written: {error.strerror or error}"
             raise OutputError(
@@ -143,6 +152,7 @@ def output_folder(
     try:
         try:
             workspace = _open_workspace(out)
+            check_free(out, force, source, markers)  # again: an earlier export may have been put back
             yield workspace
             workspace.place(out, force, markers)
             made = []
@@ -155,7 +165,7 @@ def output_folder(
         raise
     finally:
         if workspace is not None:
-            keep = keep or workspace.is_finished
+            keep = keep or workspace.is_placing
             if os.name == "nt":  # open files cannot be removed there
                 workspace.close()
             if not keep:
@@ -180,8 +190,9 @@ def _out_of(folder: Path) -> Path:
 def _open_workspace(out: Path) -> Workspace:
     partial = partial_folder(out)
     while True:
+        if not os.path.lexists(partial):
+            partial.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_partial(partial)
-        partial.mkdir(parents=True, exist_ok=True)
         try:
             journal = Journal(partial / _JOURNAL)
         except FileNotFoundError:  # another export has just removed the workspace
@@ -195,8 +206,26 @@ def _open_workspace(out: Path) -> Workspace:
             break
         journal.close()  # removed before we had the lock
         lock.release()
-    (partial / _FOLDER).mkdir(exist_ok=True)
+    try:
+        _recover(partial, out, journal)
+        (partial / _FOLDER).mkdir(exist_ok=True)
+    except BaseException:
+        journal.close()
+        lock.release()
+        raise
     return Workspace(partial / _FOLDER, journal, partial / _CALIBRATED, partial / _STAGES, lock)
+
+
+def _recover(partial: Path, out: Path, journal: Journal) -> None:
+    """Put right what a run left that was killed while it put its folder in place."""
+    finished = partial / _FINISHED
+    if not finished.exists():
+        return
+    if recover(partial / _FOLDER, out, partial / _EARLIER, finished.read_text(encoding="ascii", errors="replace")):
+        journal.discard()
+        for path in [*partial.iterdir()]:
+            if path.name not in (_LOCK, _JOURNAL):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _remove(partial: Path) -> None:
@@ -214,6 +243,7 @@ def _check_partial(partial: Path) -> None:
         ours = partial.is_dir() and not partial.is_symlink()
         if not ours or not {path.name for path in partial.iterdir()} <= _OURS:
             raise OutputError(f"{partial}: exists and is no unfinished export; remove it, or choose another folder")
+        check_own(partial)
 
 
 def _locked(partial: Path) -> FileLock:
@@ -241,7 +271,7 @@ def check_space(out: Path, needed: int) -> None:
 
 def _bytes_taken(folder: Path) -> int:
     """Of the files in a folder, without the holes of an unfinished data file."""
-    return 512 * sum(getattr(path.stat(), "st_blocks", 0) for path in folder.iterdir())
+    return 512 * sum(getattr(path.lstat(), "st_blocks", 0) for path in folder.iterdir())
 
 
 def check_writable(out: Path) -> None:

@@ -15,11 +15,11 @@ import onnx_ir as ir
 from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.errors import ModelError, check_path
-from fairy2i_export.output.companions import copy_genai_files
+from fairy2i_export.output.companions import copy_genai_files, genai_config_of
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
 from fairy2i_export.output.progress import Observer, thread_count
-from fairy2i_export.output.target import check_free
+from fairy2i_export.output.target import check_free, default_target
 from fairy2i_export.output.workspace import check_space, check_writable, output_folder
 from fairy2i_export.request.option import build, check_choices, declared, takes
 from fairy2i_export.request.request import Request
@@ -41,6 +41,7 @@ from fairy2i_export.rewrite.result.report import LeftLinear, RewriteReport
 from fairy2i_export.rewrite.result.saving import save_model, save_outline
 from fairy2i_export.rewrite.result.trial import check_result
 from fairy2i_export.rewrite.values.constants import Constants
+from fairy2i_runtime.engine.integrity import write_sums
 
 
 @takes(Request, "onnx")
@@ -78,12 +79,13 @@ def rewrite_onnx(
     decisive = {name: request.asked[name] for name, known in declared(Request, "onnx").items() if not known.neutral}
     count = thread_count(request.jobs)
     opened = open_model(path)
+    genai_config_of(path)  # what is wrong with it is told before the work
     model, opset = opened.model, opened.opset
     source_bytes = sum(file.stat().st_size for file in opened.files)
     changed = _change(model, opset, setting, request, observer)
     _check_anything(path, changed)
     expected_bytes = _expected_bytes(model)
-    target = Path(out) if out is not None else Path(f"{_name_of(path)}-fairy2i")
+    target = Path(out) if out is not None else default_target(_name_of(path))
     check_free(target, request.force, path, REWRITE_MARKERS)
     check_writable(target)
     problems: list[str] = []
@@ -132,6 +134,7 @@ def rewrite_onnx(
         written = sum((folder / name).stat().st_size for name in (MODEL, DATA) if (folder / name).exists())
         result = report(target, sha256, written, copy_genai_files(path, folder))
         (folder / REPORT).write_text(result.to_json(), encoding="utf-8")
+        write_sums(folder)
     return result
 
 

@@ -6,7 +6,7 @@ bfloat16 products get a Cast to float32 before and one back after: the operator 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fairy2i_export.onnx_graph.operator import make_node
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.names import Names
 from fairy2i_export.rewrite.operands import PackedWeights
+from fairy2i_export.rewrite.removal import Removal
 from fairy2i_export.rewrite.values.constants import STANDARD, Constants
 from fairy2i_export.rewrite.values.ranks import rank_of
 
@@ -33,6 +34,7 @@ class Replacements:
         names: for new values.
         orphans: inputs of the nodes that were taken out: what the prune pass looks at.
         fused: how many biases went into the operator.
+        removal: of the nodes that were replaced.
     """
 
     constants: Constants
@@ -40,6 +42,7 @@ class Replacements:
     names: Names
     orphans: list[ir.Value]
     fused: int = 0
+    removal: Removal = field(default_factory=Removal)
 
 
 class Replacement:
@@ -142,7 +145,10 @@ class Replacement:
         self._shared.orphans.extend(value for node in old for value in node.inputs if value is not None)
         if y.producer() is not None and result.type is None:
             y.type = ir.TensorType(self.dtype)
-        ir.convenience.replace_nodes_and_values(graph, last, old[::-1], self._nodes, [result], [y])
+        self._shared.removal.replace(graph, result, y)
+        graph.insert_after(last, self._nodes)
+        for node in old[::-1]:
+            self._shared.removal.add(node)
 
     def _output(self, name: str) -> ir.Value:
         return ir.Value(name=self._shared.names.new(f"{name}/output"))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.files import check_files, open_weights_file
 from fairy2i_export.source.json_file import read_json
 from fairy2i_export.source.refusals.other_folders import file_message, what_else_it_is
 from fairy2i_export.source.refusals.tensor_names import check_names, missing_message
@@ -86,19 +87,14 @@ class Checkpoint:
         """
         contents = {}
         for path in self.hashed_files():
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(_HASH_CHUNK):
-                    digest.update(chunk)
-                    advance(len(chunk))
-            contents[path.name] = digest.hexdigest()
+            contents[path.name] = _sha256(path, advance)
         return self.sha256_of(contents)
 
     def sha256_of(self, contents: Mapping[str, str]) -> str:
         """:meth:`sha256` from hashes that are known: file name -> SHA-256 in hex; files that are not named are read."""
         total = hashlib.sha256()
         for path in self.hashed_files():
-            found = contents.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
+            found = contents.get(path.name) or _sha256(path)
             total.update(f"{path.name}\t{path.stat().st_size}\t{found}\n".encode())
         return total.hexdigest()
 
@@ -121,7 +117,17 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
         raise CheckpointError(file_message(directory))
     if not (directory / "config.json").exists() and (known := what_else_it_is(directory)) is not None:
         raise CheckpointError(known)
+    check_files(directory)
     config = read_json(directory / "config.json")
     weights = open_weights(directory, config)
     check_names(directory, config, weights.owners)
     return Checkpoint(directory, name or directory.resolve().name, config, weights.files, weights.owners, weights.notes)
+
+
+def _sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    digest = hashlib.sha256()
+    with open_weights_file(path) as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()

@@ -9,7 +9,13 @@ header length, JSON header, data).
 
 from __future__ import annotations
 
+import gc
 import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.files import open_weights_file
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors specification
 _FLOATS: dict[str, npt.DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
+    "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,11 @@ class SafetensorsFile:
         """
         info = self.tensors[name]
         dtype = numpy_dtype(self.path, name, info)
-        count = int(np.prod(info.shape, dtype=np.int64))
+        count = math.prod(info.shape)
         try:
-            array = np.fromfile(self.path, dtype=dtype, count=count, offset=info.begin)
+            with open_weights_file(self.path) as file:
+                file.seek(info.begin)
+                array = np.fromfile(file, dtype=dtype, count=count)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         if array.size != count:
@@ -82,33 +95,47 @@ def numpy_dtype(path: Path, name: str, info: TensorInfo) -> np.dtype[Any]:
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
     try:
-        file_size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_weights_file(path) as file:
+            file_size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
                 raise CheckpointError(
                     f"{path}: not a safetensors file, or truncated (a header of {length} bytes in a file of {file_size}); "
                     "download it again"
                 )
-            header = json.loads(file.read(length), object_pairs_hook=partial(_object, path))
+            with _no_collection():
+                header = json.loads(file.read(length), object_pairs_hook=partial(_object, path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # JSON and UTF-8 errors
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8; of one that is nested deeper than any header is
         raise CheckpointError(f"{path}: not a safetensors file: its header is no JSON; download it again") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: not a safetensors file: its header is no JSON object")
     header.pop("__metadata__", None)
     start = 8 + length
-    tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
+    with _no_collection():
+        tensors = {name: _tensor_info(path, name, entry, start) for name, entry in header.items()}
     _check_places(path, tensors, start, file_size)
     return tensors
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for circles, which looks at all entries again and again while a million of them are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys are different, as the format demands."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise CheckpointError(f"{path}: damaged header: {twice} stands in it twice; download the file again")
     return found
 
@@ -141,8 +168,8 @@ def _tensor_info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
         valid = False
     if not valid:
         raise CheckpointError(f"{path}: damaged header entry for tensor {name}; download the file again")
-    if dtype in _FLOATS:
-        expected = int(np.prod(shape, dtype=object)) * np.dtype(_FLOATS[dtype]).itemsize
+    if dtype in _BYTES:
+        expected = math.prod(shape) * _BYTES[dtype]
         if expected != end - begin:
             raise CheckpointError(
                 f"{path}: tensor {name} {dtype} {list(shape)} needs {expected} bytes, the header gives {end - begin}; "

@@ -7,6 +7,7 @@ the largest tensor however large the checkpoint is. Files are read, not mapped: 
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
 from collections.abc import Collection, Iterator
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
+from fairy2i_export.source.files import open_weights_file
 from fairy2i_export.source.safetensors_file import SafetensorsFile, numpy_dtype
 
 _CHUNK = 1 << 22
@@ -115,7 +117,7 @@ class TensorStream:
     def _read(self, file: SafetensorsFile) -> None:
         digest = hashlib.sha256()
         try:
-            with file.path.open("rb", buffering=0) as stream:
+            with open_weights_file(file.path) as stream:
                 scratch = memoryview(bytearray(_CHUNK))
                 position = 0
                 for name in self._names[file.path.name]:
@@ -130,7 +132,7 @@ class TensorStream:
                     array = buffer[: info.size].view(dtype).reshape(info.shape)
                     self._ready.put((ReadTensor(name, array, digest.hexdigest()), buffer))
                     del target, array, buffer
-                self._pass_over(stream, file.path.stat().st_size - position, scratch, digest)
+                self._pass_over(stream, os.fstat(stream.fileno()).st_size - position, scratch, digest)
         except OSError as error:
             raise CheckpointError(f"{file.path}: cannot be read: {error.strerror or error}") from error
         self._ready.put((ReadFile(file.path.name, digest.hexdigest()), None))

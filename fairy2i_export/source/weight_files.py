@@ -6,7 +6,6 @@ tensors of the shards that the index names count, whether it names them or not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,7 @@ def _chosen(directory: Path, config: Mapping[str, Any]) -> str:
             raise CheckpointError(f"{directory / explicit}: missing; config.json names it as {_EXPLICIT}")
         return explicit
     for name in (SINGLE, INDEX):
-        if (directory / name).is_file():
+        if (directory / name).exists():
             return name
     raise CheckpointError(no_weights_message(directory, SINGLE, INDEX))
 
@@ -125,8 +124,8 @@ def _open_shards(index: Path) -> tuple[list[SafetensorsFile], dict[str, Safetens
 def _shards_named(index: Path) -> list[str]:
     """Names of the shards of an index; empty if there is none that can be read."""
     try:
-        return sorted({str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return sorted({str(shard) for shard in read_json(index)["weight_map"].values()})
+    except (CheckpointError, KeyError, AttributeError):
         return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fairy2i_export.decoder.config_values import positive_int, shown
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.hub import open_source
@@ -80,13 +81,8 @@ def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
     path = checkpoint.directory / "config.json"
     config = checkpoint.config.get("text_config") or checkpoint.config
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: text_config: expected an object, got {config!r}")
-    sizes = {"vocab_size": config.get("vocab_size"), "max_position_embeddings": config.get("max_position_embeddings", 2048)}
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise CheckpointError(f"{path}: {name}: expected a positive number, got {value!r}")
-    vocab_size, max_positions = sizes.values()
-    return vocab_size, max_positions
+        raise CheckpointError(f"{path}: text_config: expected an object, got {shown(config)}")
+    return positive_int(config, "vocab_size"), positive_int(config, "max_position_embeddings", 2048)
 
 
 def _block_length(recipe: Recipe, max_positions: int) -> int:

@@ -7,9 +7,12 @@ and exits with code 2; anything that is not a :class:`UserError` is a bug and ke
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class UserError(Exception):
@@ -114,6 +117,23 @@ def encoding_problem(text: str) -> str:
     if shown.encode("utf-8") == raw:  # a locale that does not know the characters
         return f"'{shown}': expected text in the locale's encoding, {encoding} (try LC_ALL=C.UTF-8)"
     return f"'{shown}': is no UTF-8"
+
+
+def printable(text: str, most: int = 500) -> str:
+    """A text that a file or a model controls, to be part of one line: control and other invisible characters are escaped.
+
+    Args:
+        text: any text.
+        most: characters to show; the middle of a longer text is left out.
+    """
+    if len(text) > most:
+        text = f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def without_controls(text: str) -> str:
+    """A text for a terminal: control characters, which a terminal would obey, are escaped; line breaks and tabs stay."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _described(value: Any) -> str:

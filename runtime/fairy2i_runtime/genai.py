@@ -79,8 +79,8 @@ def config(
         folder: the folder, of any backend.
         threads: threads to run with; None = what genai_config.json says, else one per physical (big) core, where
             onnxruntime-genai alone takes half of the logical processors.
-        kernel: ``lut``, ``exact`` or ``dot`` (which multiplies); None = what FAIRY2I_KERNEL says, else what the folder says,
-            else ``lut``.
+        kernel: ``lut``, ``exact``, ``dot`` (which multiplies) or ``auto`` (which may); None = what FAIRY2I_KERNEL says,
+            else what the folder says, else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
         provider: execution provider by onnxruntime-genai's name, such as ``cuda``, instead of those in genai_config.json; ``cpu`` =
             none of them. The operator library's layers run on the processor whatever it is. Whether this build of

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fairy2i_runtime.errors import ModelFolderError
+from fairy2i_runtime.regular_file import NestingError, read_json_value
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``.
 
     Raises:
-        ModelFolderError: if the file is missing or unreadable, no JSON, or not an object.
+        ModelFolderError: if the file is missing or unreadable, no regular file, too large, no JSON, nested too deeply, or not
+            an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_value(path)
     except FileNotFoundError:
         raise ModelFolderError(f"{path} is missing: the folder is not a complete export; export the model again") from None
     except OSError as error:
         raise ModelFolderError(f"cannot read {path}: {error.strerror}") from error
+    except NestingError as error:
+        raise ModelFolderError(f"{path}: {error}; restore it, or export the model again") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ModelFolderError(f"{path} is not valid JSON ({error}); restore it, or export the model again") from error
     if not isinstance(value, dict):
@@ -32,6 +35,6 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``, empty if there is no such file.
 
     Raises:
-        ModelFolderError: if the file is unreadable, no JSON, or not an object.
+        ModelFolderError: as :func:`read_json`, but for a missing file.
     """
     return read_json(path) if path.exists() else {}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
+from fairy2i_runtime.engine.graph.opening import checked_graph
+from fairy2i_runtime.engine.integrity import check_integrity
+from fairy2i_runtime.engine.mapped_file import mapped_weights
 from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError, OptionError, check_text
 from fairy2i_runtime.folder import ModelFolder, chosen_context_length, open_folder
@@ -36,18 +39,27 @@ def load(
     isa: str | None = None,
     use_library: bool = True,
     context_length: int | None = None,
+    copy: bool = False,
+    check: Literal["hashes"] | None = None,
+    trust_graph: bool = False,
 ) -> Model:
     """Load a model folder written by fairy2i-export.
 
     Args:
         folder: the folder.
         threads: threads to run with; None = one per physical (big) core.
-        kernel: ``lut``, ``exact`` or ``dot`` (which multiplies); None = what FAIRY2I_KERNEL says, else what the folder says
-            (an exporter that found ``lut`` too coarse for the model says ``exact``), else ``lut``.
+        kernel: ``lut``, ``exact``, ``dot`` (which multiplies) or ``auto`` (which may); None = what FAIRY2I_KERNEL says,
+            else what the folder says (an exporter that found ``lut`` too coarse for the model says ``exact``), else
+            ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = the best one.
         use_library: False runs without the operator library, slowly, to compare with.
         context_length: the most tokens of prompt and answer together; None = what the model was built for. Smaller ones
             bound the memory of the key-value cache.
+        copy: True reads the weights into memory. By default their file is mapped, and must not become shorter while the model
+            is in use: the system ends a process that reads beyond its end.
+        check: ``hashes`` compares every file with SHA256SUMS first, which reads all of them.
+        trust_graph: True gives the graph to onnxruntime as it is. By default it has to be one as fairy2i-export writes them:
+            onnxruntime dies of some others.
 
     Raises:
         ModelFolderError: if the folder is missing, incomplete or damaged.
@@ -55,12 +67,22 @@ def load(
         OptionError: if an option is unknown or out of range.
         OutOfMemoryError: if memory is short.
     """
+    for name, value in {"copy": copy, "trust_graph": trust_graph}.items():
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}: expected True or False, got {value!r}")
+    if check not in (None, "hashes"):
+        raise OptionError(f"check: expected 'hashes' or None, got {check!r}")
     opened = open_folder(folder)
+    if check is not None:
+        check_integrity(opened.path)
     context = chosen_context_length(context_length, opened)
     tokenizer = Tokenizer.load(opened.path, opened.vocab_size)
     template = ChatTemplate.load(opened.path, tokenizer.special_tokens)
+    contents = None if trust_graph else checked_graph(opened)
     session = open_session(
         opened.model_file,
+        contents=contents,
+        copy=copy,
         threads=threads,
         kernel=opened.kernel_to_run(kernel) if use_library else kernel,
         isa=isa,
@@ -69,7 +91,8 @@ def load(
     )
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     _check_format(metadata, opened)
-    decoder = Decoder(session, context, name=str(opened.model_file))
+    mapped = None if copy else mapped_weights(opened.model_file)
+    decoder = Decoder(session, context, name=str(opened.model_file), mapped=mapped)
     return Model(opened, tokenizer, template, decoder, metadata)
 
 
@@ -257,7 +280,7 @@ def _check_format(metadata: Mapping[str, str], folder: ModelFolder) -> None:
     """Refuse files of a newer format than this release knows."""
     version = metadata.get("fairy2i.format_version", str(FORMAT_VERSION))
     major = version.split(".")[0]
-    if not major.isdigit():
+    if not major.isdecimal() or len(major) > 9:
         raise ModelFolderError(f"{folder.model_file}: fairy2i.format_version: expected a number, got {version!r}")
     if int(major) > FORMAT_VERSION:
         raise ModelFolderError(

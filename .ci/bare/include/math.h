@@ -7,4 +7,5 @@
 float fabsf(float x);
 float fmaxf(float x, float y);
 float rintf(float x);
+double fabs(double x);
 #endif

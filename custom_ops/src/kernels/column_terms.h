@@ -12,6 +12,8 @@
 #include <float.h>
 #include <math.h>
 
+#include "kernels/kernels.h"
+
 typedef struct f2i_terms {
   float re[4]; /* contribution to the real output by stored code */
   float im[4];
@@ -25,13 +27,13 @@ static inline f2i_terms f2i_column_terms(float re, float im, const float scale[2
 }
 
 /* Value of one unit of an int8 table entry, for the largest magnitude among a block's entries; *inverse is units per
- * value. 0 (and inverse 0) when all entries are so small that they count as zero, NaN when the largest is not finite.
+ * value. 0 (and inverse 0) when all entries are negligible, NaN when the largest is not finite.
  */
 static inline float f2i_lut_unit(float largest, float *inverse) {
-  const int usable = largest >= 1e-30f && largest <= FLT_MAX;
+  const int usable = largest >= F2I_NEGLIGIBLE && largest <= FLT_MAX;
   *inverse = usable ? 127.0f / largest : 0.0f;
   if (usable) return largest / 127.0f;
-  return largest < 1e-30f ? 0.0f : NAN;
+  return largest < F2I_NEGLIGIBLE ? 0.0f : NAN;
 }
 
 #endif

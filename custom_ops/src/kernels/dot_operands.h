@@ -34,7 +34,7 @@ typedef struct f2i_dot_plane {
 } f2i_dot_plane; /* 128 bytes */
 
 /* Length of a grid step: the largest sum of the scales of U or W and an axis over the stages is 127 steps, or 126 where
- * it is rounded in two byte planes, so that the sum of what they are rounded to is at most 127. */
+ * it is rounded in two byte planes, so that the sum of what they are rounded to is at most 127. 0 if all scales are. */
 static inline float f2i_dot_grid(const float *scales, int stages) {
   float largest = 0.0f;
   for (int i = 0; i < 4; ++i) {
@@ -42,7 +42,7 @@ static inline float f2i_dot_grid(const float *scales, int stages) {
     for (int t = 0; t < stages; ++t) sum += fabsf(scales[4 * t + i]);
     largest = fmaxf(largest, sum);
   }
-  return largest >= 1e-30f && largest <= FLT_MAX ? largest / (stages > 2 ? 126.0f : 127.0f) : 0.0f;
+  return largest / (stages > 2 ? 126.0f : 127.0f);
 }
 
 /* Fills [stages] f2i_dot_plane; dot_scalar.c. */
@@ -61,7 +61,7 @@ static inline float f2i_build_dot(const float *re, const float *im, const float 
     largest = i > largest ? i : largest;
   }
   if (!finite) return NAN;
-  if (largest < 1e-30f) return 0.0f;
+  if (largest < F2I_NEGLIGIBLE) return 0.0f;
   const float inverse = 127.0f / largest;
   for (int j = 0; j < F2I_BLOCK_COLS; ++j) {
     const int group = j / 8, parity = j % 2, place = j % 8 / 2;

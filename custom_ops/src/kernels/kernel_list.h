@@ -1,7 +1,8 @@
 /* kernel_list.h - every kernel, one row each; f2i_kernel says what the fields are, those left out are NULL or 0.
  *
- * Best ISA of a family first; the first family is the default, the others run only when asked for. "scalar" is always
- * there. F2I_HAVE_ and the name of the file with a row's `block` says that the compiler knows its flags
+ * Best ISA of a family first; the first family is the default, the others run only when asked for. AUTO_ROWS: where
+ * a kernel was found to be faster than "lut" on the same processors (docs/benchmarks.md, docs/arm.md). "scalar" is
+ * always there. F2I_HAVE_ and the name of the file with a row's `block` says that the compiler knows its flags
  * (CMakeLists.txt), and so those of the files with the rest of the row. No include guard: layer/dispatch.c includes
  * this twice, for declarations of all that rows name and for the table.
  */
@@ -49,12 +50,12 @@ F2I_KERNEL(FAMILY("exact") ISA("scalar") OPERAND_BYTES(4 * F2I_PLANE_ENTRIES)
 /* tiles for many rows of x, else the next one */
 F2I_KERNEL(FAMILY("dot") ISA("amx") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI | F2I_CPU_AMX) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
-           PANEL(f2i_panel_dot__amx))
+           PANEL(f2i_panel_dot__amx) AUTO_ROWS(8))
 #endif
 #if defined(F2I_HAVE_DOT_AVX512)
 F2I_KERNEL(FAMILY("dot") ISA("avx512") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
-           PANEL(f2i_panel_dot__avx512))
+           PANEL(f2i_panel_dot__avx512) AUTO_ROWS(8))
 #endif
 #if defined(F2I_HAVE_DOT_AVXVNNI)
 F2I_KERNEL(FAMILY("dot") ISA("avx_vnni") NEEDS(F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
@@ -65,8 +66,8 @@ F2I_KERNEL(FAMILY("dot") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_B
            PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2))
 #endif
 #if defined(F2I_HAVE_DOT_NEON86)
-F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_MATRIX_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86))
+F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_MATRIX_BYTES)
+           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86) AUTO_ROWS(8))
 #endif
 #if defined(F2I_HAVE_DOT_NEON82)
 F2I_KERNEL(FAMILY("dot") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_DOT_BYTES)

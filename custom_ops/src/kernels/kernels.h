@@ -26,12 +26,16 @@ enum {
   F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */
 };
 
+/* A K-block whose activations (dot) or table entries (lut) are all smaller counts as zero. The layer sees to it that
+ * the largest of a row is 2^-62 at least (layer/range.h), so what is dropped is less than 2^-37 of that. */
+#define F2I_NEGLIGIBLE 1e-30f
+
 /* The two planes that share a byte: {stage, matrix} of the low and of the high nibble. */
 extern const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2];
 
 /* Operands of one K-block for one row of x.
  *   re, im    the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
- *   scales    [stages][2][2]
+ *   scales    [stages][2][2]; their sums over the stages do not overflow
  *   operands  out: operand_bytes(stages) bytes, 64-byte aligned
  *   returns   the value of one unit of a sum; NaN if an activation is not finite */
 typedef float f2i_build_fn(const float *re, const float *im, const float *scales, int stages, void *operands);
@@ -96,6 +100,12 @@ typedef struct f2i_kernel {
   f2i_block_fn *block;
   const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
   const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
+  int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */
 } f2i_kernel;
+
+/* The kernel that a plan runs for this many rows of x. */
+static inline const f2i_kernel *f2i_kernel_for(const f2i_plan *plan, int64_t rows) {
+  return (const f2i_kernel *)(plan->many_rows > 0 && rows >= plan->many_rows ? plan->many_kernel : plan->kernel);
+}
 
 #endif

@@ -8,24 +8,27 @@
 #include "base/cpu.h"
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "layer/range.h"
 
 enum {
   F2I_STRIPS_PER_CPU = 4,    /* at least, so that threads find even work in small layers */
   F2I_AHEAD_BYTES = 8 << 10, /* distance of prefetching: what memory delivers in about two of its latencies */
 };
 
-typedef struct f2i_call {
+struct f2i_call {
   const f2i_weights *w;
   const f2i_kernel *kernel;
   const float *x, *bias; /* x, y: of the first row of the present group */
   float *y;
   int64_t ldx, ldy;
-  size_t n, m;          /* complex rows and columns */
-  size_t tiles, blocks; /* row tiles, K-blocks */
-  size_t rows;          /* of this group */
-  const void *shared;   /* what the kernel derived from the scales */
+  size_t n, m;            /* complex rows and columns */
+  size_t tiles, blocks;   /* row tiles, K-blocks */
+  size_t rows;            /* of this group */
+  const float *scales;    /* [stages][2][2]: those of the layer, in range */
+  const f2i_range *range; /* how to bring the rows of this group into range, or NULL: they are */
+  const void *shared;     /* what the kernel derived from the scales */
   const f2i_parallel *parallel;
-} f2i_call;
+};
 
 static inline size_t f2i_tile_bytes(const f2i_call *c) { return (size_t)c->w->stages * F2I_PLANE_BYTES; }
 
@@ -55,6 +58,11 @@ static inline const uint8_t *f2i_ahead(const f2i_call *c, size_t k, size_t first
   const int inside = k + step < c->blocks;
   const size_t block = inside ? k + step : (k + step - c->blocks) % c->blocks;
   return c->w->packed + (block * c->tiles + (inside ? first : (first + tiles) % c->tiles)) * f2i_tile_bytes(c);
+}
+
+/* Whether f2i_range_load and f2i_range_finish take care of a row. */
+static inline int f2i_is_far(const f2i_call *c, size_t row) {
+  return c->range != NULL && (c->range->up[row] != 1.0 || c->range->back[row] != 1.0);
 }
 
 /* The activations of one row and K-block: [F2I_BLOCK_COLS] each. */

@@ -17,6 +17,7 @@
 #define BLOCK(name) f2i_block_fn name;
 #define ORDER(name) extern const uint8_t name[F2I_ACC_PER_TILE];
 #define PANEL(name) extern const f2i_panel_kernel name;
+#define AUTO_ROWS(count)
 #include "kernels/kernel_list.h"
 #undef F2I_KERNEL
 #undef FAMILY
@@ -28,6 +29,7 @@
 #undef BLOCK
 #undef ORDER
 #undef PANEL
+#undef AUTO_ROWS
 
 /* the rows as initializers */
 #define F2I_KERNEL(fields) {fields},
@@ -40,10 +42,13 @@
 #define BLOCK(name) .block = name,
 #define ORDER(name) .order = name,
 #define PANEL(name) .panel = &name,
+#define AUTO_ROWS(count) .auto_rows = count,
 static const f2i_kernel kernels[] = {
 #include "kernels/kernel_list.h"
 };
 static const size_t kernels_count = sizeof kernels / sizeof kernels[0];
+
+#define AUTO "auto"
 
 static int can_run(const f2i_kernel *kernel) { return (f2i_cpu_bits() & kernel->needs) == kernel->needs; }
 
@@ -81,15 +86,12 @@ static const char *choice(const char *given, const char *variable) {
   return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
-/* The kernel named by family and isa (NULL or "" = environment, then default), or an error. */
+/* The kernel of a family, with isa if that is not NULL, or an error. */
 static f2i_status select_kernel(const char *family, const char *isa, const f2i_kernel **kernel, f2i_message *message) {
   char names[96];
-  family = choice(family, "FAIRY2I_KERNEL");
-  isa = choice(isa, "FAIRY2I_ISA");
-  if (family == NULL) family = kernels[0].family;
   if (find(family, "scalar") == NULL) {
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
-                    "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s", family,
+                    "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s " AUTO, family,
                     list(NULL, names, sizeof names));
   }
   *kernel = find(family, isa);
@@ -118,6 +120,31 @@ static f2i_status select_kernel(const char *family, const char *isa, const f2i_k
   return f2i_ok(message);
 }
 
+/* The kernels named by family and isa (NULL or "" = environment, then default), or an error. "auto" is the default
+ * family for few rows of x and for many rows the first other one that says so. */
+static f2i_status select_kernels(const char *family, const char *isa, f2i_plan *plan, f2i_message *message) {
+  const f2i_kernel *kernel = NULL;
+  family = choice(family, "FAIRY2I_KERNEL");
+  isa = choice(isa, "FAIRY2I_ISA");
+  const int is_auto = family != NULL && strcmp(family, AUTO) == 0;
+  if (family == NULL || is_auto) family = kernels[0].family;
+  f2i_status status = select_kernel(family, isa, &kernel, message);
+  if (status != F2I_OK) return status;
+  plan->kernel = kernel;
+  for (size_t i = 0; is_auto && i < kernels_count; ++i) {
+    if (kernels[i].auto_rows == 0) continue;
+    status = select_kernel(kernels[i].family, isa, &kernel, message);
+    if (status != F2I_OK) return status;
+    const uint32_t needs = ((const f2i_kernel *)plan->kernel)->needs; /* of what it was found to be faster than */
+    if (kernel->auto_rows > 0 && (kernel->needs & needs) == needs) {
+      plan->many_kernel = kernel;
+      plan->many_rows = kernel->auto_rows;
+    }
+    break;
+  }
+  return f2i_ok(message);
+}
+
 size_t f2i_kernel_count(void) { return kernels_count; }
 
 static void describe(const f2i_kernel *kernel, f2i_kernel_info *info) {
@@ -133,23 +160,29 @@ f2i_status f2i_kernel_at(size_t index, f2i_kernel_info *info) {
   return F2I_OK;
 }
 
-f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info) {
-  if (plan == NULL || plan->kernel == NULL || info == NULL) return F2I_INVALID_ARGUMENT;
-  describe(plan->kernel, info);
+f2i_status f2i_plan_kernel_for(const f2i_plan *plan, int64_t rows, f2i_kernel_info *info, int64_t *next) {
+  if (plan == NULL || plan->kernel == NULL || info == NULL || rows < 0) return F2I_INVALID_ARGUMENT;
+  describe(f2i_kernel_for(plan, rows), info);
+  if (next != NULL) *next = rows < plan->many_rows ? plan->many_rows : 0;
   return F2I_OK;
+}
+
+f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info) {
+  return f2i_plan_kernel_for(plan, 1, info, NULL);
 }
 
 f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
                          f2i_message *message) {
   if (plan == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "plan: expected a pointer, got NULL");
-  plan->kernel = NULL;
+  memset(plan, 0, sizeof *plan);
   f2i_status status = f2i_validate(weights, message);
   if (status != F2I_OK) return status;
-  const f2i_kernel *kernel = NULL;
-  status = select_kernel(family, isa, &kernel, message);
-  if (status != F2I_OK) return status;
+  status = select_kernels(family, isa, plan, message);
+  if (status != F2I_OK) {
+    plan->kernel = NULL;
+    return status;
+  }
   plan->weights = *weights;
-  plan->kernel = kernel;
   return F2I_OK;
 }
 

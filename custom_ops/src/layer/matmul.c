@@ -21,6 +21,7 @@ enum {
   ALONE_BYTES = 48 << 10,
   GROUP_ROWS = 32, /* rows of x whose tables exist at one time, unless a panel takes more */
 };
+_Static_assert((int)GROUP_ROWS <= (int)F2I_PANEL_MOST, "f2i_range has room for a group");
 _Static_assert(STRIP_TILES *F2I_ACC_PER_TILE <= ACC_FLOATS, "accumulators of a single row fit too");
 
 typedef struct rows_call {
@@ -40,10 +41,10 @@ static int next_group(f2i_call *c, int64_t rows) {
   return is_panel;
 }
 
-static f2i_call shape_call(const f2i_plan *plan) {
+static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
   const f2i_weights *w = &plan->weights;
   const f2i_call c = {.w = w,
-                      .kernel = plan->kernel,
+                      .kernel = f2i_kernel_for(plan, rows),
                       .n = (size_t)w->n / 2,
                       .m = (size_t)w->k / 2,
                       .tiles = (size_t)f2i_tiles_of(w->n),
@@ -58,7 +59,7 @@ f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64
   if (plan == NULL || plan->kernel == NULL || bytes == NULL || rows < 0) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an initialized plan and rows >= 0");
   }
-  f2i_call c = shape_call(plan);
+  f2i_call c = shape_call(plan, rows);
   uint64_t most = 0;
   for (int64_t rest = rows; rest > 0; rest %= (int64_t)c.rows) { /* one of many equal groups, then smaller ones */
     const uint64_t group =
@@ -78,8 +79,10 @@ static void build_task(void *arg, size_t index) {
   const rows_call *r = arg;
   const f2i_call *c = r->c;
   float re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
-  f2i_load_block(c, index % c->rows, index / c->rows, re, im);
-  r->units[index] = c->kernel->build(re, im, c->w->scales, (int)c->w->stages, r->operands + index * r->operand_bytes);
+  const size_t row = index % c->rows, block = index / c->rows;
+  if (f2i_is_far(c, row)) f2i_range_load(c, row, block, re, im);
+  else f2i_load_block(c, row, block, re, im);
+  r->units[index] = c->kernel->build(re, im, c->scales, (int)c->w->stages, r->operands + index * r->operand_bytes);
 }
 
 static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float *acc) {
@@ -91,6 +94,12 @@ static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float 
   float sums[F2I_ACC_PER_TILE];
   for (size_t i = 0; i < F2I_ACC_PER_TILE; ++i) sums[i] = acc[order[i]];
   f2i_finish(c, row, tile, sums);
+}
+
+static void finish_far(const f2i_call *c, size_t row, size_t tile, const float *acc) {
+  float sums[F2I_ACC_PER_TILE];
+  for (size_t i = 0; i < F2I_ACC_PER_TILE; ++i) sums[i] = acc[c->kernel->order == NULL ? i : c->kernel->order[i]];
+  f2i_range_finish(c, row, tile, sums);
 }
 
 /* Work item: all rows of the group for one strip of row tiles. */
@@ -120,9 +129,10 @@ static void strip_task(void *arg, size_t index) {
       c->kernel->block(&block);
     }
     for (size_t i = 0; i < block.rows; ++i) {
-      for (size_t t = 0; t < tiles; ++t) {
-        finish_tile(c, row + i, first + t, acc + i * block.acc_stride + t * F2I_ACC_PER_TILE);
-      }
+      const float *sums = acc + i * block.acc_stride;
+      const int far = f2i_is_far(c, row + i);
+      for (size_t t = 0; far && t < tiles; ++t) finish_far(c, row + i, first + t, sums + t * F2I_ACC_PER_TILE);
+      for (size_t t = 0; !far && t < tiles; ++t) finish_tile(c, row + i, first + t, sums + t * F2I_ACC_PER_TILE);
     }
   }
 }
@@ -153,10 +163,12 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected %zu bytes, got %zu", needed,
                     workspace == NULL ? (size_t)0 : workspace_bytes);
   }
-  f2i_call c = shape_call(plan);
+  f2i_call c = shape_call(plan, rows);
   void *aligned = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
   _Alignas(F2I_ALIGN) uint8_t shared[F2I_SHARED_BYTES];
-  if (c.kernel->prepare != NULL) c.kernel->prepare(c.w->scales, (int)c.w->stages, shared);
+  f2i_range range;
+  f2i_range_scales(&c, &range);
+  if (c.kernel->prepare != NULL) c.kernel->prepare(c.scales, (int)c.w->stages, shared);
   c.shared = shared;
   c.bias = bias;
   c.ldx = ldx;
@@ -166,6 +178,7 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
     const int is_panel = next_group(&c, rows - row);
     c.x = x + row * ldx;
     c.y = y + row * ldy;
+    f2i_range_rows(&c, &range);
     if (is_panel) {
       f2i_panel_group(&c, aligned);
     } else {

@@ -35,12 +35,14 @@ static void build_task(void *arg, size_t block) {
   const panel_call *p = arg;
   float re[F2I_PANEL_MOST * F2I_BLOCK_COLS], im[F2I_PANEL_MOST * F2I_BLOCK_COLS];
   for (size_t row = 0; row < p->c->rows; ++row) {
-    f2i_load_block(p->c, row, block, re + row * F2I_BLOCK_COLS, im + row * F2I_BLOCK_COLS);
+    float *row_re = re + row * F2I_BLOCK_COLS, *row_im = im + row * F2I_BLOCK_COLS;
+    if (f2i_is_far(p->c, row)) f2i_range_load(p->c, row, block, row_re, row_im);
+    else f2i_load_block(p->c, row, block, row_re, row_im);
   }
   const size_t used = p->c->rows * F2I_BLOCK_COLS;
   memset(re + used, 0, sizeof re - used * sizeof(float));
   memset(im + used, 0, sizeof im - used * sizeof(float));
-  p->kernel->build(re, im, p->c->w->scales, (int)p->c->w->stages, p->operands + block * p->operand_bytes,
+  p->kernel->build(re, im, p->c->scales, (int)p->c->w->stages, p->operands + block * p->operand_bytes,
                    p->units + block * p->kernel->rows);
 }
 
@@ -62,7 +64,11 @@ static void strip_task(void *arg, size_t index) {
   float sums[F2I_PANEL_MOST * F2I_ACC_PER_TILE];
   for (size_t tile = 0; tile < tiles; ++tile) {
     p->kernel->read(state + tile * p->kernel->state_bytes, sums);
-    for (size_t row = 0; row < c->rows; ++row) f2i_finish(c, row, first + tile, sums + row * F2I_ACC_PER_TILE);
+    for (size_t row = 0; row < c->rows; ++row) {
+      const float *of_row = sums + row * F2I_ACC_PER_TILE;
+      if (f2i_is_far(c, row)) f2i_range_finish(c, row, first + tile, of_row);
+      else f2i_finish(c, row, first + tile, of_row);
+    }
   }
 }
 

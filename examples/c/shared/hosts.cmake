@@ -24,6 +24,7 @@ endfunction()
 
 add_library(fairy2i_cjson OBJECT ${CMAKE_CURRENT_LIST_DIR}/third_party/cjson/cJSON.c)
 add_library(fairy2i_shared STATIC ${CMAKE_CURRENT_LIST_DIR}/problem.c ${CMAKE_CURRENT_LIST_DIR}/folder.c
+            ${CMAKE_CURRENT_LIST_DIR}/weights.c
             ${CMAKE_CURRENT_LIST_DIR}/library.c ${CMAKE_CURRENT_LIST_DIR}/onnxruntime.c $<TARGET_OBJECTS:fairy2i_cjson>)
 target_include_directories(fairy2i_shared PUBLIC ${CMAKE_CURRENT_LIST_DIR}/..)
 target_include_directories(fairy2i_shared SYSTEM PUBLIC ${CMAKE_CURRENT_LIST_DIR}/../../../custom_ops/third_party/onnxruntime)

@@ -15,6 +15,7 @@ import numpy as np
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.codes.native import F32, U8
 from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_runtime.regular_file import parse_json
 
 _HEAD, _TUNED = "identity.json", "tuned.safetensors"
 _LAYERS = "[0-9]*.safetensors"
@@ -140,7 +141,7 @@ def _save(path: Path, tensors: dict[str, np.ndarray[Any, Any]], metadata: dict[s
 
 def _holds(path: Path, identity: Mapping[str, str]) -> bool:
     try:
-        return bool(json.loads(path.read_text()) == dict(identity))
+        return bool(parse_json(path.read_bytes()) == dict(identity))
     except ValueError:
         return False
 

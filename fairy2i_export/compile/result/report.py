@@ -24,7 +24,7 @@ class ExportReport:
         errors: relative quantization error of every rewritten layer, ``|A - Q(A)| / |A|`` in the Frobenius norm.
         warnings: one sentence each.
         weight_bytes: the rewritten layers' packed bytes, scales and multipliers.
-        output_bytes: all files of the folder.
+        output_bytes: all files of the folder, without the model card.
         source_bytes: the checkpoint's safetensors files.
         parameters: of the whole model.
         chat_template: whether the checkpoint brought one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairy2i_export.decoder.config_values import flag, positive_float, positive_int
+from fairy2i_export.decoder.config_values import MAX_POSITIONS, flag, positive_float, positive_int, shown, word
 from fairy2i_export.decoder.description import ACTIVATIONS, Block, Decoder, Names
 from fairy2i_export.decoder.rope import Rope, read_rope
 from fairy2i_export.errors import ArchitectureError, CheckpointError
@@ -39,7 +39,7 @@ def read_decoder(
         ArchitectureError: an activation or another feature that is not supported.
         CheckpointError: missing or impossible values.
     """
-    activation = config.get(activation_key) or default_activation
+    activation = word(config, activation_key, default_activation)
     if activation not in ACTIVATIONS:
         raise ArchitectureError(
             f"config.json: {activation_key} {activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
@@ -64,7 +64,7 @@ def read_decoder(
         kv_heads=kv_heads,
         head_dim=positive_int(config, "head_dim", hidden // heads),
         vocab_size=positive_int(config, "vocab_size"),
-        max_positions=max([max_positions(config), *stretched]),
+        max_positions=min(max([max_positions(config), *stretched]), MAX_POSITIONS),
         norm_eps=positive_float(config, "rms_norm_eps", 1e-6),
         tied=flag(config, "tie_word_embeddings"),
         activation=ACTIVATIONS[activation],
@@ -103,10 +103,12 @@ def layer_types(config: dict[str, Any], default: list[str]) -> list[str]:
     if types is None:
         types = default
     if not isinstance(types, list) or len(types) != layers(config):
-        raise CheckpointError(f"config.json: layer_types: expected one of {layers(config)} layers each, got {types!r}")
+        raise CheckpointError(f"config.json: layer_types: expected one of {layers(config)} layers each, got {shown(types)}")
     for kind in types:
         if kind not in (FULL, SLIDING):
-            raise ArchitectureError(f"config.json: layer_types: {kind!r} is not supported; supported are {FULL}, {SLIDING}")
+            raise ArchitectureError(
+                f"config.json: layer_types: {shown(kind)} is not supported; supported are {FULL}, {SLIDING}"
+            )
     return types
 
 

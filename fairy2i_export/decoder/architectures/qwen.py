@@ -15,10 +15,9 @@ from fairy2i_export.decoder.architectures.common import (
     read_decoder,
     window,
 )
-from fairy2i_export.decoder.config_values import flag
+from fairy2i_export.decoder.config_values import flag, positive_int
 from fairy2i_export.decoder.description import Block, Decoder, Names
 from fairy2i_export.decoder.rope import read_rope
-from fairy2i_export.errors import CheckpointError
 
 QWEN2 = "Qwen2ForCausalLM"
 QWEN3 = "Qwen3ForCausalLM"
@@ -48,8 +47,6 @@ def _blocks(config: dict[str, Any]) -> tuple[Block, ...]:
     """The upper layers may have a sliding window."""
     rope = read_rope(config, max_positions(config))
     width = window(config) if flag(config, "use_sliding_window") else None
-    first = config["max_window_layers"]
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise CheckpointError(f"config.json: max_window_layers: expected a number of layers, got {first!r}")
+    first = positive_int(config, "max_window_layers")
     pattern = [SLIDING if width is not None and layer >= first else FULL for layer in range(layers(config))]
     return blocks_by_type(config, layer_types(config, pattern), rope, rope, width)

@@ -13,7 +13,7 @@ from fairy2i_export.decoder.architectures.common import (
     read_decoder,
     window,
 )
-from fairy2i_export.decoder.config_values import flag, positive_int
+from fairy2i_export.decoder.config_values import flag, positive_int, shown
 from fairy2i_export.decoder.description import Block, Decoder
 from fairy2i_export.decoder.rope import read_rope
 from fairy2i_export.errors import CheckpointError
@@ -52,5 +52,7 @@ def _rotated_layers(config: dict[str, Any]) -> list[bool]:
         interval = positive_int(config, "no_rope_layer_interval", 4)
         return [(layer + 1) % interval != 0 for layer in range(count)]
     if not isinstance(listed, list) or len(listed) < count or any(value not in (0, 1) for value in listed):
-        raise CheckpointError(f"config.json: no_rope_layers: expected 0 or 1 for each of {count} layers, got {listed!r}")
+        raise CheckpointError(
+            f"config.json: no_rope_layers: expected 0 or 1 for each of {count} layers, got {shown(listed)}"
+        )
     return [bool(value) for value in listed[:count]]

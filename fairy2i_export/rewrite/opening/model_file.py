@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from fairy2i_export.errors import ModelError
+from fairy2i_export.errors import ModelError, reason_of
 from fairy2i_export.onnx_graph.operator import OPSET
 from fairy2i_export.rewrite.opening.fields import field_problem
 from fairy2i_export.rewrite.opening.normal import Normal
@@ -18,9 +18,9 @@ from fairy2i_export.rewrite.opening.scopes import Scopes
 from fairy2i_export.rewrite.opening.sparse import Sparse
 from fairy2i_export.rewrite.opening.tensors import is_external, place_of, tensor_problem
 from fairy2i_export.rewrite.opening.walk import Spot, spots
-from fairy2i_export.rewrite.values.reason import reason_of
 
 _HASH_CHUNK = 1 << 22
+_LARGEST = (1 << 31) - 1  # bytes that protobuf reads
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ def open_model(path: Path) -> Opened:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise ModelError(f"{path}: {what}; expected an ONNX model")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise ModelError(
+            f"{path}: has {size:,} bytes, and ONNX files at most {_LARGEST:,}: larger weights lie beside the model"
+        )
     proto = _parse(path)
     opset = _opset(proto, path)
     found = list(spots(proto))

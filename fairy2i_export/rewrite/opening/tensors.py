@@ -10,6 +10,9 @@ from typing import NamedTuple
 import onnx
 import onnx_ir as ir
 
+from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.files import check_link
+
 _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)  # two numbers each
 _FIELDS = {
     ir.DataType.FLOAT: "float_data",
@@ -22,6 +25,7 @@ _FIELDS = {
     ir.DataType.STRING: "string_data",
 }  # fmt: skip  (all others lie in int32_data)
 _DATA = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
+_DIGITS = 20  # of a number of bytes
 _PACKED_BITS = 4  # types of at most so many bits share a byte, in int32_data too
 
 
@@ -104,16 +108,21 @@ def _external_problem(tensor: onnx.TensorProto, dtype: ir.DataType, folder: Path
     if location.is_absolute() or ".." in location.parts:
         return f"its external data lies at {location}, outside the model's folder; expected a file beside the model"
     numbers = {key: entries[key] for key in ("offset", "length") if key in entries}
-    if not all(value.isascii() and value.isdigit() for value in numbers.values()):
+    if len(entries) < len(tensor.external_data):
+        return "its external data names something twice (location, offset or length); the model file is damaged"
+    if not all(value.isascii() and value.isdigit() and len(value) < _DIGITS for value in numbers.values()):
         return f"its external data has {numbers}; expected numbers of bytes"
     needed = _bytes(math.prod(tensor.dims), dtype)
     if int(numbers.get("length", needed)) != needed:
         return f"its external data has {int(numbers['length']):,} bytes, its shape {list(tensor.dims)} needs {needed:,}"
     file = folder / location
     try:
+        check_link(file, folder)
         status = file.stat()
         if stat.S_ISREG(status.st_mode):
             file.open("rb").close()
+    except CheckpointError as error:
+        return f"its external data: {error}"
     except OSError as error:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return f"its external data file {location} cannot be read: {error.strerror or error}"

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from fairy2i_export.rewrite.removal import Removal
+
 
 def prune(orphans: Iterable[ir.Value]) -> tuple[int, int]:
     """Remove nodes and initializers that nothing uses any more, starting from the inputs of replaced nodes.
@@ -13,7 +15,7 @@ def prune(orphans: Iterable[ir.Value]) -> tuple[int, int]:
     Returns:
         How many nodes and how many initializers were removed.
     """
-    nodes = initializers = 0
+    initializers, removal = 0, Removal()
     pending = list(dict.fromkeys(orphans))
     while pending:
         value = pending.pop()
@@ -22,12 +24,12 @@ def prune(orphans: Iterable[ir.Value]) -> tuple[int, int]:
         producer = value.producer()
         if producer is not None:
             used = any(output.uses() or output.is_graph_output() for output in producer.outputs)
-            if used or producer.graph is None:
+            if used or producer.graph is None or producer in removal:
                 continue
             pending.extend(x for x in producer.inputs if x is not None)
-            producer.graph.remove(producer, safe=True)
-            nodes += 1
+            removal.add(producer)
         elif value.name and value.graph is not None and value.name in value.graph.initializers:
             del value.graph.initializers[value.name]
             initializers += 1
-    return nodes, initializers
+    removal.finish()
+    return len(removal), initializers

@@ -17,4 +17,5 @@ def replace_linears(linears: Sequence[Linear], shared: Replacements) -> int:
         if pattern is None:
             raise AssertionError(f"{linear.name}: of no pattern")
         pattern.replace(Replacement(shared, linear))
+    shared.removal.finish()
     return len(alive)

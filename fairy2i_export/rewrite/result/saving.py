@@ -9,9 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from fairy2i_export.errors import ModelError
+from fairy2i_export.errors import ModelError, reason_of
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, INLINE_BYTES, MODEL
-from fairy2i_export.rewrite.values.reason import reason_of
 
 
 def save_model(model: ir.Model, folder: Path, source: Path) -> None:

@@ -1,45 +1,23 @@
-"""Whether ONNX Runtime takes a rewritten model: a session is made of it, with our operator library, and nothing is run.
-
-Weights are mapped, neither read nor packed again, so that models of any size take a moment.
-"""
+"""Whether ONNX Runtime takes a rewritten model, and whether it took the source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from fairy2i_export.errors import ModelError
+from fairy2i_export.errors import ModelError, reason_of
 from fairy2i_export.onnx_graph.operator import DOMAIN
+from fairy2i_export.output.contract.trial import try_model
 from fairy2i_export.rewrite.opening.scopes import Scopes
-from fairy2i_export.rewrite.values.reason import reason_of
 
 # domains that ONNX Runtime has operators of itself
 _KNOWN = {
     "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft",
     "com.microsoft.experimental", "com.microsoft.nchwc", "com.microsoft.dml", "com.ms.internal.nhwc", "org.pytorch.aten", DOMAIN,
 }  # fmt: skip
-_NO_KERNEL = "NOT_IMPLEMENTED"  # the model is right, but the operator has no implementation for this processor and type
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How ONNX Runtime took a model.
-
-    Attributes:
-        refusal: what it said against it; empty if it made a session.
-    """
-
-    refusal: str
-
-    @property
-    def no_kernel(self) -> bool:
-        """Whether nothing is wrong but that the CPU has no implementation of an operator."""
-        return _NO_KERNEL in self.refusal
 
 
 def check_result(result: Path, source: Path) -> str:
@@ -76,27 +54,6 @@ def check_result(result: Path, source: Path) -> str:
         f"{source}: ONNX Runtime loads this model but not what was made of it: {after.refusal}; nothing was written, please "
         "report it"
     )
-
-
-def try_model(path: Path) -> Trial:
-    """Make a session of a model, with our operators where the library is there and by their definition where not."""
-    import onnxruntime as ort
-
-    from fairy2i_runtime.errors import Fairy2iRuntimeError
-    from fairy2i_runtime.ops.library import register
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    with suppress(Fairy2iRuntimeError):  # the function body stands for the operator then
-        register(options)
-    try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exception classes have no common base
-        return Trial(reason_of(error).replace(str(path), path.name))
-    return Trial("")
 
 
 def _unknown_domains(model: onnx.ModelProto) -> list[str]:

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.errors import ModelError
-from fairy2i_export.rewrite.values.reason import reason_of
+from fairy2i_export.errors import ModelError, reason_of
 
 Reader = Callable[[], npt.NDArray[np.generic]]
 _RESULT = "fairy2i_result"  # the value that is wanted, as float32: numpy lacks bfloat16

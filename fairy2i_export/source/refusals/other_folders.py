@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from fairy2i_export.errors import CheckpointError
+from fairy2i_export.source.files import open_weights_file, read_value
+
 _ONNX = "model.onnx"
+_ONNX_BYTES = 1 << 28  # of an exported model.onnx, whose weights lie beside it; a larger one is another's
 
 
 def no_weights_message(directory: Path, single: str, index: str) -> str:
@@ -47,8 +50,8 @@ def _adapter(directory: Path) -> str | None:
     if not config.exists() and not _names(directory, "adapter_model*"):
         return None
     try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        base = read_value(config)["base_model_name_or_path"]
+    except (OSError, CheckpointError, KeyError, TypeError):
         base = None
     of = f" of {base}" if isinstance(base, str) and base else ""
     return (
@@ -78,7 +81,8 @@ def _is_exported(path: Path) -> bool:
     import onnx
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        with open_weights_file(path) as file:
+            model = onnx.ModelProto.FromString(file.read(_ONNX_BYTES))
     except Exception:  # the parser's exceptions have no common base
         return False
     return any(item.key.startswith("fairy2i.") for item in model.metadata_props)

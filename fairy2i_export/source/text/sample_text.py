@@ -68,9 +68,9 @@ def random_ids(tokenizer_file: Path, ids: Sequence[int], count: int) -> npt.NDAr
 
 
 def _open(tokenizer_file: Path) -> Any:
-    from tokenizers import Tokenizer
+    from fairy2i_runtime.text.tokenizer_file import open_tokenizer
 
-    return Tokenizer.from_file(str(tokenizer_file))
+    return open_tokenizer(tokenizer_file)
 
 
 def _special(tokenizer: Any) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairy2i_export.errors import OptionError
-from fairy2i_runtime import textfile
+from fairy2i_runtime.measure import textfile
 
 
 def check_file(name: str | PathLike[str], what: str, needed: str) -> Path:

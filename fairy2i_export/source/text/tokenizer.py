@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import read_json
+from fairy2i_export.source.files import read_file
 from fairy2i_export.source.text.tokenizer_class import class_warning
+from fairy2i_runtime.regular_file import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -63,6 +65,7 @@ def open_tokenizer(directory: Path, rows: int | None = None) -> SourceTokenizer:
         CheckpointError: tokenizer.json is missing or no tokenizer, has tokens in its vocabulary that the embedding has no row
             for, or a file beside it is damaged.
     """
+    from fairy2i_runtime.text import tokenizer_file
     from fairy2i_runtime.text.special_tokens import TokenFiles, complete_tokenizer
 
     path = directory / TOKENIZER
@@ -94,11 +97,11 @@ def open_tokenizer(directory: Path, rows: int | None = None) -> SourceTokenizer:
 
     try:
         completed = complete_tokenizer(reopen, files, rows, frozenset(beyond))
+    except tokenizer_file.TokenizerFileError as error:
+        raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
     except ValueError as error:
         raise CheckpointError(f"{directory}: {error}; repair the file") from error
     backend = completed.backend
-    backend.no_truncation()
-    backend.no_padding()
     _check_frame(path, backend, rows)
     warnings += [f"{directory}: {problem}" for problem in completed.problems]
     warnings += _other_warnings(directory, files.config, completed, rows)
@@ -122,7 +125,7 @@ def damaged_files(directory: Path) -> frozenset[str]:
 
 
 def _read(path: Path, directory: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         others = [name for name in _SLOW if (directory / name).is_file()]
         raise CheckpointError(
             f"{path}: missing; the exported model needs it. Make it from the checkpoint's other tokenizer files "
@@ -130,8 +133,8 @@ def _read(path: Path, directory: Path) -> dict[str, Any]:
             f'transformers: AutoTokenizer.from_pretrained("{directory}").save_pretrained("{directory}")'
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(read_file(path))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: cannot be read as a tokenizer (expected an object, got {type(data).__name__})")
@@ -139,11 +142,11 @@ def _read(path: Path, directory: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, text: str | None = None) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer
+    from fairy2i_runtime.text import tokenizer_file
 
     try:
-        return Tokenizer.from_file(str(path)) if text is None else Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
+        return tokenizer_file.open_tokenizer(path) if text is None else tokenizer_file.parse_tokenizer(text.encode())
+    except tokenizer_file.TokenizerFileError as error:
         raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})") from error
 
 

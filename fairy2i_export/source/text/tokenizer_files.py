@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint, read_json
+from fairy2i_export.source.files import TEMPLATES, copy_file
 from fairy2i_export.source.text.tokenizer import (
     ADDED_TOKENS,
     SPECIAL_MAP,
@@ -20,7 +20,7 @@ from fairy2i_export.source.text.tokenizer import (
 )
 
 CHAT_TEMPLATE = "chat_template.jinja"
-MORE_TEMPLATES = "additional_chat_templates"  # a folder of them
+MORE_TEMPLATES = TEMPLATES
 _PROCESSOR_TEMPLATE = "chat_template.json"
 _GENERATION_CONFIG = "generation_config.json"
 COPIED = (TOKENIZER_CONFIG, SPECIAL_MAP, ADDED_TOKENS, CHAT_TEMPLATE, _GENERATION_CONFIG, "config.json")
@@ -94,8 +94,8 @@ def copy_files(checkpoint: Checkpoint, folder: Path) -> None:
     directory = checkpoint.directory
     write_tokenizer(directory, folder)
     for name in COPIED:
-        if (directory / name).is_file() and name not in damaged_files(directory):
-            shutil.copyfile(directory / name, folder / name)
+        if (directory / name).exists() and name not in damaged_files(directory):
+            copy_file(directory / name, folder / name)
     copy_templates(directory, folder)
     if not (folder / TOKENIZER_CONFIG).exists():
         minimal = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -110,7 +110,7 @@ def write_tokenizer(directory: Path, folder: Path) -> None:
     """
     text = open_tokenizer(directory).text
     if text is None:
-        shutil.copyfile(directory / TOKENIZER, folder / TOKENIZER)
+        copy_file(directory / TOKENIZER, folder / TOKENIZER)
     else:
         (folder / TOKENIZER).write_bytes(text.encode())
 
@@ -121,7 +121,7 @@ def copy_templates(directory: Path, folder: Path) -> None:
     if templates:
         (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
     for path in templates:
-        shutil.copyfile(path, folder / MORE_TEMPLATES / path.name)
+        copy_file(path, folder / MORE_TEMPLATES / path.name, directory)
 
 
 def chat_warnings(directory: Path) -> list[str]:
@@ -144,11 +144,16 @@ def has_chat_template(folder: Path) -> bool:
 
 def _chat_problem(directory: Path) -> str | None:
     """What is wrong with a chat template, empty if nothing is; None if there is none."""
-    from fairy2i_runtime.errors import ModelFolderError
+    from fairy2i_runtime.errors import ChatTemplateError, ModelFolderError
     from fairy2i_runtime.text.chat_template import ChatTemplate
 
     try:
         template = ChatTemplate.load(directory, {})
+        if template is None:
+            return None
+        template.check()
     except ModelFolderError as error:
         raise CheckpointError(str(error)) from error
-    return None if template is None else template.problem or ""
+    except ChatTemplateError as error:
+        return str(error)
+    return ""

@@ -19,6 +19,7 @@ from fairy2i_export.source.text.text_files import unknown_warnings
 from fairy2i_export.train.data.documents import Skipped, fingerprint, open_documents
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.recipe import Recipe
+from fairy2i_runtime.regular_file import read_json_value
 
 Item = dict[str, torch.Tensor]  # input_ids and labels, int64 [length]
 _LOOKED_AT = 64  # blocks, for whether the tokenizer knows the text
@@ -142,8 +143,8 @@ def stored_blocks(
     }
     data, header = directory / f"{kind}.bin", directory / f"{kind}.json"
     if header.is_file() and data.is_file():
-        known = json.loads(header.read_text(encoding="utf-8"))
-        if known["key"] == key and data.stat().st_size == known["blocks"] * length * dtype.itemsize:
+        known = kept_json(header)
+        if known.get("key") == key and data.stat().st_size == known["blocks"] * length * dtype.itemsize:
             for warning in known.get("warnings", ()):
                 warn(warning)
             return _mapped(data, dtype, length)
@@ -177,3 +178,12 @@ def stored_blocks(
 
 def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> Blocks:
     return np.memmap(path, dtype, "r").reshape(-1, length)
+
+
+def kept_json(path: Path) -> dict[str, Any]:
+    """What an earlier run wrote down; empty where that cannot be read."""
+    try:
+        found = read_json_value(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

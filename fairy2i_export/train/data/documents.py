@@ -9,7 +9,7 @@ from typing import Any
 from fairy2i_export.errors import OptionError
 from fairy2i_export.source.text.text_files import check_file, check_text_file
 from fairy2i_export.train.data.rows import MISSING, kind_of, no_column, read_rows
-from fairy2i_runtime.textfile import not_utf8
+from fairy2i_runtime.measure.textfile import not_utf8
 
 _CHUNK = 1 << 20
 _LOOKED_AT = 1 << 26

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairy2i_export.errors import OptionError
-from fairy2i_runtime.textfile import not_utf8
+from fairy2i_runtime.measure.textfile import not_utf8
 
 MISSING: Any = object()  # stands for the value of a row without the column
 PACKED = (".gz", ".zst", ".xz", ".bz2")

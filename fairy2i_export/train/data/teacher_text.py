@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairy2i_export.train.data.blocks import Blocks
+from fairy2i_export.train.data.blocks import Blocks, kept_json
 from fairy2i_export.train.data.packing import Encoder
 
 _BATCH = 16  # sequences written together
@@ -51,7 +51,7 @@ def teacher_blocks(
     data, header = directory / "teacher.npy", directory / "teacher.json"
     start = _first_token(teacher, encoder)
     key = {"teacher": name, "tokens": [count, length], "seed": seed, "start": start, "batch": _BATCH}
-    if header.is_file() and data.is_file() and json.loads(header.read_text(encoding="utf-8")) == key:
+    if header.is_file() and data.is_file() and kept_json(header) == key:
         return np.asarray(np.load(data, mmap_mode="r"))
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)

@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from fairy2i_runtime.regular_file import read_json_value
+
 MANIFEST = "manifest.json"  # the last file of a checkpoint: names and sizes of all others
 _STAGING = ".unfinished"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -86,7 +88,7 @@ def rotate(directory: Path, keep: int, also: int | None = None) -> None:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json_value(checkpoint / MANIFEST)["files"]
         return bool(files) and all((checkpoint / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

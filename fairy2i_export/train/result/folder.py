@@ -22,10 +22,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.output.disk.own_files import check_own
 from fairy2i_export.source.text.tokenizer_files import COPIED, MORE_TEMPLATES
 from fairy2i_export.train.data.documents import fingerprint
 from fairy2i_export.train.loop.checkpoint_guard import good_checkpoints
 from fairy2i_export.train.recipe import Recipe
+from fairy2i_runtime.regular_file import read_json_value
 
 RECIPE, LOG, CONFIG, CHECKPOINTS, LOGS = "recipe.json", "training_log.json", "config.json", "checkpoints", "logs"
 DATA = "data"  # of a replaced run: it is checked against the texts anyway
@@ -168,6 +170,8 @@ def check_place(recipe: Recipe, source: Path) -> None:
     with _refusals(out):
         if out.exists() and (not out.is_dir() or any(path.name != _LOCK for path in out.iterdir())):
             _earlier(out)
+        if out.is_dir():
+            check_own(out, inside=True)
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: cannot be written: no permission to write to {place}")
 
@@ -186,7 +190,7 @@ def _refusals(out: Path) -> Iterator[None]:
 def _earlier(out: Path) -> dict[str, Any]:
     """The recipe of the run that made the folder."""
     try:
-        earlier: dict[str, Any] = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+        earlier: dict[str, Any] = read_json_value(out / RECIPE)
         earlier["source"]
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputError(

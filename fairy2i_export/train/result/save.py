@@ -16,6 +16,7 @@ from fairy2i_export.output.placing import place_file
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text.tokenizer_files import copy_files
 from fairy2i_export.train.result.folder import CHECKPOINTS, CONFIG, PARTIAL
+from fairy2i_runtime.regular_file import read_json_value
 
 _SHARD = "5GB"
 _PLACED = "placed.json"  # beside the checkpoints: names of the result files that runs have written
@@ -96,7 +97,7 @@ def _place(out: Path) -> None:
     names = sorted((str(path.relative_to(out / PARTIAL)) for path in files), key=lambda name: (name == CONFIG, name))
     record = out / CHECKPOINTS / _PLACED
     try:
-        ours = set(json.loads(record.read_text(encoding="utf-8")))  # of an earlier run, or of one that was stopped in here
+        ours = set(read_json_value(record))  # of an earlier run, or of one that was stopped in here
     except (OSError, ValueError, TypeError):
         ours = set()
     taken = [name for name in names if name not in ours and os.path.lexists(out / name)]

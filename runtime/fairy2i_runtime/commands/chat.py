@@ -17,6 +17,7 @@ from fairy2i_runtime.commands.options import (
     Seed,
     Stop,
     Threads,
+    TrustGraph,
     given_sampling,
     sampling_option,
     sampling_text,
@@ -54,6 +55,7 @@ def chat(
     kernel: Kernel = None,
     isa: Isa = None,
     context_length: Context = None,
+    trust_graph: TrustGraph = False,
 ) -> None:
     """Talk to a model; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.
 
@@ -78,7 +80,7 @@ def chat(
     GenerationOptions.of(**chosen, **rest)  # mistakes are told before the model is loaded
     system = None if system is None else given_text.argument("--system", system)
     variables = template_variables(template_variable or [])
-    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length, trust_graph=trust_graph)
     talk = model.conversation(system if model.chat_template is not None else None, template_variables=variables)
     if not talk.is_chat:
         _say("this model has no chat template: every line is continued as plain text, without memory of earlier ones")

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from fairy2i_runtime.commands.given_text import check_given
 from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say, stop_behind
 from fairy2i_runtime.commands.process.streams import check_output
-from fairy2i_runtime.errors import Fairy2iWarning, UserError
+from fairy2i_runtime.errors import Fairy2iWarning, UserError, without_controls
 from fairy2i_runtime.version import __version__
 
 BROKEN_PIPE = 1  # as click has it
@@ -125,7 +125,7 @@ def _show_warnings_in_one_line(program: str) -> None:
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, Fairy2iWarning):
-            say(f"{program}: warning: {message}")
+            say(f"{program}: warning: {without_controls(str(message))}")
         else:
             usual(message, category, *place)
 
@@ -139,7 +139,7 @@ def _run(app: typer.Typer, program: str, given: list[str], known: tuple[type[Exc
     except _USAGE_ERROR as error:
         return _usage_error(error, program)
     except known as error:
-        say(f"{program}: error: {error}")
+        say(f"{program}: error: {without_controls(str(error))}")
         return USER_ERROR
     except MemoryError as error:
         say(f"{program}: error: {NO_MEMORY}{f' ({error})' if str(error) else ''}")

@@ -64,6 +64,8 @@ def show_bench(report: dict[str, Any]) -> None:
     out = Console()
     used, machine, memory = report["configuration"], report["machine"], report["memory_bytes"]
     kernel = f"kernel {used['kernel']} ({used['isa']})" if used["kernel"] else "operators of onnxruntime"
+    if used["prompt_kernel"] != used["kernel"]:
+        kernel += f", for the prompt {used['prompt_kernel']} ({used['prompt_isa']})"
     threads = used["threads"] or "onnxruntime's default number of"
     where = f"{machine['processor']}, {machine['logical_processors']} logical processors, {machine['platform']}"
     out.print(f"[bold]{escape(report['model'])}[/] on {escape(where)}", highlight=False, soft_wrap=True)

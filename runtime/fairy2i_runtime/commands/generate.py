@@ -16,6 +16,7 @@ from fairy2i_runtime.commands.options import (
     Seed,
     Stop,
     Threads,
+    TrustGraph,
     given_sampling,
     sampling_option,
     sampling_text,
@@ -44,11 +45,13 @@ def generate(
     kernel: Kernel = None,
     isa: Isa = None,
     context_length: Context = None,
+    trust_graph: TrustGraph = False,
     stream: Annotated[bool, typer.Option(help="Print the text as it is generated, or at the end.")] = True,
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")] = False,
 ) -> None:
     """Continue a text and print what is new."""
     from fairy2i_runtime.commands.terminal.interrupts import heeding_ctrl_c, printing_text
+    from fairy2i_runtime.commands.terminal.shown import shown
     from fairy2i_runtime.model import load
     from fairy2i_runtime.text.options import GenerationOptions
     from fairy2i_runtime.text.recommended import recommended_sampling
@@ -62,7 +65,7 @@ def generate(
     }
     options = GenerationOptions.of(**chosen, **rest)  # mistakes are told before the model is loaded
     text = given_text.standard_input() if prompt == "-" else given_text.argument("PROMPT", prompt)
-    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length, trust_graph=trust_graph)
     if recommended:
         of_model = recommended_sampling(folder)
         options = GenerationOptions.of(**{**of_model, **chosen}, **rest)
@@ -71,10 +74,12 @@ def generate(
     with printing_text():
         with heeding_ctrl_c(pieces.cancel):
             result = pieces.run(_print_piece if stream else None)
-        print("" if stream else result.text)
+        print("" if stream else shown(result.text))
         if stats:
             print(f"{result.timings}; ended by: {result.finish_reason}", file=sys.stderr)
 
 
 def _print_piece(text: str) -> None:
-    print(text, end="", flush=True)
+    from fairy2i_runtime.commands.terminal.shown import shown
+
+    print(shown(text), end="", flush=True)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads
+from fairy2i_runtime.commands.options import Folder, Isa, Kernel, Threads, TrustGraph
 from fairy2i_runtime.errors import OptionError
-from fairy2i_runtime.textfile import TextFileError, read_text_file
+from fairy2i_runtime.measure.textfile import TextFileError, read_text_file
 
 if TYPE_CHECKING:  # they take a while to import, and --help needs none of them
     from fairy2i_runtime.measure.perplexity import Perplexity, Scorer, Windows
@@ -60,6 +60,7 @@ def ppl(
     threads: Threads = None,
     kernel: Kernel = None,
     isa: Isa = None,
+    trust_graph: TrustGraph = False,
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of a text, by a sliding window and by the protocol of the method's authors."""
@@ -67,7 +68,7 @@ def ppl(
     from fairy2i_runtime.model import load
 
     content = read_text(text)
-    model = load(folder, threads=threads, kernel=kernel, isa=isa)
+    model = load(folder, threads=threads, kernel=kernel, isa=isa, trust_graph=trust_graph)
     cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
     results = run_protocols(cuts, model_scorer(model), "model")
     if as_json:
@@ -178,13 +179,14 @@ def bench_command(
     threads: Threads = None,
     kernel: Kernel = None,
     isa: Isa = None,
+    trust_graph: TrustGraph = False,
     as_json: Json = False,
 ) -> None:
     """Measure speed, latency, memory and load time of a model in a fresh process."""
     from fairy2i_runtime.commands.display import progress_bar, show_bench
     from fairy2i_runtime.measure.bench import BenchOptions, bench
 
-    options = BenchOptions(prompt_tokens, new_tokens, repeat, threads, kernel, isa)
+    options = BenchOptions(prompt_tokens, new_tokens, repeat, threads, kernel, isa, trust_graph)
     with progress_bar("measuring", 1 + repeat, "runs") as advance:
         report = bench(folder, options, lambda: advance(1))
     if as_json:

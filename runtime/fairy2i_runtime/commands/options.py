@@ -15,8 +15,8 @@ Threads = Annotated[int | None, typer.Option(help="Number of threads.", show_def
 Kernel = Annotated[
     str | None,
     typer.Option(
-        help="lut (8-bit tables, no multiplication per weight), exact (float32 tables) or dot (8-bit dot-product "
-        "instructions: multiplies).",
+        help="lut (8-bit tables, no multiplication per weight), exact (float32 tables), dot (8-bit dot-product "
+        "instructions: multiplies) or auto (lut for a token, dot for prompts where that is faster).",
         show_default="$FAIRY2I_KERNEL, else the folder's own choice, else lut",
     ),
 ]
@@ -31,6 +31,10 @@ Stop = Annotated[
 Context = Annotated[
     int | None,
     typer.Option(help="Most tokens of prompt and answer; fewer take less memory.", show_default="the model's own"),
+]
+TrustGraph = Annotated[
+    bool,
+    typer.Option("--trust-graph", help="Run a graph that fairy2i-export has not written; onnxruntime dies of some."),
 ]
 
 _SAMPLING = {  # field of SamplingOptions: what a person calls it, and what it does

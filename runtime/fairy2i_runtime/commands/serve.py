@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fairy2i_runtime.commands.chat import CHAT_DEFAULTS
-from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Threads
+from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Threads, TrustGraph
 
 if TYPE_CHECKING:
     import socket
@@ -45,6 +45,7 @@ def serve(
     kernel: Kernel = None,
     isa: Isa = None,
     context_length: Context = None,
+    trust_graph: TrustGraph = False,
 ) -> None:
     """Serve a model with the HTTP interface of OpenAI, and a page to chat with it.
 
@@ -66,7 +67,7 @@ def serve(
         max_body_kb, timeout, grace,
     )  # fmt: skip
     with listen(settings) as listening:  # what is wrong with the address is told before the model is loaded
-        model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length)
+        model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length, trust_graph=trust_graph)
         if model.chat_template is not None:
             model.chat_template.check()
         recommended = recommended_sampling(folder)

@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fairy2i_runtime.engine.failures import INT8_CACHE_ORT, is_memory_short, too_old
+from fairy2i_runtime.engine.failures import INT8_CACHE_ORT, is_memory_short, problem_of, too_old
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
-from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, OutOfMemoryError, RunError
+from fairy2i_runtime.engine.mapped_file import MappedFile
+from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, OutOfMemoryError, RunError, printable
 from fairy2i_runtime.ops.library import ort_version
 
 F32 = npt.NDArray[np.float32]
 PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
+MOST_LOGITS = 1 << 24
+MOST_HEADS = 1 << 16  # and values of a head
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _CACHES = {**_FLOATS, "tensor(int8)": np.int8}
 
@@ -31,7 +34,14 @@ class Decoder:
         cache_shape: shape of the key-value cache.
     """
 
-    def __init__(self, session: ort.InferenceSession, context_length: int, *, name: str = "model") -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        context_length: int,
+        *,
+        name: str = "model",
+        mapped: MappedFile | None = None,
+    ) -> None:
         """Read the dimensions from the graph's inputs and outputs.
 
         Args:
@@ -39,6 +49,7 @@ class Decoder:
                 logits, present.{i}.{key,value}.
             context_length: the most tokens the model was built for.
             name: how to call the model in error messages.
+            mapped: the file that its weights are mapped from, if they are.
 
         Raises:
             LibraryError: if onnxruntime is too old for the cache.
@@ -46,10 +57,9 @@ class Decoder:
         """
         self.session = session
         self.context_length = context_length
+        self._mapped = mapped
         self.cache_shape = _cache_shape(session, name)
-        logits = next(output for output in session.get_outputs() if output.name == "logits")
-        self._logits_dtype = _FLOATS[logits.type]
-        self.vocab = int(logits.shape[-1])
+        self._logits_dtype, self.vocab = _logits(session, name)
         self._mask = np.ones((1, context_length), np.int64)
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
@@ -116,10 +126,13 @@ class Decoder:
 
         Raises:
             Interrupted: if ``interruption`` asks for it.
-            RunError: if onnxruntime gives up; an OutOfMemoryError if that is for want of memory.
+            RunError: if onnxruntime gives up; an OutOfMemoryError if that is for want of memory, or if the
+                file with the weights has become shorter.
         """
         if interruption is not None:
             interruption.check()
+        if self._mapped is not None:
+            self._mapped.check()
         logits = _room((*ids.shape, self.vocab), self._logits_dtype)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
@@ -133,7 +146,7 @@ class Decoder:
             if is_memory_short(error):
                 said = " ".join(str(error).split())[-120:]
                 raise OutOfMemoryError(f"{what}: memory is short ({said}); a smaller context_length needs less") from error
-            raise RunError(f"{what}: {error}") from error
+            raise RunError(f"{what}: {problem_of(error)}") from error
         return logits
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
@@ -157,6 +170,22 @@ def _room(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         ) from None
 
 
+def _logits(session: ort.InferenceSession, name: str) -> tuple[npt.DTypeLike, int]:
+    """(type, number) of the logits."""
+    logits = next(output for output in session.get_outputs() if output.name == "logits")
+    shape = logits.shape or []
+    if logits.type not in _FLOATS or len(shape) != 3 or not _is_size(shape[2], MOST_LOGITS):
+        raise ModelFolderError(
+            f"{name}: logits: expected float or float16 [batch, sequence, vocabulary] with a fixed vocabulary of at most "
+            f"{MOST_LOGITS:,}, got {printable(f'{logits.type} {shape}')}"
+        )
+    return _FLOATS[logits.type], int(shape[2])
+
+
+def _is_size(dim: object, most: int) -> bool:
+    return isinstance(dim, int) and 0 < dim <= most
+
+
 def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
     inputs = {item.name: item for item in session.get_inputs()}
     outputs = {item.name for item in session.get_outputs()}
@@ -167,14 +196,19 @@ def _cache_shape(session: ort.InferenceSession, name: str) -> CacheShape:
     if layers == 0 or set(inputs) != expected_in or outputs != expected_out:
         odd = sorted((set(inputs) ^ expected_in) | (outputs ^ expected_out)) or ["past_key_values.0.key"]
         raise ModelFolderError(
-            f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {', '.join(odd[:6])}"
+            f"{name}: not a decoder of fairy2i-export: missing or unexpected inputs or outputs {printable(', '.join(odd[:6]))}"
         )
     key = inputs["past_key_values.0.key"]
     if key.type == "tensor(int8)" and ort_version() < INT8_CACHE_ORT:  # 1.26 opens it, and fails when it runs
         raise too_old(name, INT8_CACHE_ORT, "for its int8 key-value cache")
-    if key.type not in _CACHES or not all(isinstance(key.shape[axis], int) for axis in (1, 3)):
+    shape = key.shape or []
+    if key.type not in _CACHES or len(shape) != 4 or not all(_is_size(shape[axis], MOST_HEADS) for axis in (1, 3)):
         raise ModelFolderError(
             f"{name}: past_key_values.0.key: expected float, float16 or int8 [batch, kv_heads, past, head] with fixed heads, "
-            f"got {key.type} {key.shape}"
+            f"got {printable(f'{key.type} {shape}')}"
         )
+    for item in (*session.get_inputs(), *session.get_outputs()):
+        if item.name in past | present and (item.type != key.type or [*(item.shape or [])][1::2] != [shape[1], shape[3]]):
+            found = printable(f"{item.name}: {item.type} {item.shape}")
+            raise ModelFolderError(f"{name}: expected keys and values of one shape, {key.type} {shape}, got {found}")
     return CacheShape(layers, key.shape[1], key.shape[3], _CACHES[key.type])

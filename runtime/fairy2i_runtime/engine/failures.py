@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fairy2i_runtime.errors import Fairy2iRuntimeError, LibraryError, ModelFolderError, OutOfMemoryError
+from fairy2i_runtime.errors import Fairy2iRuntimeError, LibraryError, ModelFolderError, OutOfMemoryError, printable
 from fairy2i_runtime.ops.library import ort_version
 
 OLDEST_ORT = (1, 24)  # what the package asks for; several older ones run models with a float32 or float16 cache
@@ -19,8 +19,11 @@ def is_memory_short(error: BaseException) -> bool:
 
 
 def problem_of(error: BaseException) -> str:
-    """What an error of onnxruntime says, without its numbers."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Exception during initialization: )?", "", str(error))
+    """What an error of onnxruntime says, without its numbers, in one printable line."""
+    said = str(error)
+    if isinstance(error, UnicodeDecodeError):  # a message was cut within a character, and Python could not make a text of it
+        said = bytes(error.object).decode("utf-8", "replace")
+    return printable(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Exception during initialization: )?", "", said))
 
 
 def opening_failure(name: str, error: Exception, model: Path | None, opener: str = "onnxruntime") -> Fairy2iRuntimeError:

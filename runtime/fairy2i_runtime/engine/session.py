@@ -9,9 +9,10 @@ import onnxruntime as ort
 
 from fairy2i_runtime.engine.failures import opening_failure, problem_of
 from fairy2i_runtime.engine.threads import check_threads, default_threads
-from fairy2i_runtime.errors import OptionError, encoding_problem
+from fairy2i_runtime.errors import ModelFolderError, OptionError, encoding_problem
 from fairy2i_runtime.folder import KERNEL_ENTRY, KERNEL_VARIABLE
 from fairy2i_runtime.ops.library import ort_version, register
+from fairy2i_runtime.regular_file import read_regular
 
 ISA_ENTRY = "fairy2i.isa"
 ISA_VARIABLE = "FAIRY2I_ISA"
@@ -23,6 +24,8 @@ def open_session(
     model: Path | bytes,
     *,
     folder: Path | None = None,
+    contents: bytes | None = None,
+    copy: bool = False,
     threads: int | None = None,
     kernel: str | None = None,
     isa: str | None = None,
@@ -34,8 +37,10 @@ def open_session(
     Args:
         model: the .onnx file, or the contents of one; its external data is mapped, not read.
         folder: where the external data lies; beside the file by default, and needed for contents.
+        contents: of the file ``model``, if they were read already: onnxruntime gets these bytes.
+        copy: read the external data of ``model`` into memory instead of mapping it.
         threads: threads of the session; None = one per physical (big) core, see :mod:`fairy2i_runtime.engine.threads`.
-        kernel: ``lut``, ``exact`` or ``dot``; None = what FAIRY2I_KERNEL says, else ``lut``.
+        kernel: ``lut``, ``exact``, ``dot`` or ``auto``; None = what FAIRY2I_KERNEL says, else ``lut``.
         isa: instruction set, such as ``scalar`` or ``avx2``; None = what FAIRY2I_ISA says, else the best one here.
         use_library: False runs the operator's function body, stored in the model, with onnxruntime's own operators: slow,
             in need of memory, and independent of the library.
@@ -54,6 +59,9 @@ def open_session(
     name = str(model) if isinstance(model, Path) else f"a model made of {folder}"
     check_kernel_names(name, kernel, isa, needs_library=needs_library)
     options = ort.SessionOptions()
+    if contents is not None and isinstance(model, Path):
+        folder = model.parent
+    data = _read_data(model, options) if copy and isinstance(model, Path) else None
     if folder is not None:
         options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(folder.resolve()))
     options.intra_op_num_threads = default_threads() if threads is None else int(threads)
@@ -67,7 +75,7 @@ def open_session(
     disabled = [] if use_library or not needs_library else ["ConstantFolding"]
     try:
         return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
+            contents if contents is not None else model if isinstance(model, bytes) else str(model),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=disabled,
@@ -78,6 +86,23 @@ def open_session(
         if "FAIRY2I_KERNEL" in problem or "FAIRY2I_ISA" in problem:  # the library does not have what was asked for
             raise OptionError(problem) from error
         raise opening_failure(name, error, model if isinstance(model, Path) else None) from error
+    finally:
+        del data  # onnxruntime has its own copy now
+
+
+def _read_data(model: Path, options: ort.SessionOptions) -> bytes | None:
+    """The external data of a model, handed to the session that is to be opened; keep it until then."""
+    path = model.with_name(f"{model.name}.data")
+    try:
+        data = read_regular(path, 1 << 62, "weights")
+    except FileNotFoundError:
+        return None  # all weights are in the model's file
+    except OSError as error:
+        raise ModelFolderError(f"cannot read {path}: {error.strerror}") from error
+    except (MemoryError, OverflowError):
+        raise ModelFolderError(f"{path}: not enough memory to copy it; load the model without copy") from None
+    options.add_external_initializers_from_files_in_memory([path.name], [data], [len(data)])
+    return data
 
 
 def check_kernel_names(model: str, kernel: object, isa: object, *, needs_library: bool) -> None:

@@ -39,6 +39,7 @@ class BenchOptions:
         threads: threads of onnxruntime; None = the runtime's default.
         kernel: kernel family, or None.
         isa: instruction set, or None.
+        trust_graph: as for :func:`fairy2i_runtime.load`.
 
     Raises:
         OptionError: if a number is out of range.
@@ -50,6 +51,7 @@ class BenchOptions:
     threads: int | None = None
     kernel: str | None = None
     isa: str | None = None
+    trust_graph: bool = False
 
     def __post_init__(self) -> None:
         check_option("prompt_tokens", self.prompt_tokens, int, lambda n: n >= 1, "an integer of at least 1")
@@ -81,7 +83,10 @@ def bench(folder: Path, options: BenchOptions, done: Callable[[], object] = lamb
             f"--prompt-tokens {options.prompt_tokens} and --new-tokens {options.new_tokens} are {wanted} tokens together, more "
             f"than the model was built for ({opened.context_length}); measure fewer"
         )
-    kernel = core.chosen_kernel(opened.kernel_to_run(options.kernel), options.isa) if opened.needs_library else None
+    kernels: list[core.KernelInfo | None] = [None, None]
+    if opened.needs_library:
+        family = opened.kernel_to_run(options.kernel)
+        kernels = [core.chosen_kernel(family, options.isa, rows=rows) for rows in (1, options.prompt_tokens)]
     found = _in_fresh_process({"folder": str(folder), **vars(options)}, done)
     first = [run["first_token"] for run in found["runs"]]
     return {
@@ -89,8 +94,8 @@ def bench(folder: Path, options: BenchOptions, done: Callable[[], object] = lamb
         "machine": machine(),
         "configuration": {
             "threads": options.threads or default_threads() or None,
-            "kernel": None if kernel is None else kernel.family,
-            "isa": None if kernel is None else kernel.isa,
+            **dict(zip(("kernel", "isa"), _names(kernels[0]), strict=True)),
+            **dict(zip(("prompt_kernel", "prompt_isa"), _names(kernels[1]), strict=True)),
             "prompt_tokens": options.prompt_tokens,
             "new_tokens": options.new_tokens,
             "repeat": options.repeat,
@@ -105,6 +110,10 @@ def bench(folder: Path, options: BenchOptions, done: Callable[[], object] = lamb
         "memory_loaded_bytes": found["memory_loaded"],
         "memory_bytes": found["memory"],
     }
+
+
+def _names(kernel: core.KernelInfo | None) -> tuple[str | None, str | None]:
+    return (None, None) if kernel is None else (kernel.family, kernel.isa)
 
 
 def statistics(values: list[float]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         kernel=request["kernel"],
         isa=request["isa"],
         context_length=request["prompt_tokens"] + request["new_tokens"],
+        trust_graph=request["trust_graph"],
     )
     loaded = time.perf_counter()
     memory_loaded = memory()

@@ -14,7 +14,7 @@ from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.folder import ModelFolder
 from fairy2i_runtime.measure.memory import memory_rows, model_memory, model_shape
 from fairy2i_runtime.model import load
-from fairy2i_runtime.ops.core import chosen_kernel, library_info
+from fairy2i_runtime.ops.core import chosen_kernels, library_info
 from fairy2i_runtime.ops.library import library_path
 
 
@@ -32,17 +32,18 @@ def installation_info() -> dict[str, Any]:
     }
 
 
-def model_info(folder: Path, context_length: int | None = None) -> dict[str, Any]:
+def model_info(folder: Path, context_length: int | None = None, *, trust_graph: bool = False) -> dict[str, Any]:
     """What a model folder holds and how much memory it takes.
 
     Args:
         folder: the model folder.
         context_length: the context to estimate the memory for; None = what the model was built for.
+        trust_graph: as for :func:`fairy2i_runtime.load`.
 
     Raises:
         Fairy2iRuntimeError: if the folder does not load.
     """
-    model = load(folder, threads=1, context_length=context_length, use_library=_library_exists())
+    model = load(folder, threads=1, context_length=context_length, use_library=_library_exists(), trust_graph=trust_graph)
     files = {path.name: path.stat().st_size for path in sorted(model.folder.path.iterdir()) if path.is_file()}
     cache = model.decoder.cache_shape
     shape = model_shape(
@@ -72,11 +73,14 @@ def model_info(folder: Path, context_length: int | None = None) -> dict[str, Any
 
 
 def _kernel_name(folder: ModelFolder) -> str | None:
-    """The kernel family that runs if nobody chooses one; None for models without the operator, or without a library here."""
+    """The kernel family that runs if nobody chooses one; None for models without the operator, or without a library here.
+
+    More than one, separated by blanks, if the environment chooses auto: that for few rows of activations first.
+    """
     if not (folder.needs_library and _library_exists()):
         return None
     try:
-        return chosen_kernel(folder.kernel_to_run(None)).family
+        return " ".join(kernel.family for kernel in chosen_kernels(folder.kernel_to_run(None)).values())
     except Fairy2iRuntimeError:
         return None
 

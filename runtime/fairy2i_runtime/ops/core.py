@@ -106,7 +106,7 @@ class Linear:
         n: real output features.
         row_multiplier: float32 [n] or None.
         col_multiplier: float32 [k] or None.
-        kernel: kernel family, or None for the environment's choice or the default.
+        kernel: kernel family, ``auto``, or None for the environment's choice or the default.
         isa: ISA to force, or None.
         layout_version: version of the packed bytes.
         scale_scope: what a scale covers.
@@ -159,11 +159,20 @@ class Linear:
 
     @property
     def kernel(self) -> KernelInfo:
-        """The kernel this layer runs."""
+        """The kernel this layer runs for one row of activations."""
+        return next(iter(self.kernels.values()))
+
+    @property
+    def kernels(self) -> dict[int, KernelInfo]:
+        """The kernels this layer runs, each by the least number of rows of activations; one unless it was asked for auto."""
         ffi, lib = _library()
-        info = ffi.new("f2i_kernel_info *")
-        _check(ffi, lib.f2i_plan_kernel(self._plan, info), ffi.new("f2i_message *"))
-        return _kernel(ffi, info)
+        found: dict[int, KernelInfo] = {}
+        info, following, rows = ffi.new("f2i_kernel_info *"), ffi.new("int64_t *"), 1
+        while rows:
+            _check(ffi, lib.f2i_plan_kernel_for(self._plan, rows, info, following), ffi.new("f2i_message *"))
+            found[rows] = _kernel(ffi, info)
+            rows = int(following[0])
+        return found
 
     def __call__(self, x: npt.ArrayLike, bias: F32 | None = None, *, threads: int = 1) -> F32:
         """Apply the layer.
@@ -207,14 +216,22 @@ class Linear:
         return y
 
 
-def chosen_kernel(kernel: str | None = None, isa: str | None = None) -> KernelInfo:
-    """The kernel that a layer gets with a choice and this environment; asked of the library, not guessed.
+def chosen_kernels(kernel: str | None = None, isa: str | None = None) -> dict[int, KernelInfo]:
+    """The kernels that a layer gets with a choice and this environment, each by the least number of rows of activations.
+
+    They are asked of the library, not guessed.
 
     Raises:
         KernelError: there is no such kernel, or it cannot run here; the message says which can.
     """
     one_tile = np.zeros(512, np.uint8)  # a layer of 2 x 2 at one stage
-    return Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=kernel, isa=isa).kernel
+    return Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=kernel, isa=isa).kernels
+
+
+def chosen_kernel(kernel: str | None = None, isa: str | None = None, *, rows: int = 1) -> KernelInfo:
+    """The one of :func:`chosen_kernels` that runs for this many rows of activations."""
+    found = chosen_kernels(kernel, isa)
+    return found[max(least for least in found if least <= rows)]
 
 
 class _ThreadPool:

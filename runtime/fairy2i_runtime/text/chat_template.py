@@ -1,29 +1,25 @@
 """Chat templates: a list of messages in, the text the model was trained on out.
 
-Templates are Jinja programs that come with a model, so they run in Jinja's immutable sandbox. The environment follows the
-conventions of Hugging Face transformers, for which all such templates are written, and so does what a template gets to see.
+Templates are Jinja programs that come with a model, so they run in Jinja's immutable sandbox, in a process with limits of time
+and memory (:mod:`.sandbox`). The environment follows the conventions of Hugging Face transformers, for which all such templates
+are written, and so does what a template gets to see.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from jinja2 import meta, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
-from fairy2i_runtime.errors import ChatTemplateError
+from fairy2i_runtime.errors import ChatTemplateError, printable
 from fairy2i_runtime.jsonfile import read_optional_json
+from fairy2i_runtime.regular_file import read_regular
+from fairy2i_runtime.text.sandbox import process
+from fairy2i_runtime.text.sandbox.program import FAILURES, environment
 
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
@@ -31,18 +27,16 @@ CONFIG_FILE = "tokenizer_config.json"
 _DEFAULT, _TOOL_USE = "default", "tool_use"
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names for the same part of a message, the first is today's
 _BARE: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}  # of subclasses
-# what Jinja, and Python where it runs what Jinja makes, raise for damaged or failing templates
-_FAILURES = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
-)  # fmt: skip
+MOST_BYTES = 1 << 18  # of a template; the longest known ones have 20 KB
+_MOST_TEMPLATES = 32  # in a folder
 
 
 class ChatTemplate:
-    """A compiled chat template.
+    """A chat template.
 
     Attributes:
-        problem: why it cannot be used; None if it can. Only :meth:`load` makes such templates: a model whose template is
-            damaged can do everything but chat.
+        problem: why it cannot be used; None if it can, as far as is known: :meth:`check` looks closer. Only :meth:`load` makes
+            such templates: a model whose template is damaged can do everything but chat.
     """
 
     problem: str | None = None
@@ -55,7 +49,7 @@ class ChatTemplate:
         origin: str = "chat template",
         tool_use: str | None = None,
     ) -> None:
-        """Compile a template.
+        """Parse a template; what is wrong with it beyond syntax shows when it runs.
 
         Args:
             source: the Jinja text.
@@ -70,7 +64,8 @@ class ChatTemplate:
         self._origin = origin
         self._source = source
         self._tool_use = tool_use
-        self._template = _compile(source, origin)
+        self._compiled = False
+        _check_syntax(source, origin)
 
     @classmethod
     def load(cls, folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -96,9 +91,12 @@ class ChatTemplate:
             return broken
 
     def check(self) -> None:
-        """Raise ChatTemplateError if the template has a :attr:`problem`."""
+        """Raise ChatTemplateError if the template has a :attr:`problem`, or cannot be compiled; in its process, once."""
         if self.problem is not None:
             raise ChatTemplateError(self.problem)
+        if not self._compiled:
+            _run("compile", self._source, self._origin)
+            self._compiled = True
 
     @property
     def variables(self) -> frozenset[str]:
@@ -116,7 +114,7 @@ class ChatTemplate:
     def reserved(self) -> dict[str, str]:
         """Names that are no variables for callers, and who sets them."""
         return {
-            **dict.fromkeys(_environment().globals, "the template language"),
+            **dict.fromkeys(environment().globals, "the template language"),
             **dict.fromkeys(self._special_tokens, "the tokenizer"),
             **dict.fromkeys(("messages", "add_generation_prompt"), "the conversation"),
         }
@@ -131,7 +129,7 @@ class ChatTemplate:
                 transformers, names that the template does not ask for do nothing, and special tokens are replaced.
 
         Raises:
-            ChatTemplateError: if the template is damaged, refuses the messages or fails.
+            ChatTemplateError: if the template is damaged, refuses the messages, fails, or takes too much time or memory.
         """
         self.check()
         names = {"tools": None, "documents": None, **self._special_tokens, **variables}
@@ -141,30 +139,39 @@ class ChatTemplate:
                 isinstance(entries, list | tuple) and all(isinstance(x, Mapping) for x in entries)
             ):
                 raise ChatTemplateError(f"{self._origin}: {name}: expected a list of objects, got {entries!r:.80}")
-        template = self._template
+        source, origin = self._source, self._origin
         if names["tools"] is not None and self._tool_use is not None:
-            template = _compile(self._tool_use, f"{self._origin}: {_TOOL_USE}")
+            source, origin = self._tool_use, f"{self._origin}: {_TOOL_USE}"
+            _check_syntax(source, origin)
         names = {name: _plain(value) for name, value in names.items()}
         names["messages"] = [_message(message) for message in messages]
-        try:
-            return template.render(add_generation_prompt=add_generation_prompt, **names)
-        except _FAILURES as error:
-            raise ChatTemplateError(f"{self._origin}: {error or type(error).__name__}") from error
+        return str(_run("render", source, origin, {"add_generation_prompt": add_generation_prompt, **names}))
 
 
 def _asked(source: str, origin: str) -> set[str]:
     """Names that a template uses and does not set itself, those of the template language among them."""
-    _compile(source, origin)  # what can be compiled can be parsed
-    return set(meta.find_undeclared_variables(_environment().parse(source)))
+    _check_syntax(source, origin)
+    return set(_run("variables", source, origin))
 
 
-def _compile(source: str, origin: str) -> jinja2.Template:
+def _run(task: str, source: str, origin: str, values: Mapping[str, Any] | None = None) -> Any:
     try:
-        return _environment().from_string(source)
+        return process.run(task, source, values)
+    except (ValueError, process.TemplateLimitError, RecursionError, OSError) as error:
+        raise ChatTemplateError(f"{origin}: {printable(str(error))}") from error
+
+
+def _check_syntax(source: str, origin: str) -> None:
+    """Parse a template, which neither computes nor compiles anything of it."""
+    if len(source) > MOST_BYTES:
+        raise ChatTemplateError(f"{origin}: expected a template of at most {MOST_BYTES:,} bytes, found {len(source):,}")
+    try:
+        environment().parse(source)
     except jinja2.TemplateSyntaxError as error:
-        raise ChatTemplateError(f"{origin}: syntax error in line {error.lineno}: {error.message}") from error
-    except (*_FAILURES, SyntaxError) as error:  # Python's own limits: too many nested loops, too deep
-        raise ChatTemplateError(f"{origin}: cannot be compiled: {error or type(error).__name__}") from error
+        message = printable(str(error.message))
+        raise ChatTemplateError(f"{origin}: syntax error in line {error.lineno}: {message}") from error
+    except FAILURES as error:  # Python's own limits, such as those of nested expressions
+        raise ChatTemplateError(f"{origin}: cannot be compiled: {printable(str(error) or type(error).__name__)}") from error
 
 
 def _templates(folder: Path) -> tuple[dict[str, str], str]:
@@ -175,10 +182,10 @@ def _templates(folder: Path) -> tuple[dict[str, str], str]:
         ModelFolderError: if tokenizer_config.json is damaged.
     """
     path, more = folder / TEMPLATE_FILE, folder / TEMPLATE_FOLDER
-    files = {_DEFAULT: path} if path.is_file() else {}
-    files |= {other.stem: other for other in sorted(more.glob("*.jinja"))}
+    files = {_DEFAULT: path} if path.exists() else {}
+    files |= {other.stem: other for other in sorted(more.glob("*.jinja"))[:_MOST_TEMPLATES]}
     if files:
-        return {name: _text_of(file) for name, file in files.items()}, str(path if path.is_file() else more)
+        return {name: _text_of(file) for name, file in files.items()}, str(path if path.exists() else more)
     config = folder / CONFIG_FILE
     value, origin = read_optional_json(config).get("chat_template"), f"{config}: chat_template"
     if value is None:
@@ -197,9 +204,12 @@ def _templates(folder: Path) -> tuple[dict[str, str], str]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path, MOST_BYTES, "a chat template").decode("utf-8")
+    except OSError as error:
+        raise ChatTemplateError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ChatTemplateError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,59 +237,3 @@ def _plain(value: Any) -> Any:
     if callable(dump := getattr(value, "model_dump", None)):  # pydantic's models
         return _plain(dump())
     return f"<{type(value).__name__}>"
-
-
-class _GenerationBlock(Extension):
-    """``{% generation %}...{% endgeneration %}`` marks what a model is trained on; rendering shows the inside."""
-
-    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)  # variables set inside stay there
-
-    def _inside(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _PublicNamespace(Namespace):
-    """Jinja's ``namespace()``, which lets templates store attributes, without underscore names."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"chat templates cannot store the attribute {name!r} in a namespace")
-        super().__setitem__(name, value)
-
-
-def _namespace(*mappings: Any, **values: Any) -> Namespace:
-    namespace = _PublicNamespace()
-    for name, value in dict(*mappings, **values).items():
-        namespace[name] = value
-    return namespace
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _namespace
-    return environment
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    # Jinja's own filter escapes for HTML
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -18,6 +18,8 @@ from typing import Any
 
 import tokenizers
 
+from fairy2i_runtime.text.tokenizer_file import guarded
+
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
@@ -104,6 +106,7 @@ def complete_tokenizer(
         left_out: tokens that are not added.
 
     Raises:
+        TokenizerFileError: if the tokenizer fails.
         ValueError: if a file holds something else than tokens where tokens are expected; names it.
     """
     backend = open_backend()
@@ -111,7 +114,7 @@ def complete_tokenizer(
     named = _read(backend, files)
     wanted = [token for token in _to_add(backend, named) if token.content not in left_out]
     new = [token.content for token in wanted if backend.token_to_id(token.content) is None]
-    backend.add_tokens(wanted)
+    guarded(backend.add_tokens, wanted)
     ids = {text: index for text in new if (index := backend.token_to_id(text)) is not None}
     beyond = {text: index for text, index in ids.items() if rows is not None and index >= rows}
     problems = [
@@ -121,7 +124,7 @@ def complete_tokenizer(
     ]
     if beyond:
         backend = open_backend()
-        backend.add_tokens([token for token in wanted if token.content not in beyond])
+        guarded(backend.add_tokens, [token for token in wanted if token.content not in beyond])
     for text, index in named.ids.items():
         found = backend.token_to_id(text)
         if text not in beyond and found is not None and found != index:

@@ -23,6 +23,7 @@ from fairy2i_runtime.text.special_tokens import (
     TokenFiles,
     complete_tokenizer,
 )
+from fairy2i_runtime.text.tokenizer_file import TokenizerFileError, guarded, open_tokenizer
 
 
 class Tokenizer:
@@ -33,10 +34,9 @@ class Tokenizer:
             ``_token``), as far as they are known.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
-        backend.no_truncation()
-        backend.no_padding()
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str], name: str = TOKENIZER_FILE) -> None:
         self._backend = backend
+        self._name = name
         self.special_tokens = special_tokens
 
     @classmethod
@@ -52,18 +52,20 @@ class Tokenizer:
             ModelFolderError: if tokenizer.json is missing or damaged, or a configuration file is damaged.
         """
         path = folder / TOKENIZER_FILE
-        if not path.is_file():
+        if not path.exists():
             raise ModelFolderError(f"{path} is missing: copy it from the source checkpoint, or export the model again")
         files = TokenFiles(*(read_optional_json(folder / name) for name in (CONFIG_FILE, MAP_FILE, ADDED_FILE)))
         try:
-            completed = complete_tokenizer(lambda: _open(path), files, rows)
+            completed = complete_tokenizer(lambda: open_tokenizer(path), files, rows)
+        except TokenizerFileError as error:
+            raise ModelFolderError(f"{path}: {error}; restore it, or export the model again") from error
         except ValueError as error:
             raise ModelFolderError(f"{folder}: {error}; repair the file, or export the model again") from error
         count = completed.backend.get_vocab_size(with_added_tokens=True)
         if rows is not None and count > rows:
             message = f"{path}: has {count} tokens, but the model's embedding has {rows} rows: it belongs to another model"
             warnings.warn(message, Fairy2iWarning, stacklevel=2)
-        return cls(completed.backend, completed.special_tokens)
+        return cls(completed.backend, completed.special_tokens, str(path))
 
     @property
     def vocab_size(self) -> int:
@@ -89,24 +91,25 @@ class Tokenizer:
                 by a chat template have theirs already.
 
         Raises:
+            ModelFolderError: if the tokenizer fails.
             OptionError: if it is no text, or holds what UTF-8 cannot express (lone surrogates).
         """
-        return list(self._backend.encode(check_text("text", text), add_special_tokens=add_special_tokens).ids)
+        checked = check_text("text", text)
+        try:
+            return list(guarded(self._backend.encode, checked, add_special_tokens=add_special_tokens).ids)
+        except TokenizerFileError as error:
+            raise ModelFolderError(f"{self._name}: {error}") from error
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; unfinished characters come out as U+FFFD, ids without a token as nothing.
 
         Raises:
+            ModelFolderError: if the tokenizer fails.
             OptionError: if they are no token ids: negative, for instance.
         """
         try:
-            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+            return str(guarded(self._backend.decode, list(ids), skip_special_tokens=skip_special_tokens))
+        except TokenizerFileError as error:
+            raise ModelFolderError(f"{self._name}: {error}") from error
         except (TypeError, OverflowError) as error:
             raise OptionError(f"token ids: expected integers from 0 on, got {ids!r:.80}") from error
-
-
-def _open(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ModelFolderError(f"{path} is not a tokenizer that the tokenizers library reads: {error}") from error

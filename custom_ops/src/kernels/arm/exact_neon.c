@@ -61,10 +61,10 @@ static float find_largest(const float *re, const float *im, const float *scales,
 
 float f2i_build_exact__neon(const float *re, const float *im, const float *scales, int stages, void *operands) {
   const float largest = find_largest(re, im, scales, stages);
-  const int usable = largest >= 1e-30f && largest <= FLT_MAX;
+  const int usable = largest >= F2I_NEGLIGIBLE && largest <= FLT_MAX;
   if (!usable) {
     memset(operands, 0, BYTES * f2i_neon_byte_stride(stages));
-    return largest < 1e-30f ? 0.0f : NAN;
+    return largest < F2I_NEGLIGIBLE ? 0.0f : NAN;
   }
   const float32x4_t inverse = vdupq_n_f32((float)LARGEST / largest);
   for (int plane = 0; plane < stages; ++plane) {

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.compile.calibrate.run import skeleton_of, torch_threads
 from fairy2i_export.compile.calibrate.stages import sensitivity
 from fairy2i_export.compile.calibrate.stages.allocation import allocate
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
+from fairy2i_runtime.regular_file import parse_json
 
 
 def choose_stages(prepared: Prepared, file: Path, observer: Observer) -> dict[str, int]:
@@ -53,7 +55,10 @@ def choose_stages(prepared: Prepared, file: Path, observer: Observer) -> dict[st
 def _kept(file: Path, made_for: dict[str, str]) -> dict[str, int] | None:
     """The choice in a file, if it was made for the same."""
     try:
-        found = json.loads(file.read_text())
+        found = parse_json(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found["stages"] if found.get("made_for") == made_for else None
+    if not isinstance(found, dict) or found.get("made_for") != made_for or not isinstance(found.get("stages"), dict):
+        return None
+    stages: dict[str, int] = found["stages"]
+    return stages if all(type(count) is int and 1 <= count <= MAX_STAGES for count in stages.values()) else None

@@ -7,6 +7,7 @@ from contextlib import closing
 
 from fairy2i_runtime.commands.terminal.interrupts import heeding_ctrl_c
 from fairy2i_runtime.commands.terminal.line_editor import BLOCK, LineEditor
+from fairy2i_runtime.commands.terminal.shown import shown
 from fairy2i_runtime.errors import ContextError, OptionError, RunError
 from fairy2i_runtime.text.conversation import Conversation
 from fairy2i_runtime.text.options import GenerationChoices
@@ -46,7 +47,7 @@ def _answer(talk: Conversation, text: str, options: GenerationChoices) -> None:
         with closing(talk.stream(text, **options)) as stream, heeding_ctrl_c(stream.cancel):
             for piece in stream:
                 begun = True
-                print(piece, end="", flush=True)
+                print(shown(piece), end="", flush=True)
         reason = stream.result.finish_reason
         ending = {"context": "the context is full", "interrupted": "stopped"}.get(reason, "")
     except ContextError as error:

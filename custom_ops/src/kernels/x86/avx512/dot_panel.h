@@ -59,7 +59,7 @@ static inline void build_panel(const float *re, const float *im, const float *sc
       finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(i[v]), most, _CMP_LE_OQ);
     }
     const float largest = finite == 0xFFFF ? _mm512_reduce_max_ps(_mm512_max_ps(size_r, size_i)) : 0.0f;
-    const int usable = largest >= 1e-30f;
+    const int usable = largest >= F2I_NEGLIGIBLE;
     units[row] = finite != 0xFFFF ? NAN : usable ? largest / 127.0f * grid : 0.0f;
     __m512i bytes = _mm512_setzero_si512();
     if (usable) {

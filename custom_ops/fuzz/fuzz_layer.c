@@ -1,0 +1,89 @@
+/* fuzz_layer.c - any attributes, counts and pointers through the functions that the operator calls, in its order: what
+ * contradicts the format is refused with a message, what does not is run, and no byte is touched that was not given.
+ */
+#include "layer_input.h"
+
+static int64_t an_attribute(input *in, int64_t good) {
+  static const int64_t odd[8] = {0, -2, 3, 1 << 24, (1 << 24) + 2, INT64_MIN, INT64_MAX - 1, (int64_t)1 << 32};
+  if (!rarely(in)) return good;
+  return a_byte(in) % 2 ? odd[a_byte(in) % 8] : (int64_t)bits_of(in, 8);
+}
+
+static size_t a_count(input *in, size_t good) {
+  if (!rarely(in)) return good;
+  return a_byte(in) % 2 ? good + a_byte(in) - 128 : (size_t)bits_of(in, 8);
+}
+
+static const char *a_name(input *in) {
+  static const char *const names[] = {"lut", "exact", "dot", "", "scalar", "avx2", "neon", "%s%n"};
+  return rarely(in) ? NULL : names[a_byte(in) % 8];
+}
+
+/* Makes some of it wrong. The buffers stay as long as the good values say, so only what is refused may be wrong. */
+static void spoil(input *in, layer_input *l) {
+  f2i_weights *w = &l->w;
+  w->k = an_attribute(in, w->k);
+  w->n = an_attribute(in, w->n);
+  w->stages = an_attribute(in, w->stages);
+  w->layout_version = an_attribute(in, w->layout_version);
+  w->scale_scope = an_attribute(in, w->scale_scope);
+  w->packed_bytes = a_count(in, w->packed_bytes);
+  w->scales_count = a_count(in, w->scales_count);
+  w->row_multiplier_count = a_count(in, w->row_multiplier_count);
+  w->col_multiplier_count = a_count(in, w->col_multiplier_count);
+  if (rarely(in)) w->packed = NULL;
+  if (rarely(in)) w->scales = NULL;
+  if (rarely(in)) l->scales[below(in, 4)] = a_byte(in) % 2 ? NAN : INFINITY;
+}
+
+/* Whether the counts that were given are those of the buffers. */
+static int is_as_long(const f2i_weights *w, const f2i_weights *good) {
+  return w->k == good->k && w->n == good->n && w->stages == good->stages && w->packed_bytes == good->packed_bytes &&
+         w->scales_count == good->scales_count;
+}
+
+static void run(input *in, const layer_input *l, const f2i_plan *plan) {
+  f2i_message message;
+  size_t bytes = 0;
+  const int64_t rows = l->rows;
+  f2i_status status = f2i_workspace_size(plan, rarely(in) ? -1 : rows, &bytes, &message);
+  expect_message(status, &message);
+  if (status != F2I_OK) return;
+  void *workspace = allocated(bytes);
+  float *y = allocated((size_t)(rows * l->ldy) * sizeof(float));
+  for (int64_t i = 0; i < rows * l->ldy; ++i) y[i] = 7.0f;
+  const size_t given = rarely(in) ? bytes / 2 : bytes;
+  const int64_t ldx = rarely(in) ? l->w.k - 1 : l->ldx;
+  const f2i_parallel backwards = {run_backwards, NULL};
+  status = f2i_matmul(plan, rows, l->x, ldx, l->bias, y, l->ldy, workspace, given, a_byte(in) & 1 ? &backwards : NULL,
+                      &message);
+  expect_message(status, &message);
+  EXPECT((status == F2I_OK) == (rows == 0 || (given == bytes && ldx == l->ldx)), "%s", message.text);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = status == F2I_OK ? l->w.n : 0; i < l->ldy; ++i) {
+      EXPECT(y[row * l->ldy + i] == 7.0f, "written beyond row %lld", (long long)row);
+    }
+  }
+  free(y);
+  free(workspace);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  input in = input_of(data, size);
+  layer_input l = good_layer(&in);
+  const f2i_weights good = l.w;
+  f2i_message message, of_plan;
+  f2i_plan plan;
+  if (a_byte(&in) % 2) spoil(&in, &l);
+  const f2i_status status = f2i_validate(&l.w, &message);
+  expect_message(status, &message);
+  if (status == F2I_OK) EXPECT(is_as_long(&l.w, &good), "accepted K=%lld N=%lld", (long long)l.w.k, (long long)l.w.n);
+  const char *family = a_name(&in), *isa = a_name(&in);
+  const f2i_status planned = f2i_plan_init(&plan, &l.w, family, isa, &of_plan);
+  expect_message(planned, &of_plan);
+  if (status != F2I_OK) EXPECT(planned == status && strcmp(of_plan.text, message.text) == 0, "%s", of_plan.text);
+  if (planned == F2I_OK) run(&in, &l, &plan);
+  else EXPECT(plan.kernel == NULL, "a kernel in spite of: %s", of_plan.text);
+  free_layer(&l);
+  return 0;
+}

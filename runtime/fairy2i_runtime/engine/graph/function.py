@@ -1,0 +1,30 @@
+"""The function body of Fairy2iMatMul that a model carries along: one that a release has written, or none."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from fairy2i_runtime.engine.graph.call import GraphError
+from fairy2i_runtime.engine.graph.operators import OURS
+
+# sha256 of the nodes of Fairy2iMatMul's function body, see digest; the versions of it that were ever exported
+FUNCTION_DIGESTS = frozenset({"2fa9e9aa665e8cf5e4053bb20ec5c215df130bd8dfa828ee3b91d003de3b08f6"})
+
+
+def check_function(function: dict[str, Any]) -> None:
+    name = (function.get("domain", ""), function.get("name", ""))
+    if name != (OURS, "Fairy2iMatMul") or digest(function) not in FUNCTION_DIGESTS:
+        raise GraphError(f"a function {'::'.join(name)!r} that no release has written")
+
+
+def digest(function: dict[str, Any]) -> str:
+    """Hash of what a function computes; names of nodes, comments and versions of operator sets are no part of it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return sorted((key, plain(item)) for key, item in value.items() if key not in ("doc", "metadata", "opsets"))
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    nodes = [{key: item for key, item in node.items() if key != "name"} for node in function["nodes"]]
+    return hashlib.sha256(repr(plain({**function, "nodes": nodes})).encode()).hexdigest()
