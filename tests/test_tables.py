@@ -122,6 +122,8 @@ def test_bench_shows_all_at_every_width(
         "configuration": {
             "kernel": "lut",
             "isa": "avx512",
+            "prompt_kernel": "dot",
+            "prompt_isa": "avx512",
             "threads": 2,
             "onnxruntime": "1.24.1",
             "repeat": 5,
