@@ -1,4 +1,4 @@
-"""The quantizer as one kernel, as GPUs run it: the same bits as one by one. Where there is no GPU, torch compiles it for the processor."""
+"""The quantizer as one kernel, as GPUs run it: the bits of one step at a time. Without a GPU, torch compiles for the processor."""
 
 from __future__ import annotations
 
