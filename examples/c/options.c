@@ -26,7 +26,7 @@ const char OPTIONS_HELP[] =
     ")\n"
     "  --max-new-tokens N   stop after that many, 0 or more (default: 128)\n"
     "  --context N          room for the prompt and what follows (default: what the model was built for)\n"
-    "  --threads N          threads to run with (default: one per physical core)\n"
+    "  --threads N          threads to run with, 1 to 1024 (default: one per physical core)\n"
     "  --kernel NAME        lut, exact, dot or auto (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n";
 
 static bool read_number(const char *name, const char *text, int64_t least, int64_t most, int64_t *out, problem *why) {

@@ -23,8 +23,8 @@ std::int64_t chosen_context(const OpenModel &opened, const Options &options) {
 void flush_output() {
   errno = 0;
   if (!std::cout.flush()) {
-    throw Failure(std::string("standard output cannot be written: ") +
-                  (errno != 0 ? std::strerror(errno) : "it is closed"));
+    throw OutputFailure(std::string("standard output cannot be written: ") +
+                        (errno != 0 ? std::strerror(errno) : "it is closed"));
   }
 }
 

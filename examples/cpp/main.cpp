@@ -1,4 +1,5 @@
 // fairy2i_chat: talk with an exported model in onnxruntime-genai, whose are tokenizer, sampling and key-value cache.
+#include <cstring>
 #include <iostream>
 #include <new>
 
@@ -12,11 +13,16 @@ void converse(Chat &chat) {
     std::cerr << "This model continues what you write, every line anew: " << chat.template_problem() << '\n';
   }
   std::string line;
-  while (std::cout << "> " << std::flush && std::getline(std::cin, line) && !line.empty()) {
+  while (std::cin) {
+    std::cout << "> ";
+    flush_output();
+    if (!std::getline(std::cin, line) || line.empty()) break;
     try {
       check_text("the line", line);
       chat.answer(line);
       std::cout << '\n';
+    } catch (const OutputFailure &) {  // nobody would read further answers
+      throw;
     } catch (const Failure &failure) {  // the conversation is longer than the context, for instance
       std::cerr << "fairy2i_chat: " << failure.what() << '\n';
     }
@@ -50,15 +56,18 @@ int main(int argc, char **argv) {
     const Options options = read_options(argc, argv);
     if (options.help) {
       std::cout << kHelp;
+      flush_output();
       return 0;
     }
     run(options);
   } catch (const Failure &failure) {
-    std::cerr << "fairy2i_chat: " << failure.what() << '\n';
-    return 2;
+    // onnxruntime's own std::bad_alloc comes as the text of an error
+    const bool memory = std::strstr(failure.what(), "bad_alloc") != nullptr;
+    std::cerr << "fairy2i_chat: " << (memory ? "not enough memory: " : "") << failure.what() << '\n';
+    return memory ? 1 : 2;
   } catch (const std::bad_alloc &) {
     std::cerr << "fairy2i_chat: not enough memory\n";
-    return 2;
+    return 1;
   }
   return 0;
 }
