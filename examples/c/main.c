@@ -91,7 +91,8 @@ int main(int argc, char **argv) {
         options_close(&given);
       }
   }
-  bool memory = strstr(why.text, "bad_alloc") != NULL; /* onnxruntime's */
-  fprintf(stderr, "fairy2i_tokens: %s%s\n", memory ? "not enough memory: " : "", why.text);
+  bool memory = problem_is_memory(why.text);
+  fprintf(stderr, "fairy2i_tokens: %s%s\n", memory && !strstr(why.text, "not enough") ? "not enough memory: " : "",
+          why.text);
   return memory ? 1 : 2;
 }

@@ -1,9 +1,10 @@
 // fairy2i_chat: talk with an exported model in onnxruntime-genai, whose are tokenizer, sampling and key-value cache.
-#include <cstring>
 #include <iostream>
 #include <new>
+#include <string>
 
 #include "chat.hpp"
+#include "shared/problem.h"
 #include "utf8.hpp"
 
 namespace {
@@ -61,9 +62,10 @@ int main(int argc, char **argv) {
     }
     run(options);
   } catch (const Failure &failure) {
-    // onnxruntime's own std::bad_alloc comes as the text of an error
-    const bool memory = std::strstr(failure.what(), "bad_alloc") != nullptr;
-    std::cerr << "fairy2i_chat: " << (memory ? "not enough memory: " : "") << failure.what() << '\n';
+    const std::string text = failure.what();
+    const bool memory = problem_is_memory(text.c_str());  // onnxruntime's own std::bad_alloc comes as a text
+    const bool prefix = memory && text.find("not enough") == std::string::npos;
+    std::cerr << "fairy2i_chat: " << (prefix ? "not enough memory: " : "") << text << '\n';
     return memory ? 1 : 2;
   } catch (const std::bad_alloc &) {
     std::cerr << "fairy2i_chat: not enough memory\n";
