@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from fairy2i_export.output.disk.own_files import open_own
 from fairy2i_runtime.regular_file import parse_json
 
-_LIMIT = 1 << 28  # bytes that are read: ten times what the largest models need
+JOURNAL_BYTES = 1 << 28  # bytes that are read: ten times what the largest models need
 _FORMAT = "fairy2i-export journal 1"
 # key of the first line -> why a journal with another value cannot be used
 _DIFFERENCES = {
@@ -50,7 +50,7 @@ class Journal:
         Returns:
             None if there is something to continue or nothing at all; else why what is there cannot be used.
         """
-        lines = self._file.read(_LIMIT).splitlines(keepends=True)
+        lines = self._file.read(JOURNAL_BYTES).splitlines(keepends=True)
         if not lines:
             self._start(expected)
             return None
