@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,8 +109,9 @@ class Journal:
         self._append({"file": name, "sha256": sha256})
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. What of a line could not be written was an error then, and would be one again."""
+        with suppress(OSError):
+            self._file.close()
 
     def _start(self, head: Mapping[str, str]) -> None:
         self._file.seek(0)
