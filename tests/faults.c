@@ -1,8 +1,6 @@
-/* faults.c - a disk that is full or fails: loaded with LD_PRELOAD, it counts what changes files under a folder and lets the
- * calls from a certain one on fail. By environment variables, which are read at every call:
- *   FAULTS_UNDER   the folder; nothing fails without it
- *   FAULTS_AT      number of the call that fails, from 1
- *   FAULTS_ERRNO   with which error
+/* faults.c - a disk that is full or fails: loaded with LD_PRELOAD, it counts what changes files under a folder and lets
+ * the calls from a certain one on fail. By environment variables, which are read at every call: FAULTS_UNDER   the
+ * folder; nothing fails without it FAULTS_AT      number of the call that fails, from 1 FAULTS_ERRNO   with which error
  *   FAULTS_STAY    all later ones fail, too */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -48,14 +46,18 @@ static int file_fails(int file) {
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 ssize_t write(int file, const void *data, size_t size) { return file_fails(file) ? -1 : REAL(write)(file, data, size); }
-ssize_t writev(int file, const struct iovec *parts, int n) { return file_fails(file) ? -1 : REAL(writev)(file, parts, n); }
+ssize_t writev(int file, const struct iovec *parts, int n) {
+  return file_fails(file) ? -1 : REAL(writev)(file, parts, n);
+}
 ssize_t pwrite(int file, const void *data, size_t size, off_t at) {
   return file_fails(file) ? -1 : REAL(pwrite)(file, data, size, at);
 }
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t at) {
   return file_fails(file) ? -1 : REAL(pwrite64)(file, data, size, at);
 }
-ssize_t sendfile(int out, int in, off_t *at, size_t size) { return file_fails(out) ? -1 : REAL(sendfile)(out, in, at, size); }
+ssize_t sendfile(int out, int in, off_t *at, size_t size) {
+  return file_fails(out) ? -1 : REAL(sendfile)(out, in, at, size);
+}
 ssize_t sendfile64(int out, int in, off64_t *at, size_t size) {
   return file_fails(out) ? -1 : REAL(sendfile64)(out, in, at, size);
 }

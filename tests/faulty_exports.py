@@ -1,7 +1,8 @@
 """A program that runs an export for every line on standard input, in a copy of itself that is killed at a named point.
 
-A line is {"source": ..., "out": ..., "point": a name of POINTS or null, "environment": {...}}; the answer a line
-{"killed": bool, "error": the message of a documented error, "traceback": ..., "calls": what faults.c has counted}.
+An export of a checkpoint, or of an .onnx file that is rewritten. A line is {"source": ..., "out": ..., "point": a name of POINTS
+or null, "environment": {...}}; the answer a line {"killed": bool, "error": the message of a documented error, "traceback": ...,
+"calls": what faults.c has counted}.
 """
 
 from __future__ import annotations
@@ -88,13 +89,15 @@ def perform(order: dict[str, Any]) -> dict[str, Any]:
     """In the copy: the export, and what came of it."""
     from fairy2i_export import export
     from fairy2i_export.errors import Fairy2iError
+    from fairy2i_export.rewrite import rewrite_onnx
 
     os.environ.update(order.get("environment", {}))
     if order.get("point") is not None:
         arm(POINTS[order["point"]])
     found = {"error": "", "traceback": ""}
     try:
-        export(order["source"], order["out"], force=True)
+        make = rewrite_onnx if order["source"].endswith(".onnx") else export
+        make(order["source"], order["out"], force=True)
     except Fairy2iError as error:
         found["error"] = str(error)
     except BaseException:
@@ -105,7 +108,8 @@ def perform(order: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer orders until there are no more."""
-    for name in {point.module for point in POINTS.values()} | {"onnxruntime", "tokenizers", "onnx", "fairy2i_runtime.model"}:
+    needed = {"onnxruntime", "tokenizers", "onnx", "fairy2i_runtime.model", "fairy2i_export.rewrite"}
+    for name in needed | {point.module for point in POINTS.values()}:
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)

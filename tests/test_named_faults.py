@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.compile.calibrate.store import LayerStore
+from fairy2i_export.rewrite import rewrite_onnx
 from fairy2i_export.train.loop import checkpoint_guard
 from faulty_exports import ONLY_WITH_AN_EARLIER, POINTS
+from rewrite_helpers import save_model
 from test_hostile_kills import in_a_child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, SIGKILL and LD_PRELOAD")
@@ -103,7 +106,7 @@ def check(ask: Ask, source: Path, out: Path, old: Path | None, new: Path) -> Non
     """What an unfinished export has left, and what the same command makes of it."""
     if out.exists():
         assert contents(out) in ([contents(new)] if old is None else [contents(old), contents(new)])
-        assert (out / "README.md").is_file()
+        assert (out / "README.md").is_file() == (new / "README.md").is_file()
     else:
         assert old is None
     assert ask(source, out)["error"] == ""
@@ -122,17 +125,32 @@ def test_killed_at(point: str, earlier: bool, ask: Ask, source: Path, old: Path,
     check(ask, source, out, old if earlier else None, new)
 
 
+@pytest.fixture(scope="module")
+def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    return save_model(
+        tmp_path_factory.mktemp("onnx") / "model.onnx",
+        "h = MatMul(x, w)\na = Relu(h)\ny = MatMul(a, w)",
+        {"x": ("float", ["batch", 64])},
+        {"y": "float"},
+        {"w": weight},
+    )
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "onnx"])
 @pytest.mark.parametrize("earlier", [False, True], ids=["nothing there", "an earlier export"])
 @pytest.mark.parametrize(("number", "stays"), [(errno.ENOSPC, True), (errno.EIO, False)], ids=["full", "fails once"])
 def test_a_disk_that_is_full_or_fails(
-    number: int, stays: bool, earlier: bool, ask: Ask, source: Path, old: Path, new: Path, tmp_path: Path
+    what: str, number: int, stays: bool, earlier: bool, ask: Ask, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """At every sixth call that changes a file, and the last ones."""
-    total = ask(source, tmp_path / "all" / "out", FAULTS_UNDER=tmp_path)["calls"]
-    assert total > 40
-    shutil.rmtree(tmp_path / "all")
-    refused = 0
-    for at in sorted({*range(1, total, 6), *range(total - 4, total + 1)}):
+    """At every sixth (or second) call that changes a file, and the last ones."""
+    source = request.getfixturevalue("source" if what == "checkpoint" else "onnx_model")
+    before = ask(source, tmp_path / "all" / "out", FAULTS_UNDER=tmp_path)
+    new = (tmp_path / "all").rename(tmp_path / "new") / "out"
+    old = request.getfixturevalue("old") if what == "checkpoint" else rewritten(source, tmp_path / "old")
+    total, refused = before["calls"], 0
+    assert total > 12
+    for at in sorted({*range(1, total, 6 if what == "checkpoint" else 2), *range(total - 4, total + 1)}):
         folder = tmp_path / str(at)
         folder.mkdir()
         out = folder / "out"
@@ -145,7 +163,12 @@ def test_a_disk_that_is_full_or_fails(
             assert str(out) in error or str(folder) in error, error
             assert os.strerror(number) in error, error
         check(ask, source, out, old if earlier else None, new)
-    assert refused > 10
+    assert refused > 5
+
+
+def rewritten(source: Path, out: Path) -> Path:
+    rewrite_onnx(source, out, stages=1)
+    return out
 
 
 # ---- what a calibration keeps, and checkpoints of a training
