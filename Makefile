@@ -137,17 +137,20 @@ sanitize-threads:
 	cmake --build $(WORK)/threads --target test_threads
 	$(WORK)/threads/test_threads
 
-# needs clang with its libraries (Debian: clang libclang-rt-14-dev). SECONDS: of each target. What is found stays beside
-# the corpus of a target, $(WORK)/fuzz/TARGET-crash-...; run it again with $(WORK)/fuzz/TARGET FILE
+# needs clang with its libraries (Debian: clang libclang-rt-14-dev). SECONDS: of each target; JOBS: targets at a time. Inputs that
+# reach new code are kept in CORPUS/TARGET and are where the next run begins. What is found stays beside the targets,
+# $(WORK)/fuzz/TARGET-crash-...; run it again with $(WORK)/fuzz/TARGET FILE
 fuzz: SECONDS := 60
+fuzz: JOBS := 1
+fuzz: CORPUS := $(abspath $(WORK))/fuzz/corpus
 fuzz:
 	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
-	cmake --build $(WORK)/fuzz
-	cd $(WORK)/fuzz && for target in fuzz_layer fuzz_isas fuzz_pack fuzz_quantize; do \
-	  mkdir -p corpus/$$target && ./$${target}_seeds 200 corpus/$$target && \
-	  ./$$target corpus/$$target -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=$$target- \
-	    -print_final_stats=1 2> $$target.log; status=$$?; tail -n 7 $$target.log; [ $$status -eq 0 ] || exit 1; done
+	cmake --build $(WORK)/fuzz -j$(JOBS)
+	cd $(WORK)/fuzz && printf '%s\n' fuzz_layer fuzz_isas fuzz_pack fuzz_quantize | xargs -P $(JOBS) -I TARGET sh -c '\
+	  mkdir -p $(CORPUS)/TARGET && ./TARGET_seeds 200 $(CORPUS)/TARGET && \
+	  ./TARGET $(CORPUS)/TARGET -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- \
+	    -print_final_stats=1 2> TARGET.log; status=$$?; echo TARGET; tail -n 7 TARGET.log; exit $$status'
 
 clean:
 	rm -rf $(VENV) $(WORK) build

@@ -14,6 +14,8 @@ import pytest
 
 import fairy2i_runtime
 from conftest import ROOT
+from runtime_models import copy_of_stories
+from test_runtime_folder import edit_config
 
 EXAMPLES = ROOT / "examples"
 SHARED = EXAMPLES / "c" / "shared"
@@ -74,11 +76,23 @@ def _sanitizers(program: str) -> tuple[str, ...]:
 @functools.cache
 def c_host() -> Path:
     """fairy2i_tokens, with sanitizers."""
+    return _c_host("fairy2i_tokens", sanitized=True)
+
+
+@functools.cache
+def plain_c_host() -> Path:
+    """The same without them: they want terabytes of address space."""
+    (Path(_scratch().name) / "plain").mkdir()
+    return _c_host("plain/fairy2i_tokens", sanitized=False)
+
+
+def _c_host(name: str, sanitized: bool) -> Path:
     cc = compiler(os.environ.get("CC", ""), "cc", "gcc", "clang")
-    target = Path(_scratch().name) / "fairy2i_tokens"
+    target = Path(_scratch().name) / name
     sources = [*(EXAMPLES / "c").glob("*.c"), *SHARED.glob("*.c"), SHARED / "third_party" / "cjson" / "cJSON.c"]
     library = f'-DDEFAULT_ONNXRUNTIME="{onnxruntime_library()}"'
-    compiled(cc, "-std=c11", *WARNINGS, *_sanitizers(cc), library, *sources, "-o", target, "-ldl", "-lm")
+    flags = _sanitizers(cc) if sanitized else ()
+    compiled(cc, "-std=c11", *WARNINGS, *flags, library, *sources, "-o", target, "-ldl", "-lm")
     return target
 
 
@@ -140,5 +154,25 @@ def refused(program: Path, *arguments: object, **variables: str) -> str:
     assert done.returncode == 2, done.stderr
     assert done.stdout in ("", "> ")  # the chat may have asked for a question
     assert done.stderr.startswith(f"{program.name}: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def without_memory(program: Path, scratch: Path, *arguments: object) -> str:
+    """The one line of a program that gets a model whose cache is larger than the process may become."""
+    resource = pytest.importorskip("resource")
+    folder = copy_of_stories(scratch / "large")
+    most = 1 << 24  # tokens, of 5 layers with 4 heads of 8 numbers: 21 GB
+    edit_config(folder, "model", "context_length", value=most)
+    done = subprocess.run(
+        list(map(str, (program, folder, *arguments, "--context", most, "--threads", 1))),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "FAIRY2I_LIBRARY": fairy2i_runtime.library_path()},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr

@@ -12,8 +12,18 @@ import pytest
 
 import fairy2i_runtime
 from fairy2i_export import export
-from host_programs import c_host, for_another_processor, onnxruntime_library, refused, run_host, stub_onnxruntime
+from host_programs import (
+    c_host,
+    for_another_processor,
+    onnxruntime_library,
+    plain_c_host,
+    refused,
+    run_host,
+    stub_onnxruntime,
+    without_memory,
+)
 from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
+from test_host_values import oldest_onnxruntime
 from test_runtime_folder import edit_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names of shared libraries")
@@ -134,7 +144,14 @@ def test_libraries_for_another_processor(tmp_path: Path) -> None:
 
 def test_an_onnxruntime_that_is_too_old(tmp_path: Path) -> None:
     old = stub_onnxruntime(tmp_path / "libold.so", "1.23.2")
-    assert "expected onnxruntime 1.24 or newer, found 1.23.2" in refused(c_host(), stories_folder(), 1, "--onnxruntime", old)
+    wanted = ".".join(map(str, oldest_onnxruntime()))
+    message = refused(c_host(), stories_folder(), 1, "--onnxruntime", old)
+    assert f"expected onnxruntime {wanted} or newer, found 1.23.2" in message
+    almost = stub_onnxruntime(tmp_path / "libalmost.so", "1.24.3")
+    assert f"{wanted} or newer, found 1.24.3" in refused(c_host(), stories_folder(), 1, "--onnxruntime", almost)
+    for number in (wanted, "1.24.10", "1.25.0"):
+        new = stub_onnxruntime(tmp_path / f"lib{number}.so", number)
+        assert "has no C API 24" in refused(c_host(), stories_folder(), 1, "--onnxruntime", new)
     odd = stub_onnxruntime(tmp_path / "libodd.so", "2.0.0")
     assert "has no C API 24" in refused(c_host(), stories_folder(), 1, "--onnxruntime", odd)
 
@@ -149,7 +166,14 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 def test_damaged_folders(tmp_path: Path) -> None:
     folder = copy_of_stories(tmp_path / "model")
     os.truncate(folder / "model.onnx.data", 100_000)
-    assert "model.onnx.data ends too early, after 100000 bytes: expected all weights" in refused(c_host(), folder, 1)
+    message = refused(c_host(), folder, 1)
+    assert "model.onnx.data ends too early, after 100000 bytes: expected 101376 or more" in message
+    (folder / "model.onnx.data").unlink()
+    (folder / "model.onnx.data").mkdir()
+    assert "expected the weights of the model in a regular file, found a folder" in refused(c_host(), folder, 1)
+    (folder / "model.onnx.data").rmdir()
+    os.mkfifo(folder / "model.onnx.data")
+    assert "in a regular file, found a pipe, a device or the like" in refused(c_host(), folder, 1)
     (folder / "model.onnx.data").unlink()
     assert "model.onnx.data is missing: it holds the weights of the model" in refused(c_host(), folder, 1)
     (folder / "model.onnx").unlink()
@@ -202,6 +226,12 @@ def test_help() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for option in ("--library", "--onnxruntime", "--max-new-tokens", "--context", "--threads", "--kernel"):
         assert option in done.stdout
+
+
+def test_want_of_memory_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    assert "fairy2i_tokens: not enough memory for a context of 16777216 tokens; choose" in without_memory(
+        plain_c_host(), tmp_path, 1
+    )
 
 
 def test_a_folder_that_was_moved(tmp_path: Path) -> None:

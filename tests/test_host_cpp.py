@@ -13,6 +13,7 @@ import pytest
 
 import fairy2i_runtime
 from fairy2i_runtime import genai
+from fairy2i_runtime.commands.chat import CHAT_DEFAULTS
 from host_programs import (
     cpp_host,
     for_another_processor,
@@ -21,6 +22,7 @@ from host_programs import (
     refused,
     run_host,
     stub_onnxruntime,
+    without_memory,
 )
 from runtime_models import chat_folder, copy_of_stories, stories_folder
 from test_runtime_folder import edit_config
@@ -66,6 +68,57 @@ def test_drawing() -> None:
     assert told(stories_folder(), "--greedy", "--max-new-tokens", 30) not in (one, two)
 
 
+SAYS = "generation_config.json"
+
+
+def conversed(folder: Path, *options: object) -> str:
+    """Two answers in a conversation."""
+    fixed = ("--max-new-tokens", 25, "--threads", 1, "--kernel", "exact")
+    done = run_host(cpp_host(), folder, *fixed, *options, text="Tell me\nAnd then?\n")
+    assert done.returncode == 0
+    return done.stdout
+
+
+def recommending(folder: Path, **search: object) -> Path:
+    """Change what genai_config.json says of drawing, as an export does."""
+    for name, value in search.items():
+        edit_config(folder, "search", name, value=value)
+    return folder
+
+
+def test_a_conversation_without_a_recommendation_draws_as_the_chat_of_python(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "model")
+    drawn = conversed(folder, "--seed", 1)
+    same = recommending(chat_folder(tmp_path / "same"), do_sample=True, top_k=0, **CHAT_DEFAULTS)
+    assert drawn == conversed(same, "--seed", 1)
+    assert drawn not in (conversed(folder, "--seed", 2), conversed(folder, "--greedy"))
+    assert conversed(folder, "--seed", 1, "--temperature", 1.5) != drawn
+    assert len({conversed(folder) for _ in range(6)}) > 1
+    assert conversed(stories_folder(), "--seed", 1) != conversed(
+        stories_folder(), "--seed", 2
+    )  # as for one without a template
+    answers = {seed: told(folder, "--max-new-tokens", 25, "--seed", seed) for seed in (1, 2)}
+    assert answers[1] != answers[2]  # an answer, too
+
+
+def test_what_is_recommended_comes_before_that(tmp_path: Path) -> None:
+    folder = recommending(chat_folder(tmp_path / "model"), do_sample=True, temperature=1e-6, top_k=1)
+    greedy = conversed(folder, "--greedy")
+    assert conversed(folder) == greedy  # drawn as it says, among one token
+    folder = chat_folder(tmp_path / "greedy")
+    (folder / SAYS).write_text('{"do_sample": false, "repetition_penalty": 1.0}')
+    assert conversed(folder) == greedy
+    (folder / SAYS).write_text('{"do_sample": false}')
+    assert len({conversed(folder) for _ in range(3)}) == 1  # with a penalty, as fairy2i chat has it
+    recommending(folder, repetition_penalty=CHAT_DEFAULTS["repetition_penalty"])
+    assert conversed(folder, "--greedy") == conversed(recommending(folder, repetition_penalty=1.0))
+
+
+def test_want_of_memory_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    line = without_memory(cpp_host(), tmp_path, "--prompt", PROMPT)
+    assert line.startswith("fairy2i_chat: not enough memory: generator: ")
+
+
 @pytest.mark.parametrize("context", [None, 512])
 def test_a_conversation(context: int | None, tmp_path: Path) -> None:
     """Every question is asked behind all before it, as the template writes them, whatever of it is still in the cache."""
@@ -87,14 +140,16 @@ def test_a_conversation(context: int | None, tmp_path: Path) -> None:
 
 def test_a_turn_that_does_not_fit_is_none(tmp_path: Path) -> None:
     folder = chat_folder(tmp_path / "model")
-    alone = run_host(cpp_host(), folder, "--max-new-tokens", 5, text="Hello\n").stdout
-    done = run_host(cpp_host(), folder, "--max-new-tokens", 5, text="Tell me " * 300 + "\nHello\n")
+    alone = run_host(cpp_host(), folder, "--max-new-tokens", 5, "--greedy", text="Hello\n").stdout
+    done = run_host(cpp_host(), folder, "--max-new-tokens", 5, "--greedy", text="Tell me " * 300 + "\nHello\n")
     assert done.stdout == "> " + alone
     assert "tokens leave no room for another in the context of 512" in done.stderr
 
 
 def test_a_model_without_a_template_continues_every_line() -> None:
-    done = run_host(cpp_host(), stories_folder(), "--kernel", "exact", text=f"{PROMPT}\n{PROMPT}\n\nnever read\n")
+    done = run_host(
+        cpp_host(), stories_folder(), "--kernel", "exact", "--greedy", text=f"{PROMPT}\n{PROMPT}\n\nnever read\n"
+    )
     assert done.stdout == f"> {expected(kernel='exact')}" * 2 + "> "
     assert done.stderr.startswith("This model continues what you write, every line anew: ")
 
@@ -107,8 +162,8 @@ def test_a_model_without_a_template_continues_every_line() -> None:
         (("--threads", "0"), "--threads: expected an integer from 1 to 1024, got '0'"),
         (("--threads", "1.5"), "got '1.5'"),
         (("--threads", "nan"), "got 'nan'"),
-        (("--temperature", "0"), "--temperature: expected a number above 0"),
-        (("--top-p", "1.1"), "--top-p: expected a number above 0, at most 1, got '1.1'"),
+        (("--temperature", "0"), "--temperature: expected a number from 0.000001 to 1000000; --greedy"),
+        (("--top-p", "1.1"), "--top-p: expected a number from 0.000001 to 1, got '1.1'"),
         (("--greedy", "--seed", "1"), "--greedy draws nothing"),
         (("--kernel", "nosuch"), 'unknown kernel "nosuch"'),
         (("--prompt",), "--prompt: expected a value behind it"),
@@ -133,8 +188,11 @@ def test_folders_that_are_none_or_damaged(tmp_path: Path) -> None:
     assert '"nosuch"' in refused(cpp_host(), folder)
     shutil.copy(stories_folder() / "genai_config.json", folder)
     os.truncate(folder / "model.onnx.data", 100_000)
-    assert "model.onnx.data ends too early, after 100000 bytes: expected all weights" in refused(cpp_host(), folder)
+    assert "model.onnx.data ends too early, after 100000 bytes: expected 101376 or more" in refused(cpp_host(), folder)
     (folder / "model.onnx.data").unlink()
+    (folder / "model.onnx.data").mkdir()
+    assert "expected the weights of the model in a regular file, found a folder" in refused(cpp_host(), folder)
+    (folder / "model.onnx.data").rmdir()
     assert "model.onnx.data is missing: it holds the weights of the model" in refused(cpp_host(), folder)
     shutil.copy(stories_folder() / "model.onnx.data", folder)
     (folder / "tokenizer.json").unlink()
@@ -148,7 +206,7 @@ NO_TEXTS = [b"a\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"caf\x
 def test_a_line_that_is_no_text_is_refused_and_the_next_one_read(bad: bytes) -> None:
     at = len(bad.decode("utf-8", "ignore").partition("\0")[0].encode())
     done = subprocess.run(
-        [cpp_host(), stories_folder(), "--kernel", "exact"],
+        [cpp_host(), stories_folder(), "--kernel", "exact", "--greedy"],
         input=bad + b"\n" + PROMPT.encode() + b"\n",
         env={**os.environ, "FAIRY2I_LIBRARY": fairy2i_runtime.library_path()},
         capture_output=True,
@@ -186,7 +244,9 @@ def test_libraries_for_another_processor(tmp_path: Path) -> None:
 
 def test_an_onnxruntime_that_is_too_old(tmp_path: Path) -> None:
     old = stub_onnxruntime(tmp_path / "libold.so", "1.23.2")
-    assert "expected onnxruntime 1.24 or newer, found 1.23.2" in refused(cpp_host(), stories_folder(), "--onnxruntime", old)
+    assert "expected onnxruntime 1.24.4 or newer, found 1.23.2" in refused(
+        cpp_host(), stories_folder(), "--onnxruntime", old
+    )
     odd = stub_onnxruntime(tmp_path / "libodd.so", "1.99.0")
     assert "does not take the onnxruntime it is given" in refused(cpp_host(), stories_folder(), "--onnxruntime", odd)
 
@@ -222,6 +282,8 @@ def test_a_library_that_the_folder_names_is_not_loaded(tmp_path: Path) -> None:
 def test_help() -> None:
     done = run_host(cpp_host(), "--help")
     assert (done.returncode, done.stderr) == (0, "")
+    for value in CHAT_DEFAULTS.values():
+        assert f" {value} " in done.stdout.replace("\n", " ").replace(",", " ")
     for option in (
         "prompt",
         "library",

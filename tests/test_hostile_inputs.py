@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fairy2i_export.compile import run as compile_run
 from fairy2i_export.errors import ArchitectureError, CheckpointError, Fairy2iError, ModelError
 from fairy2i_export.rewrite import rewrite_onnx
 from fairy2i_export.source.safetensors_file import SafetensorsFile
+from rewrite_helpers import function_calls
 
 pytestmark = pytest.mark.timeout(120)
 unix = pytest.mark.skipif(os.name == "nt", reason="no such files there")
@@ -187,25 +187,13 @@ def save(path: Path, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto
     return path
 
 
-def calls(path: Path, out: Path) -> int:
-    """How many functions a rewrite calls, in Python or from it: a measure of its work that no other load changes."""
-    count = 0
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(profile)
-    try:
-        rewrite_onnx(path, out, jobs=1, trained=True)
-    finally:
-        sys.setprofile(None)
-    return count
-
-
 def test_the_work_of_a_rewrite_grows_with_the_products(tmp_path: Path) -> None:
-    calls(products(tmp_path / "warm.onnx", 5), tmp_path / "warm")
-    few, many = (calls(products(tmp_path / f"{n}.onnx", n), tmp_path / f"out-{n}") for n in (100, 400))
+    def calls(count: int) -> int:
+        path = products(tmp_path / f"{count}.onnx", count)
+        return function_calls(lambda: rewrite_onnx(path, tmp_path / f"out-{count}", jobs=1, trained=True))
+
+    calls(5)  # what is imported and remembered with the first one
+    few, many = calls(100), calls(400)
     assert many < 4.4 * few
 
 

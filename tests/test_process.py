@@ -169,6 +169,53 @@ def test_a_note_on_the_interruption_is_the_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
+TWO_SIGNALS = """
+import os, signal, time
+def run(arguments):
+    try:
+        try:
+            os.kill(os.getpid(), signal.{first})
+            time.sleep(30)
+        except BaseException as stop:
+            stop.add_note("interrupted: what the first one left")
+            raise
+    finally:
+        os.kill(os.getpid(), signal.{second})
+        time.sleep(30)
+"""
+
+
+AT_ONCE = """
+import os, subprocess
+def run(arguments):
+    try:
+        kill = subprocess.Popen(["bash", "-c", f"kill -s {first} {{os.getpid()}}; sleep 0.05; kill -s {second} {{os.getpid()}}"])
+        sum(range(50_000_000))  # in C, where Python hears of no signal: both wait when it ends
+        kill.wait()
+    except BaseException as stop:
+        stop.add_note("interrupted: what the first one left")
+        raise
+"""
+
+
+@pytest.mark.parametrize("script", [TWO_SIGNALS, AT_ONCE], ids=["while the first one is heeded", "at once"])
+@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM"), ("SIGHUP", "SIGTERM")])
+def test_a_program_ends_as_the_first_of_two_signals_says(script: str, first: str, second: str, tmp_path: Path) -> None:
+    (tmp_path / "two_signals.py").write_text(script.format(first=first, second=second))
+    program = "import sys; from fairy2i_runtime.commands.process.startup import start; sys.exit(start('two_signals:run'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_interrupts,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.Signals[first], "interrupted: what the first one left\n")
+
+
 @pytest.mark.parametrize(
     ("raised", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143), (Terminated(signal.SIGHUP), 129)]
 )

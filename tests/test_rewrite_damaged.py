@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from fairy2i_export.commands.export import main
 from fairy2i_export.errors import Fairy2iError, ModelError
 from fairy2i_export.output.contract.trial import try_model
 from fairy2i_export.rewrite import pipeline
-from rewrite_helpers import rewrite_onnx, run
+from rewrite_helpers import function_calls, rewrite_onnx, run
 
 FLOAT = TensorProto.FLOAT
 K = 8
@@ -510,16 +509,5 @@ def test_the_work_grows_with_the_number_of_products_and_no_faster(
     calls = []
     for count in (50, 100, 200):
         onnx.save(make(count), tmp_path / "m.onnx")
-        counted = 0
-
-        def count_calls(frame: Any, event: str, argument: Any) -> None:
-            nonlocal counted
-            counted += event in ("call", "c_call")
-
-        sys.setprofile(count_calls)
-        try:
-            rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", force=True, jobs=1)
-        finally:
-            sys.setprofile(None)
-        calls.append(counted)
+        calls.append(function_calls(lambda: rewrite_onnx(tmp_path / "m.onnx", tmp_path / "out", force=True, jobs=1)))
     assert calls[2] - calls[1] < 2.1 * (calls[1] - calls[0])

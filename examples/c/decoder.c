@@ -46,7 +46,7 @@ static bool bind_cache(decoder *made, int64_t layer, const char *part, size_t in
   /* zero pages of the operating system: memory is taken as the text grows */
   made->buffers[index] = calloc((size_t)made->capacity * elements, element_bytes);
   if (!made->buffers[index]) {
-    return problem_set(why, "no memory for a context of %lld tokens; choose a smaller --context",
+    return problem_set(why, "not enough memory for a context of %lld tokens; choose a smaller --context",
                        (long long)made->capacity);
   }
   made->caches[index] = tensor(made, made->buffers[index], shape, 4, form->cache_type, element_bytes, why);
@@ -64,7 +64,7 @@ static bool make_cache(decoder *made, problem *why) {
   made->caches = calloc(count, sizeof *made->caches);
   made->buffers = calloc(count, sizeof *made->buffers);
   made->mask = calloc((size_t)made->capacity, sizeof *made->mask);
-  if (!made->caches || !made->buffers || !made->mask) return problem_set(why, "no memory for the cache");
+  if (!made->caches || !made->buffers || !made->mask) return problem_set(why, "not enough memory for the cache");
   for (int64_t i = 0; i < made->capacity; i++) made->mask[i] = 1;
   if (!session_good(api, api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &made->memory), "memory",
                     why) ||
@@ -81,7 +81,7 @@ static bool make_cache(decoder *made, problem *why) {
 decoder *decoder_open(const session *opened, const char *name, int64_t capacity, problem *why) {
   decoder *made = calloc(1, sizeof *made);
   if (!made) {
-    problem_set(why, "no memory");
+    problem_set(why, "not enough memory");
     return NULL;
   }
   made->opened = opened;
@@ -126,7 +126,7 @@ static bool run(decoder *made, const int64_t *tokens, size_t count, problem *why
   const graph *form = &made->form;
   if (count > made->rows) {
     float *larger = realloc(made->logits, count * (size_t)form->vocabulary * sizeof *larger);
-    if (!larger) return problem_set(why, "no memory for the logits of %zu tokens", count);
+    if (!larger) return problem_set(why, "not enough memory for the logits of %zu tokens", count);
     made->logits = larger;
     made->rows = count;
   }

@@ -76,7 +76,9 @@ int main(int argc, char **argv) {
   model_folder folder;
   switch (options_read(argc, argv, &given, &why)) {
     case COMMAND_HELP:
-      return fputs(OPTIONS_HELP, stdout) < 0 || fflush(stdout) != 0;
+      if (fputs(OPTIONS_HELP, stdout) >= 0 && fflush(stdout) == 0) return 0;
+      problem_set(&why, "standard output cannot be written: %s", strerror(errno));
+      break;
     case COMMAND_WRONG:
       break;
     case COMMAND_RUN:
@@ -89,6 +91,8 @@ int main(int argc, char **argv) {
         options_close(&given);
       }
   }
-  fprintf(stderr, "fairy2i_tokens: %s\n", why.text);
-  return 2;
+  bool memory = problem_is_memory(why.text);
+  fprintf(stderr, "fairy2i_tokens: %s%s\n", memory && !strstr(why.text, "not enough") ? "not enough memory: " : "",
+          why.text);
+  return memory ? 1 : 2;
 }

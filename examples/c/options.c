@@ -25,8 +25,8 @@ const char OPTIONS_HELP[] =
     "  --onnxruntime PATH   onnxruntime's shared library (default: " DEFAULT_ONNXRUNTIME
     ")\n"
     "  --max-new-tokens N   stop after that many, 0 or more (default: 128)\n"
-    "  --context N          room for the prompt and what follows (default: what the model was built for)\n"
-    "  --threads N          threads to run with (default: one per physical core)\n"
+    "  --context N          room for the prompt and what follows, 1 to what the model was built for (default)\n"
+    "  --threads N          threads to run with, 1 to 1024 (default: one per physical core)\n"
     "  --kernel NAME        lut, exact, dot or auto (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n";
 
 static bool read_number(const char *name, const char *text, int64_t least, int64_t most, int64_t *out, problem *why) {
@@ -48,7 +48,7 @@ static bool add_token(options *out, const char *text, problem *why) {
     return problem_set(why, "more than %d tokens: no model has such a context", MOST_TOKENS);
   if ((out->count & (out->count - 1)) == 0) { /* full: 0, 1, 2, 4 ... */
     int64_t *larger = realloc(out->tokens, (out->count ? 2 * out->count : 1) * sizeof *larger);
-    if (!larger) return problem_set(why, "no memory for the tokens");
+    if (!larger) return problem_set(why, "not enough memory for the tokens");
     out->tokens = larger;
   }
   out->tokens[out->count++] = token;

@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "json.hpp"
+#include "sampling.hpp"
 
 namespace {
 
@@ -23,8 +24,8 @@ std::int64_t chosen_context(const OpenModel &opened, const Options &options) {
 void flush_output() {
   errno = 0;
   if (!std::cout.flush()) {
-    throw Failure(std::string("standard output cannot be written: ") +
-                  (errno != 0 ? std::strerror(errno) : "it is closed"));
+    throw OutputFailure(std::string("standard output cannot be written: ") +
+                        (errno != 0 ? std::strerror(errno) : "it is closed"));
   }
 }
 
@@ -52,7 +53,7 @@ std::string Chat::render(const Messages &messages) const {
     cJSON_AddStringToObject(message, "content", content.c_str());
   }
   const json::Text json(cJSON_PrintUnformatted(list.get()));
-  if (!json) throw Failure("no memory for the conversation");
+  if (!json) throw Failure("not enough memory for the conversation");
   const char *no_template = nullptr, *no_tools = nullptr;
   return genai::make<genai::String>("chat template", genai::api().OgaTokenizerApplyChatTemplate, tokenizer_.get(),
                                     no_template, json.get(), no_tools, true)
@@ -62,17 +63,10 @@ std::string Chat::render(const Messages &messages) const {
 void Chat::new_generator() {
   const auto params =
       genai::make<genai::Params>("search options", genai::api().OgaCreateGeneratorParams, opened_.model.get());
-  const auto set = [&](const char *name, double value) {
-    genai::check(genai::api().OgaGeneratorParamsSetSearchNumber(params.get(), name, value), name);
-  };
-  set("max_length", static_cast<double>(capacity_));
-  const bool draws = options_.temperature || options_.top_k || options_.top_p || options_.seed;
-  if (options_.greedy || draws)
-    genai::check(genai::api().OgaGeneratorParamsSetSearchBool(params.get(), "do_sample", draws), "do_sample");
-  if (options_.temperature) set("temperature", *options_.temperature);
-  if (options_.top_k) set("top_k", static_cast<double>(*options_.top_k));
-  if (options_.top_p) set("top_p", *options_.top_p);
-  if (options_.seed) set("random_seed", static_cast<double>(*options_.seed));
+  genai::check(
+      genai::api().OgaGeneratorParamsSetSearchNumber(params.get(), "max_length", static_cast<double>(capacity_)),
+      "max_length");
+  set_sampling(*params, options_, template_problem_.empty() || !options_.prompt);
   generator_.reset();  // before there is another: each has a cache
   generator_ =
       genai::make<genai::Generator>("generator", genai::api().OgaCreateGenerator, opened_.model.get(), params.get());

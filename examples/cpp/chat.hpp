@@ -7,7 +7,11 @@
 
 #include "model.hpp"
 
-// Throws a Failure that says why what was written could not be.
+struct OutputFailure : Failure {
+  using Failure::Failure;
+};
+
+// Throws an OutputFailure that says why what was written could not be.
 void flush_output();
 
 class Chat {

@@ -1,8 +1,10 @@
 // fairy2i_chat: talk with an exported model in onnxruntime-genai, whose are tokenizer, sampling and key-value cache.
 #include <iostream>
 #include <new>
+#include <string>
 
 #include "chat.hpp"
+#include "shared/problem.h"
 #include "utf8.hpp"
 
 namespace {
@@ -12,11 +14,16 @@ void converse(Chat &chat) {
     std::cerr << "This model continues what you write, every line anew: " << chat.template_problem() << '\n';
   }
   std::string line;
-  while (std::cout << "> " << std::flush && std::getline(std::cin, line) && !line.empty()) {
+  while (std::cin) {
+    std::cout << "> ";
+    flush_output();
+    if (!std::getline(std::cin, line) || line.empty()) break;
     try {
       check_text("the line", line);
       chat.answer(line);
       std::cout << '\n';
+    } catch (const OutputFailure &) {  // nobody would read further answers
+      throw;
     } catch (const Failure &failure) {  // the conversation is longer than the context, for instance
       std::cerr << "fairy2i_chat: " << failure.what() << '\n';
     }
@@ -50,15 +57,19 @@ int main(int argc, char **argv) {
     const Options options = read_options(argc, argv);
     if (options.help) {
       std::cout << kHelp;
+      flush_output();
       return 0;
     }
     run(options);
   } catch (const Failure &failure) {
-    std::cerr << "fairy2i_chat: " << failure.what() << '\n';
-    return 2;
+    const std::string text = failure.what();
+    const bool memory = problem_is_memory(text.c_str());  // onnxruntime's own std::bad_alloc comes as a text
+    const bool prefix = memory && text.find("not enough") == std::string::npos;
+    std::cerr << "fairy2i_chat: " << (prefix ? "not enough memory: " : "") << text << '\n';
+    return memory ? 1 : 2;
   } catch (const std::bad_alloc &) {
     std::cerr << "fairy2i_chat: not enough memory\n";
-    return 2;
+    return 1;
   }
   return 0;
 }

@@ -65,7 +65,7 @@ std::string overlay(const Options &options, const Folder &folder) {
                   "choose; leave it out");
   }
   const json::Text text(cJSON_PrintUnformatted(root.get()));
-  if (!text) throw Failure("no memory for a configuration");
+  if (!text) throw Failure("not enough memory for a configuration");
   return text.get();
 }
 

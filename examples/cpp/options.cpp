@@ -8,6 +8,10 @@
 
 #include "genai.hpp"
 #include "shared/library.h"
+#include "shared/python_values.h"
+
+#define TEXT_OF(value) TEXT_OF_(value)
+#define TEXT_OF_(value) #value
 
 const char *const kHelp =
     "fairy2i_chat DIR [options]\n"
@@ -19,16 +23,20 @@ const char *const kHelp =
     ")\n"
     "  --genai PATH         onnxruntime-genai's shared library (default: " DEFAULT_GENAI
     ")\n"
-    "  --max-new-tokens N   the most tokens of an answer (default: 256)\n"
-    "  --context N          room for the conversation, allocated at once (default: 2048 or what the model was built "
-    "for)\n"
-    "  --threads N          threads to run with (default: one per physical core)\n"
+    "  --max-new-tokens N   the most tokens of an answer, 1 or more (default: 256)\n"
+    "  --context N          room for the conversation, allocated at once: 1 to what the model was built for (default: that,\n"
+    "                       2048 at most)\n"
+    "  --threads N          threads to run with, 1 to 1024 (default: one per physical core)\n"
     "  --kernel NAME        lut, exact, dot or auto (default: $FAIRY2I_KERNEL, else what DIR says, else lut)\n"
-    "  --greedy             always the likeliest token (default: what DIR recommends)\n"
-    "  --temperature T      draw tokens; above 0 (default when they are drawn: what DIR recommends, else 1)\n"
-    "  --top-k K            ... among the K most likely ones, 1 or more\n"
-    "  --top-p P            ... among the most likely ones of this total probability, above 0 and up to 1\n"
-    "  --seed N             ... in a repeatable way, 0 to 2147483647\n";
+    "  --greedy             always the likeliest token\n"
+    "  --temperature T      draw tokens, the likely ones more often the lower it is; 0.000001 to 1000000\n"
+    "  --top-k K            ... among the K most likely ones, 1 to 16777216\n"
+    "  --top-p P            ... among the most likely ones of this total probability, 0.000001 to 1\n"
+    "  --seed N             ... in a repeatable way, 0 to 2147483647\n"
+    "What is not given is as DIR recommends. Where it recommends nothing, answers in a conversation are drawn at a temperature "
+    "of\n" TEXT_OF(CHAT_TEMPERATURE) " with a total probability of " TEXT_OF(CHAT_TOP_P) " and a repetition penalty of " TEXT_OF(
+        CHAT_REPETITION_PENALTY) ", as by fairy2i chat; a --prompt for a model without a\n"
+    "chat template is continued by the likeliest tokens.\n";
 
 namespace {
 
@@ -97,13 +105,14 @@ void read_option(Options &options, int option, const char *value) {
       options.greedy = true;
       break;
     case 'T':
-      options.temperature = number("temperature", value, 1e-6, 1e6, "a number above 0; --greedy draws nothing");
+      options.temperature =
+          number("temperature", value, 1e-6, 1e6, "a number from 0.000001 to 1000000; --greedy draws nothing");
       break;
     case 'K':
       options.top_k = integer("top-k", value, 1, kMostTokens);
       break;
     case 'P':
-      options.top_p = number("top-p", value, 1e-6, 1, "a number above 0, at most 1");
+      options.top_p = number("top-p", value, 1e-6, 1, "a number from 0.000001 to 1");
       break;
     case 's':
       options.seed = integer("seed", value, 0, INT32_MAX);

@@ -13,7 +13,7 @@ struct Options {
   std::int64_t max_new_tokens = 256;
   std::optional<std::int64_t> context, threads, top_k, seed;
   std::optional<double> temperature, top_p;
-  bool greedy = false;  // else what the folder recommends, or the four above
+  bool greedy = false;  // else the four above, or what sampling.hpp says
   bool help = false;
 };
 

@@ -14,7 +14,7 @@ MAX_POSITIONS = 1 << 24  # of a context, as for the runtime
 _COUNT = (1, (1 << 31) - 1)  # onnxruntime counts positions in 32 bits
 _FEATURES = (1, 1 << 24)  # as many as a layer may have (docs/format.md)
 # key -> least and greatest value
-_INTEGERS: dict[str, tuple[int, int]] = {
+INTEGERS: dict[str, tuple[int, int]] = {
     "num_hidden_layers": (1, 10_000),
     "max_window_layers": (0, _COUNT[1]),
     "hidden_size": _FEATURES,
@@ -30,7 +30,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "no_rope_layer_interval": _COUNT,
 }
 _ANY = (1e-9, 1e9)  # of factors
-_NUMBERS: dict[str, tuple[float, float]] = {
+NUMBERS: dict[str, tuple[float, float]] = {
     "rope_theta": (1.0, 1e18),
     "rms_norm_eps": (1e-30, 1.0),  # float32 has it, and something besides it
     "partial_rotary_factor": (1e-9, 1.0),
@@ -46,7 +46,7 @@ def positive_int(config: dict[str, Any], key: str, default: int | None = None) -
     Raises:
         CheckpointError: if it is missing without a default, or is something else.
     """
-    low, high = _INTEGERS[key]
+    low, high = INTEGERS[key]
     value = config.get(key)
     if value is None:
         value = default
@@ -58,7 +58,7 @@ def positive_int(config: dict[str, Any], key: str, default: int | None = None) -
 
 def positive_float(config: dict[str, Any], key: str, default: float | None = None) -> float:
     """Read a number of config.json that is in the range of its key; errors as :func:`positive_int`."""
-    low, high = _NUMBERS.get(key, _ANY)
+    low, high = NUMBERS.get(key, _ANY)
     value = config.get(key)
     if value is None:
         value = default

@@ -11,13 +11,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairy2i_export.output.disk.own_files import open_own
 from fairy2i_runtime.regular_file import parse_json
 
-_LIMIT = 1 << 28  # bytes that are read: ten times what the largest models need
+JOURNAL_BYTES = 1 << 28  # bytes that are read: ten times what the largest models need
 _FORMAT = "fairy2i-export journal 1"
 # key of the first line -> why a journal with another value cannot be used
 _DIFFERENCES = {
@@ -50,7 +51,7 @@ class Journal:
         Returns:
             None if there is something to continue or nothing at all; else why what is there cannot be used.
         """
-        lines = self._file.read(_LIMIT).splitlines(keepends=True)
+        lines = self._file.read(JOURNAL_BYTES).splitlines(keepends=True)
         if not lines:
             self._start(expected)
             return None
@@ -108,8 +109,9 @@ class Journal:
         self._append({"file": name, "sha256": sha256})
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. What of a line could not be written was an error then, and would be one again."""
+        with suppress(OSError):
+            self._file.close()
 
     def _start(self, head: Mapping[str, str]) -> None:
         self._file.seek(0)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from fairy2i_export.errors import CheckpointError
 from fairy2i_export.source.files import open_weights_file
 
-_MAX_HEADER = 100_000_000  # the limit of the safetensors specification
+MAX_HEADER = 100_000_000  # the limit of the safetensors specification
 _FLOATS: dict[str, npt.DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
@@ -98,7 +98,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
         with open_weights_file(path) as file:
             file_size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
+            if file_size < 8 or length > min(file_size - 8, MAX_HEADER):
                 raise CheckpointError(
                     f"{path}: not a safetensors file, or truncated (a header of {length} bytes in a file of {file_size}); "
                     "download it again"

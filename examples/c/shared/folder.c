@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "shared/third_party/cjson/cJSON.h"
+#include "shared/weights.h"
 
 #define CONFIG_FILE "genai_config.json"
 #define LIBRARY_ENTRY "custom_ops_library"
@@ -79,7 +80,7 @@ static bool read_end_tokens(const char *path, const cJSON *value, model_folder *
   if (!value || cJSON_IsNull(value)) return true;
   size_t count = cJSON_IsArray(value) ? (size_t)cJSON_GetArraySize(value) : 1;
   folder->end_tokens = calloc(count + 1, sizeof *folder->end_tokens);
-  if (!folder->end_tokens) return problem_set(out, "no memory for the end tokens of %s", path);
+  if (!folder->end_tokens) return problem_set(out, "not enough memory for the end tokens of %s", path);
   for (const cJSON *item = cJSON_IsArray(value) ? value->child : value; item;
        item = cJSON_IsArray(value) ? item->next : NULL) {
     if (!whole_number(item, 0, INT32_MAX)) {
@@ -105,11 +106,12 @@ static bool read_config(const char *path, const char *config_path, const cJSON *
     return problem_set(out, "%s: model.decoder.filename: expected the name of a file in the folder", config_path);
   }
   folder->model_file = joined(path, name);
-  if (!folder->model_file) return problem_set(out, "no memory for a path");
+  if (!folder->model_file) return problem_set(out, "not enough memory for a path");
   if (!is_file(folder->model_file)) {
     return problem_set(out, "%s is missing: the folder is not a complete export; export the model again",
                        folder->model_file);
   }
+  if (!weights_check(folder->model_file, out)) return false;
   const cJSON *context = member(model, "context_length");
   if (!whole_number(context, 1, (double)MAX_CONTEXT)) {
     return problem_set(out, "%s: model.context_length: expected 1 to %lld; export the model again", config_path,
@@ -145,7 +147,7 @@ bool folder_open(const char *path, model_folder *folder, problem *out) {
     return problem_set(out, "model folder %s does not exist; fairy2i-export SOURCE -o %s makes one", path, path);
   }
   char *config_path = joined(path, CONFIG_FILE), *text = NULL;
-  if (!config_path) return problem_set(out, "no memory for a path");
+  if (!config_path) return problem_set(out, "not enough memory for a path");
   bool good = false;
   if (!is_file(config_path)) {
     problem_set(out, "%s is not a model folder: it has no " CONFIG_FILE "; wrong folder, or to be exported first?",

@@ -4,14 +4,14 @@
 
 #include "onnxruntime_c_api.h"
 #include "shared/problem.h"
+#include "shared/python_values.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* The oldest C API, and so the oldest onnxruntime 1.N, that will do: from 1.24 on a kernel reads its session's entries.
- */
-#define NEEDED_API 24
+/* The C API of the oldest onnxruntime that will do: 1.N has API N. */
+#define NEEDED_API OLDEST_ONNXRUNTIME_MINOR
 
 /* Open it for as long as the process lives, and look at its version. Returns NULL if it is missing, none, or too old.
  * `path` is a path, or a name that is left to the system's loader. */

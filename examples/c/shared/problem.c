@@ -2,6 +2,15 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
+
+bool problem_is_memory(const char *text) {
+  static const char *const words[] = {"not enough memory", "bad_alloc", "ould not allocate"};
+  for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+    if (strstr(text, words[i])) return true;
+  }
+  return false;
+}
 
 bool problem_set(problem *out, const char *format, ...) {
   va_list values;

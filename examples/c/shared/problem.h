@@ -12,6 +12,9 @@ typedef struct problem {
   char text[1024]; /* what was expected, what was found, where, what to do; cut off at the end if it is longer */
 } problem;
 
+/* Whether a message, ours, onnxruntime's or onnxruntime-genai's, says that memory did not suffice. */
+bool problem_is_memory(const char *text);
+
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif

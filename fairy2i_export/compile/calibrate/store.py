@@ -55,7 +55,8 @@ class LayerStore:
             folder.mkdir(parents=True)
             head.write_text(json.dumps(dict(identity)))
         for path in sorted(folder.glob(_LAYERS)):
-            self._note(path)
+            if _is_whole(path):
+                self._note(path)
         self.tuned = self._read_tuned()
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class LayerStore:
         from safetensors.numpy import load_file
 
         path = self.folder / _TUNED
-        if not path.exists():
+        if not path.exists() or not _is_whole(path):
             return None
         found = load_file(path)
         rows, norms = (
@@ -131,12 +132,27 @@ class LayerStore:
 
 
 def _save(path: Path, tensors: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> None:
-    """A safetensors file, complete or not at all."""
-    from safetensors.numpy import save_file
+    """A safetensors file, complete or not at all; what the system refuses is an OSError, as elsewhere."""
+    from safetensors.numpy import save
 
     unfinished = path.with_suffix(".new")
-    save_file(tensors, unfinished, metadata)
+    with unfinished.open("wb") as file:
+        file.write(save(tensors, metadata))
+        file.flush()
+        os.fsync(file.fileno())  # before it gets its name, also if the machine loses power
     os.replace(unfinished, path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is one; else it is removed, and what was in it is made again."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except SafetensorError:
+        path.unlink()
+        return False
 
 
 def _holds(path: Path, identity: Mapping[str, str]) -> bool:

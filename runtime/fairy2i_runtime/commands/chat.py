@@ -45,10 +45,14 @@ def chat(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 512,
-    temperature: Annotated[float | None, sampling_option("temperature", _RECOMMENDED.format(0.4))] = None,
+    temperature: Annotated[
+        float | None, sampling_option("temperature", _RECOMMENDED.format(CHAT_DEFAULTS["temperature"]))
+    ] = None,
     top_k: Annotated[int | None, sampling_option("top_k", _RECOMMENDED.format(0))] = None,
-    top_p: Annotated[float | None, sampling_option("top_p", _RECOMMENDED.format(0.9))] = None,
-    repetition_penalty: Annotated[float | None, sampling_option("repetition_penalty", _RECOMMENDED.format(1.1))] = None,
+    top_p: Annotated[float | None, sampling_option("top_p", _RECOMMENDED.format(CHAT_DEFAULTS["top_p"]))] = None,
+    repetition_penalty: Annotated[
+        float | None, sampling_option("repetition_penalty", _RECOMMENDED.format(CHAT_DEFAULTS["repetition_penalty"]))
+    ] = None,
     seed: Seed = None,
     stop: Stop = None,
     threads: Threads = None,

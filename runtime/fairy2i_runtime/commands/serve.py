@@ -56,7 +56,7 @@ def serve(
     from fairy2i_runtime.serve.settings import Settings, check_packages, key_of_environment
 
     check_packages()
-    from fairy2i_runtime.commands.process.startup import Terminated
+    from fairy2i_runtime.commands.process.startup import Terminated, first_of
     from fairy2i_runtime.model import load
     from fairy2i_runtime.serve.app import make_app
     from fairy2i_runtime.serve.server import Server, listen
@@ -73,7 +73,8 @@ def serve(
         recommended = recommended_sampling(folder)
         defaults = {} if recommended.get("temperature") else CHAT_DEFAULTS
         app = make_app(model, settings, {**defaults, **recommended})
-        server = Server(app, settings, lambda: _say_ready(model, settings, listening), log_requests=log_requests)
+        ready = lambda: _say_ready(model, settings, listening)  # noqa: E731
+        server = Server(app, settings, ready, log_requests=log_requests, first_of=first_of)
         try:
             server.run(sockets=[listening])
         except (KeyboardInterrupt, Terminated) as stop:

@@ -19,7 +19,7 @@ _NOT_LISTED = {SUMS_FILE, "README.md"}
 _READ = re.compile(r".*\.(json|jinja)|model\.onnx.*|tokenizer\.model|merges\.txt")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\0\r\n]+)")
 _CHUNK = 1 << 20
-_MOST_BYTES = 1 << 20
+SUMS_BYTES = 1 << 20
 _ANY_SIZE = 1 << 62
 
 
@@ -65,7 +65,7 @@ def check_integrity(folder: Path) -> None:
 def _read(path: Path) -> dict[str, str]:
     """Hashes by name."""
     try:
-        lines = read_regular(path, _MOST_BYTES, "a list of hashes").decode("utf-8").splitlines()
+        lines = read_regular(path, SUMS_BYTES, "a list of hashes").decode("utf-8").splitlines()
     except FileNotFoundError:
         raise ModelFolderError(
             f"{path} is missing: the folder was exported without hashes, or it is not complete; export the model again"

@@ -71,7 +71,17 @@ class Server(uvicorn.Server):
     After a signal the answers that are being written have some seconds to end; a second one ends them at once.
     """
 
-    def __init__(self, app: Starlette, settings: Settings, on_ready: Callable[[], object], *, log_requests: bool) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        settings: Settings,
+        on_ready: Callable[[], object],
+        *,
+        log_requests: bool,
+        first_of: Callable[[int], int] = int,
+    ) -> None:
+        """``first_of``: the signal to heed when Python calls a handler, of several that came at once."""
+        self._first_of = first_of
         self._engine, self._on_ready, self._grace = app.state.engine, on_ready, settings.grace
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
@@ -120,7 +130,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         again = self.should_exit
-        super().handle_exit(sig, frame)
+        super().handle_exit(self._first_of(sig), frame)
+        del self._captured_signals[1:]  # they are raised again, the last one first: how it ends is said by the first
         self.force_exit = False  # it would leave answers without an end
         if again and self._loop is not None:
             self._loop.call_soon_threadsafe(self._engine.stop)

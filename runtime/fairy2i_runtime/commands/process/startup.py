@@ -20,6 +20,9 @@ USER_ERROR = 2
 UNTOUCHED = "interrupted: nothing was written"
 _RECENT = 5.0  # seconds
 _last: list[tuple[float, BaseException]] = []  # signals that came: when, and what was raised
+_arrivals: list[int] = []  # a pipe
+_heard: set[int] = set()
+_owed: dict[int, int] = {}  # signal: the one to heed in its place
 _ENDING = ("SIGTERM", "SIGHUP")  # beside SIGINT; Windows has no SIGHUP
 
 
@@ -58,6 +61,8 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
             sys.unraisablehook = _not_lost
         try:
             _hear(_stop, list(before))
+            if alone and os.name == "posix":
+                _note_arrivals()
             code: int = run(arguments)
         except (KeyboardInterrupt, Terminated) as stop:
             code = interrupted(stop)
@@ -84,13 +89,26 @@ def _leave_threads(code: int) -> None:
 def interrupted(stop: BaseException) -> int:
     """Say in one line what is kept, as noted on the exception (add_note) by whoever knows it; returns the exit code.
 
-    A note that is empty stands for a line that has been printed already.
+    A note that is empty stands for a line that has been printed already. If another signal came while what the first one
+    ends was put in order, the first one counts.
     """
-    notes = getattr(stop, "__notes__", None) or [UNTOUCHED]
+    stops = _chain(stop)
+    stop = stops[-1]
+    notes = [note for each in reversed(stops) for note in getattr(each, "__notes__", ())] or [UNTOUCHED]
     line = next((note for note in notes if note), "")
     if line:
         say(("\n" if sys.stderr.isatty() else "") + line)  # a terminal shows ^C where the cursor was
     return int(stop.code or 0) if isinstance(stop, Terminated) else 128 + signal.SIGINT
+
+
+def _chain(stop: BaseException) -> list[BaseException]:
+    """An interruption and those during whose handling it came, the earliest last."""
+    found, seen = [stop], stop
+    while (context := seen.__context__) is not None:
+        seen = context
+        if isinstance(seen, (KeyboardInterrupt, Terminated)):
+            found.append(seen)
+    return found
 
 
 def say(text: str) -> None:
@@ -112,7 +130,38 @@ def _hear(handler: Any, names: Sequence[str] = ("SIGINT", *_ENDING)) -> dict[str
             before[name] = signal.signal(number, handler)
         except ValueError:  # not the main thread: signals are not its business
             break
+        _heard.add(number)
     return before
+
+
+def _note_arrivals() -> None:
+    """Have the system's signals noted in the order in which they come: Python calls handlers by number, the lowest first."""
+    _arrivals.extend(os.pipe())
+    for end in _arrivals:
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(_arrivals[1], warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget_arrivals)
+
+
+def _forget_arrivals() -> None:
+    """In a process that was forked: its signals are not this one's."""
+    signal.set_wakeup_fd(-1)
+    _arrivals.clear()
+
+
+def first_of(number: int) -> int:
+    """The signal that a handler is to heed when Python calls it for ``number``: of several that wait, the one that came first."""
+    if number in _owed:
+        return _owed.pop(number)
+    try:
+        came = list(os.read(_arrivals[0], 4096)) if _arrivals else []
+    except BlockingIOError:
+        came = []
+    first = next((each for each in came if each in _heard), number)
+    if number not in came or first == number:
+        return number
+    _owed[first] = number  # the handler that is called for it next
+    return first
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
@@ -129,6 +178,7 @@ def _end_at_last(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    number = first_of(number)
     stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
     _last.append((time.monotonic(), stop))
     raise stop
