@@ -13,7 +13,7 @@ import pytest
 import fairy2i_runtime
 from fairy2i_export import export
 from host_programs import c_host, for_another_processor, onnxruntime_library, refused, run_host, stub_onnxruntime
-from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
+from runtime_models import CHECKPOINT, copy_of_stories, earlier_form, stories_folder
 from test_runtime_folder import edit_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names of shared libraries")
@@ -54,6 +54,11 @@ def test_exports_of_other_forms(options: dict[str, str], tmp_path: Path) -> None
     export(CHECKPOINT, tmp_path / "model", **options)
     without = {"FAIRY2I_LIBRARY": "/absent.so"} if "backend" in options else {}
     assert told(tmp_path / "model", PROMPT, 40, **without) == expected(tmp_path / "model")
+
+
+def test_folders_of_earlier_versions_which_give_logits_of_all_tokens(tmp_path: Path) -> None:
+    folder = earlier_form(copy_of_stories(tmp_path / "model"))
+    assert told(folder, LONG) == told(stories_folder(), LONG) == expected(folder, LONG)
 
 
 def test_end_tokens(tmp_path: Path) -> None:

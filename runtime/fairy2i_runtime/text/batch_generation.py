@@ -77,8 +77,8 @@ def generate_batch(
             "shorten it"
         )
     texts = [_Text(list(prompt), options, tokenizer, eos_ids) for prompt in prompts]
-    for text, logits in zip(texts, batch.read(), strict=True):
-        text.choose(logits[-1])
+    for text, logits in zip(texts, batch.begin(), strict=True):
+        text.choose(logits)
     timings = Timings(sum(len(prompt) for prompt in prompts), 0, perf_counter() - start)
     while True:
         for number, text in enumerate(texts):
