@@ -96,16 +96,25 @@ class Decoder:
             logits = self._run(tokens[start : start + PREFILL_CHUNK], cache, 1, interruption)
         return np.asarray(logits[-1], np.float32)
 
-    def all_logits(self, tokens: Sequence[int], cache: KVCache, *, last: int | None = None) -> F32:
+    def all_logits(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache,
+        *,
+        last: int | None = None,
+        interruption: Interruption | None = None,
+    ) -> F32:
         """Append ``tokens`` to the cache; logits after each of the last ones, float32 [last, vocab].
 
         Args:
             tokens: at least one.
             cache: with the tokens before them.
             last: for how many of them, at least 1; None = all.
+            interruption: as for :meth:`next_logits`.
 
         Raises:
             ContextError: if they do not fit.
+            Interrupted: if ``interruption`` asks for it; what was run so far is in the cache.
             OptionError: if a token is not in the vocabulary.
         """
         self._check(tokens, cache)
@@ -115,7 +124,7 @@ class Decoder:
             part = tokens[start : start + PREFILL_CHUNK]
             end = start + len(part) - len(tokens) + count  # of its rows in the result
             wanted = min(len(part), end)
-            rows = self._run(part, cache, max(wanted, 1))
+            rows = self._run(part, cache, max(wanted, 1), interruption)
             if wanted > 0:
                 result[end - wanted : end] = rows
         return result

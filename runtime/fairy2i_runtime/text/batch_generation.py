@@ -8,7 +8,7 @@ from time import perf_counter
 
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
-from fairy2i_runtime.errors import ContextError
+from fairy2i_runtime.errors import ContextError, OptionError
 from fairy2i_runtime.text.options import GenerationOptions
 from fairy2i_runtime.text.result import FinishReason, Result, Timings
 from fairy2i_runtime.text.sampling import Sampler
@@ -68,6 +68,10 @@ def generate_batch(
         ContextError: if the longest prompt leaves no room for a new token.
         OptionError: if there is no prompt, an empty one, or a token that is not in the vocabulary.
     """
+    if options.lookup:
+        raise OptionError(
+            "lookup: texts of a batch are run together, token by token; leave it out, or generate them one by one"
+        )
     start = perf_counter()
     batch = Batch(decoder, prompts, options.max_new_tokens)
     longest = max(len(prompt) for prompt in prompts)
