@@ -18,10 +18,12 @@ from fairy2i_export.request.quantization import Quantization
 
 Method = Literal["fairy2i", "binary", "ternary", "float"]
 Bos = Literal["none", "document", "block"]
+TeacherStarts = Literal["bos", "mixed"]
 Schedule = Literal["wsd", "paper", "cosine", "constant"]
 SaveDtype = Literal["bfloat16", "float16", "float32"]
 METHODS: tuple[str, ...] = (*QUANTIZING, "float")
 BOS_PLACES: tuple[Bos, ...] = get_args(Bos)
+TEACHER_STARTS: tuple[TeacherStarts, ...] = get_args(TeacherStarts)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 MAX_BLOCK = 2048  # of the published recipe; the default is the model's context if that is shorter
@@ -150,6 +152,14 @@ class Recipe(Quantization):
     teacher_text: int | None = _opt(
         _TEACHER, None, "Instead of --data: train on so many tokens that the teacher writes.", "TOKENS", positive=True
     )
+    teacher_starts: TeacherStarts = _opt(
+        _TEACHER,
+        "bos",
+        "Of that text: every sequence begins with the beginning-of-text token, or mixed: every other one with any token.",
+        "S",
+        choices=TEACHER_STARTS,
+    )
+    teacher_temperature: float = _opt(_TEACHER, 1.0, "At which it is sampled.", "T", positive=True)
     eval_data: tuple[str, ...] = _opt(_EVAL, (), "Like --data: text to measure perplexity on.", "FILE")
     eval_every: int | None = _opt(_EVAL, None, "Steps.", "N", "a tenth of the run", positive=True)
     eval_tokens: int | None = _opt(_EVAL, None, "Use at most so many tokens.", "N", "all", positive=True)

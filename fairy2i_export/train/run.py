@@ -17,7 +17,7 @@ from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.source.text.text_files import unknown_warnings
 from fairy2i_export.train.continuing import entry_of, settings_text
 from fairy2i_export.train.data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, first_block, stored_blocks
-from fairy2i_export.train.data.teacher_text import teacher_blocks
+from fairy2i_export.train.data.teacher_text import Sampling, teacher_blocks
 from fairy2i_export.train.inputs import Inputs, open_inputs
 from fairy2i_export.train.loop import checkpoint_guard, models
 from fairy2i_export.train.loop.interruptions import stops_explained
@@ -205,7 +205,8 @@ class _Run:
         recipe, tokens = self.recipe, self.recipe.teacher_text or 0
         with working(self.console, f"the teacher writes {tokens:,} tokens"):
             name = recipe.teacher or recipe.source
-            return teacher_blocks(teacher, self.encoder, tokens, self.length, recipe.seed, recipe.output / DATA, name)
+            how = Sampling(recipe.teacher_starts, recipe.teacher_temperature, recipe.seed)
+            return teacher_blocks(teacher, self.encoder, tokens, self.length, how, recipe.output / DATA, name)
 
     def _eval_blocks(self) -> Blocks | None:
         recipe = self.recipe

@@ -14,6 +14,7 @@ from torch import Tensor
 from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.train.qat import baselines, native_quantizer, torch_quantizer
+from fairy2i_export.train.qat.compiled import compiled, is_compiled
 from fairy2i_export.train.qat.options import QuantizationOptions
 
 _WRITTEN = (torch.float32, torch.bfloat16)  # result types of the C library
@@ -151,7 +152,10 @@ def _in_torch(
 ) -> Tensor:
     if rows is None and options.row_multiplier == "rms":
         rows = torch_quantizer.row_rms(weight, options.profile)
-    return torch_quantizer.quantize(weight, options, rows, scales, columns)[0].to(dtype)
+    quantize = torch_quantizer.quantize
+    if not _traced() and is_compiled(weight, options):
+        quantize = compiled(quantize)
+    return quantize(weight.detach(), options, rows, scales, columns)[0].to(dtype)
 
 
 def _in_main_memory(
@@ -210,43 +214,56 @@ class _LearnedThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         weight, dense, rows, scales, columns = ctx.saved_tensors
-        grad = grads[0]
-        for_rows = for_scales = for_columns = None
-        if rows is not None and ctx.needs_input_grad[2]:
-            error = dense.to(torch.float32) - weight.to(torch.float32)
-            for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
-        if scales is not None and ctx.needs_input_grad[3]:
-            for_scales = _gradient_of_scales(weight, rows, scales, columns, grad, ctx.options).to(scales.dtype)
-        if columns is not None and ctx.needs_input_grad[4]:
-            error = dense.to(torch.float32) - weight.to(torch.float32)
-            for_columns = ((error * grad).sum(dim=0) / columns).to(columns.dtype)
-        return grad.to(weight.dtype), None, for_rows, for_scales, for_columns, None
+        codes = None
+        if scales is not None and ctx.needs_input_grad[3] and in_reach(weight):
+            codes = native_quantizer.codes_of(weight, ctx.options, rows, scales, columns)
+        wanted = tuple(ctx.needs_input_grad[2:5])
+        of_learned = compiled(_gradients) if is_compiled(weight, ctx.options) else _gradients
+        found = of_learned(weight, dense, rows, scales, columns, grads[0], codes, ctx.options, wanted)
+        return grads[0].to(weight.dtype), None, *found, None
 
 
-def _gradient_of_scales(
+def _gradients(
     weight: Tensor,
+    dense: Tensor,
     rows: Tensor | None,
-    scales: Tensor,
+    scales: Tensor | None,
     columns: Tensor | None,
     grad: Tensor,
+    codes: Tensor | None,
     options: QuantizationOptions,
-) -> Tensor:
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of rows, scales and columns, as far as they are ``wanted``; codes None: they are found here."""
+    for_rows = for_scales = for_columns = None
+    if rows is not None and wanted[0]:
+        error = dense.to(torch.float32) - weight.to(torch.float32)
+        for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
+    if scales is not None and wanted[1]:
+        if codes is None:
+            codes = torch_quantizer.codes_of(weight, options, rows, scales, columns)
+        for_scales = _gradient_of_scales(codes, rows, scales, columns, grad).to(scales.dtype)
+    if columns is not None and wanted[2]:
+        error = dense.to(torch.float32) - weight.to(torch.float32)
+        for_columns = ((error * grad).sum(dim=0) / columns).to(columns.dtype)
+    return for_rows, for_scales, for_columns
+
+
+def _gradient_of_scales(codes: Tensor, rows: Tensor | None, scales: Tensor, columns: Tensor | None, grad: Tensor) -> Tensor:
     """float32 [stages, 2 (U, W), 2 (re, im)]."""
-    if in_reach(weight):
-        codes = native_quantizer.codes_of(weight, options, rows, scales, columns)
-    else:
-        codes = torch_quantizer.codes_of(weight, options, rows, scales, columns)
     g = grad.to(torch.float32) if rows is None else grad.to(torch.float32) * rows[:, None]
     g = g if columns is None else g * columns
     n, m = g.shape[0] // 2, g.shape[1] // 2
     g11, g12, g21, g22 = g[:n, :m], g[:n, m:], g[n:, :m], g[n:, m:]
-    found = torch.empty(scales.shape, dtype=torch.float32, device=scales.device)
     # the transpose of the map from (U, W) to the real matrix
-    for matrix, axis, part in ((0, 0, g11 + g22), (0, 1, g21 - g12), (1, 0, g11 - g22), (1, 1, g12 + g21)):
-        for stage in range(options.stages):
-            code = codes[stage, matrix]
-            found[stage, matrix, axis] = part[code == axis].sum() - part[code == axis + 2].sum()
-    return found.div_(float(n * m) ** 0.5)
+    parts = ((g11 + g22, g21 - g12), (g11 - g22, g12 + g21))
+    sums = [
+        torch.where(code == axis, part, 0).sum() - torch.where(code == axis + 2, part, 0).sum()
+        for planes in codes
+        for code, of_matrix in zip(planes, parts, strict=True)
+        for axis, part in enumerate(of_matrix)
+    ]
+    return torch.stack(sums).reshape(scales.shape).div(float(n * m) ** 0.5)
 
 
 @torch.library.custom_op("fairy2i::dequantize", mutates_args=())

@@ -5,8 +5,10 @@ The same float32 steps in the same order as custom_ops/src/quantizer/loops/joint
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ def nearest_codes(re: Tensor, im: Tensor, scales: Tensor) -> Tensor:
     Args:
         re: real parts of the entries of U or of W, any shape and floating type.
         im: imaginary parts.
-        scales: float32 [stages, 2 (re, im)]; read here, so on a device this waits for them.
+        scales: float32 [stages, 2 (re, im)]; read here, so on a device this waits for them, unless it is being compiled.
 
     Returns:
         uint8 [stages, ...].
@@ -28,12 +30,16 @@ def nearest_codes(re: Tensor, im: Tensor, scales: Tensor) -> Tensor:
     x, y = re.abs(), im.abs()
     least = torch.full_like(x, float("inf"))
     found = torch.zeros(x.shape, dtype=torch.int16, device=x.device)
-    for combination, point_re, point_im in _points(tuple(map(tuple, scales.to(torch.float32).tolist()))):
+    scales = scales.to(torch.float32)
+    points: Iterable[tuple[int, Any, Any]] = (
+        _points_unread(scales) if torch.compiler.is_compiling() else _points(tuple(map(tuple, scales.tolist())))
+    )
+    for combination, point_re, point_im in points:
         across, along = x - point_re, y - point_im
         distance = across * across + along * along
         nearer = distance < least
         least = torch.where(nearer, distance, least)
-        found.masked_fill_(nearer, combination)
+        found = torch.where(nearer, combination, found)
     stages = len(scales)
     planes = []
     for stage in range(stages):
@@ -56,3 +62,14 @@ def _points(scales: tuple[tuple[float, float], ...]) -> list[tuple[int, float, f
         if at[0] >= 0 and at[1] >= 0:
             found.setdefault((float(at[0]), float(at[1])), combination)
     return [(combination, *point) for point, combination in found.items()]
+
+
+def _points_unread(scales: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:
+    """The same without looking at scales [stages, 2]: all combinations, those outside of the first quadrant at infinity."""
+    for combination, codes in enumerate(product(range(4), repeat=len(scales))):
+        at = [scales.new_zeros(()), scales.new_zeros(())]
+        for code, pair in zip(codes, scales.unbind(), strict=True):
+            scale = pair[code & 1]
+            at[code & 1] = at[code & 1] + (-scale if code & 2 else scale)
+        inside = (at[0] >= 0) & (at[1] >= 0)
+        yield combination, torch.where(inside, at[0], torch.inf), torch.where(inside, at[1], torch.inf)
