@@ -47,6 +47,25 @@ def copy_of_stories(target: Path) -> Path:
     return target
 
 
+def earlier_form(folder: Path) -> Path:
+    """Make a model folder one of the time before num_logits_to_keep: its graph gives logits of all tokens."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    graph = model.graph
+    slices = {node.output[0]: node.input[0] for node in graph.node if node.name in ("logits/residual", "logits/attended")}
+    kept = [node for node in graph.node if not node.name.startswith("logits/")]
+    assert len(graph.node) - len(kept) == 3
+    for node in kept:
+        for index, name in enumerate(node.input):
+            node.input[index] = slices.get(name, name)
+    del graph.node[:]
+    graph.node.extend(kept)
+    for values in (graph.input, graph.initializer):
+        values.remove(next(value for value in values if value.name == "num_logits_to_keep"))
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
 def chat_folder(target: Path) -> Path:
     """The stories model with a chat template. It was never trained to chat; the mechanics are the same."""
     copy_of_stories(target)

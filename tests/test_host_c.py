@@ -22,7 +22,7 @@ from host_programs import (
     stub_onnxruntime,
     without_memory,
 )
-from runtime_models import CHECKPOINT, copy_of_stories, stories_folder
+from runtime_models import CHECKPOINT, copy_of_stories, earlier_form, stories_folder
 from test_host_values import oldest_onnxruntime
 from test_runtime_folder import edit_config
 
@@ -64,6 +64,11 @@ def test_exports_of_other_forms(options: dict[str, str], tmp_path: Path) -> None
     export(CHECKPOINT, tmp_path / "model", **options)
     without = {"FAIRY2I_LIBRARY": "/absent.so"} if "backend" in options else {}
     assert told(tmp_path / "model", PROMPT, 40, **without) == expected(tmp_path / "model")
+
+
+def test_folders_of_earlier_versions_which_give_logits_of_all_tokens(tmp_path: Path) -> None:
+    folder = earlier_form(copy_of_stories(tmp_path / "model"))
+    assert told(folder, LONG) == told(stories_folder(), LONG) == expected(folder, LONG)
 
 
 def test_end_tokens(tmp_path: Path) -> None:

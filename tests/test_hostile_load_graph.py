@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import helper, numpy_helper
@@ -53,8 +55,8 @@ def operand(operator: str, index: int, name: str, number: int = 0) -> Change:
 
 def sparse(model: onnx.ModelProto) -> None:
     found = model.graph.sparse_initializer.add()
-    found.values.CopyFrom(numpy_helper.from_array(__import__("numpy").ones(3, "float32"), "sparse"))
-    found.indices.CopyFrom(numpy_helper.from_array(__import__("numpy").array([0, 5, 10**6]), "places"))
+    found.values.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "sparse"))
+    found.indices.CopyFrom(numpy_helper.from_array(np.array([0, 5, 10**6]), "places"))
     found.dims.append(10)
 
 
@@ -64,6 +66,17 @@ def location(name: str, key: str = "location") -> Change:
         for entry in tensor.external_data:
             if entry.key == key:
                 entry.value = name
+
+    return change
+
+
+def default_logits(values: npt.NDArray[np.int64] | None) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        found = next(found for found in model.graph.initializer if found.name == "num_logits_to_keep")
+        if values is None:
+            model.graph.initializer.remove(found)
+        else:
+            found.CopyFrom(numpy_helper.from_array(values, found.name))
 
     return change
 
@@ -126,6 +139,13 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "another function body": (changed_body, "a function"),
     "a vocabulary of 9": (dims("logits", 2, 9), "output logits"),
     "a cache of other heads": (dims("past_key_values.0.key", 1, 2), "kv_num_heads as in the cache|one shape"),
+    "another default number of logits": (default_logits(np.array([3])), "expected 0 as its default"),
+    "a number of logits of another form": (default_logits(np.array(0)), "expected 0 as its default"),
+    "no default number of logits": (default_logits(None), "with a default"),
+    "numbers of logits for each text": (dims("num_logits_to_keep", 0, 2), r"int64 \[1\]"),
+    "logits from elsewhere": (operand("Slice", 1, "const/1", -1), "first column of logits"),
+    "a slice of other columns": (operand("Slice", 2, "const/1", -1), "the last columns"),
+    "a slice of the width": (operand("Slice", 3, "const/0", -1), "the last columns"),
     "no name for an operator": (lambda m: setattr(node(m, "Mul"), "op_type", ""), "an operator"),
     "an operator of another domain": (lambda m: setattr(node(m, "Mul"), "domain", "x"), "an operator"),
     "an output that was wanted elsewhere": (lambda m: node(m, "Mul").output.append("more"), "other outputs"),

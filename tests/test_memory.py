@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,16 @@ from runtime_models import copy_of_stories
 
 CONTEXT = 80
 SHAPE = ModelShape(
-    layers=2, kv_heads=3, head_size=8, cache_bytes=4, heads=9, hidden_size=72, intermediate_size=150, vocab=210, stages=2
+    layers=2,
+    kv_heads=3,
+    head_size=8,
+    cache_bytes=4,
+    heads=9,
+    hidden_size=72,
+    intermediate_size=150,
+    vocab=210,
+    stages=2,
+    selects=False,
 )
 LINEARS = 2 * (2 * 72 * 72 + 2 * 72 * 24 + 3 * 72 * 150) + 210 * 72  # parameters of make_checkpoint's model
 HEAD_INT8 = 210 * 3 * (32 + 4)  # blocks of 32 columns and their scales
@@ -74,6 +84,8 @@ def test_the_parts_of_the_estimate() -> None:
     assert full.cache == 4 * short.cache == 2 * 2 * 3 * 8 * 4 * 400
     assert (full.weights, full.graph, full.copied, full.program) == (1000, 10, 0, PROGRAM_BYTES)
     assert full.logits == 128 * 210 * 4 * 5 // 4  # no more than 128 tokens of a prompt are run at a time
+    selecting = estimate_memory(ModelShape(**{**vars(SHAPE), "selects": True}), 400, 1000, Copies(0, 0), 10)
+    assert selecting == replace(full, logits=210 * 4 * 5 // 4)
     values = 128 * (4 * 72 + 3 * 150) + 9 * 128 * 400
     assert full.activations == (4 * values + 32 * 150 * 2 * 16) * 5 // 4
     assert full.working == full.activations + full.logits
@@ -97,7 +109,7 @@ def test_the_parts_of_the_estimate() -> None:
     ],
 )
 def test_shapes_from_files_that_say_little(tmp_path: Path, metadata: dict[str, str], stages: int) -> None:
-    graph = {"layers": 2, "kv_heads": 3, "head_size": 8, "cache_bytes": 1, "vocab": 210}
+    graph = {"layers": 2, "kv_heads": 3, "head_size": 8, "cache_bytes": 1, "vocab": 210, "selects": True}
     found = model_shape(tmp_path, metadata, **graph)
     assert found == ModelShape(**graph, heads=3, hidden_size=24, intermediate_size=96, stages=stages)
     (tmp_path / "config.json").write_text('{"intermediate_size": 7}')

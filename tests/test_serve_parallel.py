@@ -98,12 +98,12 @@ def test_an_answer_does_not_wait_for_another_ones_end(folder: Path, monkeypatch:
     go_on, reached, caches = threading.Event(), threading.Event(), []
     usual = SharedDecoder.run
 
-    def run(self: SharedDecoder, ids: Any, mask: Any, cache: Any, *rest: Any) -> Any:
+    def run(self: SharedDecoder, ids: Any, mask: Any, cache: Any, *rest: Any, **more: Any) -> Any:
         caches.append(cache)
         if cache is caches[0] and caches.count(cache) == 50:
             reached.set()
             assert go_on.wait(60)
-        return usual(self, ids, mask, cache, *rest)
+        return usual(self, ids, mask, cache, *rest, **more)
 
     monkeypatch.setattr(SharedDecoder, "run", run)
     with serving(load(folder), parallel=2) as served:

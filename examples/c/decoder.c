@@ -7,7 +7,7 @@
 
 enum {
   PREFILL_CHUNK = 128
-}; /* tokens per run: enough to amortize the weights, few enough to bound the memory of their logits */
+}; /* tokens per run: enough to amortize the weights, few enough to bound the memory of activations and logits */
 
 struct decoder {
   const session *opened;
@@ -18,6 +18,7 @@ struct decoder {
   OrtValue **caches; /* [2 * layers], each [1, kv_heads, capacity, head_size], past and present at once */
   void **buffers;    /* [2 * layers] what the caches are made of */
   int64_t *mask;     /* [capacity] ones: all that is in the cache counts */
+  int64_t wanted;    /* tokens at the end of a run whose logits are wanted: one */
   float *logits;     /* [rows, vocabulary] */
   size_t rows;       /* tokens whose logits fit */
 };
@@ -58,6 +59,18 @@ static bool bind_cache(decoder *made, int64_t layer, const char *part, size_t in
          session_good(api, api->BindOutput(made->binding, present, made->caches[index]), present, why);
 }
 
+/* Bind the number of tokens whose logits are wanted, once for all runs. */
+static bool bind_wanted(decoder *made, problem *why) {
+  const int64_t shape[] = {1};
+  const OrtApi *api = made->opened->api;
+  OrtValue *wanted =
+      tensor(made, &made->wanted, shape, 1, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, sizeof made->wanted, why);
+  if (!wanted) return false;
+  bool good = session_good(api, api->BindInput(made->binding, GRAPH_LOGITS_TO_KEEP, wanted), GRAPH_LOGITS_TO_KEEP, why);
+  api->ReleaseValue(wanted); /* the binding holds it */
+  return good;
+}
+
 static bool make_cache(decoder *made, problem *why) {
   const OrtApi *api = made->opened->api;
   size_t count = 2 * (size_t)made->form.layers;
@@ -75,7 +88,7 @@ static bool make_cache(decoder *made, problem *why) {
     if (!bind_cache(made, layer, "key", 2 * (size_t)layer, why)) return false;
     if (!bind_cache(made, layer, "value", 2 * (size_t)layer + 1, why)) return false;
   }
-  return true;
+  return !made->form.selects || bind_wanted(made, why);
 }
 
 decoder *decoder_open(const session *opened, const char *name, int64_t capacity, problem *why) {
@@ -86,6 +99,7 @@ decoder *decoder_open(const session *opened, const char *name, int64_t capacity,
   }
   made->opened = opened;
   made->capacity = capacity;
+  made->wanted = 1;
   if (!graph_read(opened, name, &made->form, why) || !make_cache(made, why)) {
     decoder_close(made);
     return NULL;
@@ -121,18 +135,22 @@ static bool bind_and_run(decoder *made, OrtValue *ids, OrtValue *mask, OrtValue 
                       why);
 }
 
+/* Rows of logits that a run of `count` tokens gives: models of earlier versions compute those of all tokens. */
+static size_t rows_of(const decoder *made, size_t count) { return made->form.selects ? (size_t)made->wanted : count; }
+
 /* Run the graph once for at most PREFILL_CHUNK tokens that fit. */
 static bool run(decoder *made, const int64_t *tokens, size_t count, problem *why) {
   const graph *form = &made->form;
-  if (count > made->rows) {
-    float *larger = realloc(made->logits, count * (size_t)form->vocabulary * sizeof *larger);
-    if (!larger) return problem_set(why, "not enough memory for the logits of %zu tokens", count);
+  size_t rows = rows_of(made, count);
+  if (rows > made->rows) {
+    float *larger = realloc(made->logits, rows * (size_t)form->vocabulary * sizeof *larger);
+    if (!larger) return problem_set(why, "not enough memory for the logits of %zu tokens", rows);
     made->logits = larger;
-    made->rows = count;
+    made->rows = rows;
   }
   const int64_t ids_shape[] = {1, (int64_t)count};
   const int64_t mask_shape[] = {1, made->length + (int64_t)count};
-  const int64_t logits_shape[] = {1, (int64_t)count, form->vocabulary};
+  const int64_t logits_shape[] = {1, (int64_t)rows, form->vocabulary};
   const ONNXTensorElementDataType integer = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
                                   number = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   OrtValue *ids = tensor(made, (void *)tokens, ids_shape, 2, integer, sizeof *tokens, why); /* it is only read */
@@ -172,5 +190,5 @@ bool decoder_next(decoder *made, const int64_t *tokens, size_t count, int64_t *n
     last = count - start < PREFILL_CHUNK ? count - start : PREFILL_CHUNK;
     if (!run(made, tokens + start, last, why)) return false;
   }
-  return likeliest(made, last - 1, next, why);
+  return likeliest(made, rows_of(made, last) - 1, next, why);
 }

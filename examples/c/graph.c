@@ -117,6 +117,25 @@ static bool read_outputs(const session *opened, const char *name, size_t count, 
   return true;
 }
 
+/* Inputs with a value of their own are counted apart from the others. */
+static bool read_selects(const session *opened, const char *name, graph *out, problem *why) {
+  const OrtApi *api = opened->api;
+  OrtAllocator *allocator = NULL;
+  size_t count = 0;
+  if (!session_good(api, api->GetAllocatorWithDefaultOptions(&allocator), "onnxruntime", why) ||
+      !session_good(api, api->SessionGetOverridableInitializerCount(opened->model, &count), name, why)) {
+    return false;
+  }
+  for (size_t i = 0; i < count; i++) {
+    char *found = NULL;
+    OrtStatus *status = api->SessionGetOverridableInitializerName(opened->model, i, allocator, &found);
+    if (!session_good(api, status, name, why)) return false;
+    out->selects = out->selects || strcmp(found, GRAPH_LOGITS_TO_KEEP) == 0;
+    if (!session_good(api, api->AllocatorFree(allocator, found), name, why)) return false;
+  }
+  return true;
+}
+
 bool graph_read(const session *opened, const char *name, graph *out, problem *why) {
   const OrtApi *api = opened->api;
   size_t inputs = 0, outputs = 0;
@@ -130,5 +149,6 @@ bool graph_read(const session *opened, const char *name, graph *out, problem *wh
     return problem_set(why, "%s: not a decoder of fairy2i-export: %zu inputs and %zu outputs", name, inputs, outputs);
   }
   out->layers = (int64_t)(inputs - 2) / 2;
-  return read_inputs(opened, name, inputs, out, why) && read_outputs(opened, name, outputs, out, why);
+  return read_inputs(opened, name, inputs, out, why) && read_outputs(opened, name, outputs, out, why) &&
+         read_selects(opened, name, out, why);
 }

@@ -4,10 +4,13 @@
 
 #include "session.h"
 
+#define GRAPH_LOGITS_TO_KEEP "num_logits_to_keep"
+
 typedef struct graph {
   int64_t layers, kv_heads, head_size;
   ONNXTensorElementDataType cache_type; /* float, float16 or int8 */
   int64_t vocabulary;                   /* logits of each token, float */
+  bool selects; /* has the input num_logits_to_keep, of how many last tokens logits are wanted; it may stay away */
 } graph;
 
 /* Read it. Returns false if the graph does not have exactly the inputs input_ids, attention_mask, past_key_values.I.key

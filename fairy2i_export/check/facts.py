@@ -16,7 +16,7 @@ from fairy2i_export.errors import FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
 from fairy2i_export.output.data_file import MODEL
-from fairy2i_runtime.folder import is_rewritten, open_folder
+from fairy2i_runtime.folder import LOGITS_TO_KEEP, is_rewritten, open_folder
 from fairy2i_runtime.measure.memory import DeviceMemory, ModelShape, model_memory, model_shape
 
 I64 = npt.NDArray[np.int64]
@@ -112,6 +112,7 @@ class ModelFacts:
         tensor_bytes: bytes of the stored tensors by what they are; adds up to all of them.
         files: size of every file, of the folder if it is a model folder.
         vocab: number of logits, None if unknown.
+        selects: whether it computes logits of the last tokens alone where a host asks for them.
         context_length: that the memory is told for; None if unknown.
         device: what running it takes at that context; None where that is unknown.
     """
@@ -123,6 +124,7 @@ class ModelFacts:
     tensor_bytes: dict[str, int]
     files: dict[str, int]
     vocab: int | None
+    selects: bool
     context_length: int | None
     device: DeviceMemory | None
 
@@ -141,6 +143,7 @@ class ModelFacts:
             "tensor_bytes": self.tensor_bytes,
             "files": self.files,
             "vocab_size": self.vocab,
+            LOGITS_TO_KEEP: self.selects,
             "context_length": self.context_length,
             "memory": self.memory,
         }
@@ -208,7 +211,7 @@ def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
     """
     model = open_finished(model_file)
     graph = model.graph
-    folder = model_file.parent
+    folder, shape = model_file.parent, _shape(model_file, model)
     is_folder = (folder / "genai_config.json").is_file() or is_rewritten(folder)
     files = {
         file.name: file.stat().st_size
@@ -223,8 +226,9 @@ def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
         tensor_bytes=_tensor_bytes(graph),
         files=files,
         vocab=_vocab(graph),
+        selects=shape.selects,
         context_length=context_length,
-        device=None if context_length is None else model_memory(model_file, _shape(model_file, model), context_length),
+        device=None if context_length is None else model_memory(model_file, shape, context_length),
     )
 
 
@@ -282,6 +286,7 @@ def _shape(model_file: Path, model: ir.Model) -> ModelShape:
         head_size=size,
         cache_bytes=width,
         vocab=_vocab(model.graph) or 0,
+        selects=any(value.name == LOGITS_TO_KEEP for value in model.graph.inputs),
     )
 
 

@@ -166,6 +166,9 @@ def _show_model(out: Console, facts: ModelFacts) -> None:
         if without_prefix(key) == STAGES_MAP_KEY:  # shown as a table
             continue
         table.add_row(escape(without_prefix(key)), escape(value))
+    table.add_row(
+        "logits", "of all tokens, or of as many last ones as a host asks for" if facts.selects else "of all tokens"
+    )
     table.add_row("operator sets", escape(", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())))
     table.add_section()
     for kind, size in facts.tensor_bytes.items():

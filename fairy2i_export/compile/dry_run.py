@@ -109,6 +109,7 @@ def device_memory(prepared: Prepared) -> DeviceMemory:
         intermediate_size=decoder.intermediate_size,
         vocab=decoder.vocab_size,
         stages=max(prepared.plan.stages.values()) if FORMATS[options.backend].library else 0,
+        selects=True,
     )
     copied = stored = 0
     for linear in prepared.plan.linears.values():

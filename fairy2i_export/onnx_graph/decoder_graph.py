@@ -1,7 +1,8 @@
 """The decoder graph, written node by node the way onnxruntime-genai expects it.
 
 Inputs: input_ids int64 [batch, sequence], attention_mask int64 [batch, total], past_key_values.N.key and .value float32 or
-float16 [batch, kv_heads, past, head]. Outputs: logits float32 [batch, sequence, vocabulary], present.N.key and .value.
+float16 [batch, kv_heads, past, head]. Outputs: logits float32 [batch, kept, vocabulary], present.N.key and .value. kept is
+sequence, unless the input num_logits_to_keep int64 [1], 0 where it is not given, asks for the last ones only.
 Positions are counted from the attention mask (positions.py). The KV cache goes through GroupQueryAttention, which also works
 in place when past and present are the same buffer.
 """
@@ -23,9 +24,11 @@ from fairy2i_export.onnx_graph.function import matmul_function
 from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_VERSION, OPSET
 from fairy2i_export.onnx_graph.positions import Positions
 from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
+from fairy2i_runtime.folder import LOGITS_TO_KEEP
 
 PAST = "past_key_values.{}.{}"
 PRESENT = "present.{}.{}"
+_END = (1 << 63) - 1  # of a Slice: up to the last column
 _CACHE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
 
 
@@ -66,6 +69,10 @@ class DecoderBuilder:
         mask = _input("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
         self.positions = Positions(self.graph, decoder, ids, mask, settings.context_length, self.attention_type)
         inputs, outputs = [ids, mask], []
+        # an initializer that is an input as well: a host that knows nothing of it gets all logits, and onnxruntime does not even
+        # list it among the inputs
+        keep = self.graph.ints(0, name=LOGITS_TO_KEEP)
+        self._first_kept = self.graph.op("logits/first", "Neg", [keep])
 
         residual = embedding_node(self.graph, self.weights, names.embedding, settings.embedding, ids)
         if decoder.embedding_scale is not None:
@@ -77,9 +84,11 @@ class DecoderBuilder:
             present = [self._cache(PRESENT, layer, part, "cache_length") for part in ("key", "value")]
             attended = self._attention(layer, block, normed, past, present)
             attended = self._norm(attended, _module(names.attention_post_norm, layer))
+            is_last = layer + 1 == decoder.layers
+            if is_last:
+                residual = self._kept("logits/residual", residual)
             residual, normed = self._add_and_norm(residual, attended, layer, _module(names.mlp_norm, layer), "attention")
             fed = self._norm(self._mlp(layer, normed), _module(names.mlp_post_norm, layer))
-            is_last = layer + 1 == decoder.layers
             following = names.final_norm if is_last else _module(names.attention_norm, layer + 1)
             residual, normed = self._add_and_norm(residual, fed, layer, following, "mlp")
             inputs += past
@@ -87,11 +96,11 @@ class DecoderBuilder:
         logits = self._cap_logits(self._linear(names.lm_head, normed))
         logits.name = "logits"
         logits.dtype = ir.DataType.FLOAT
-        logits.shape = ir.Shape(["batch_size", "sequence_length", decoder.vocab_size])
+        logits.shape = ir.Shape(["batch_size", "logits_length", decoder.vocab_size])
 
         ours = FORMATS[settings.backend].library
         graph = ir.Graph(
-            inputs,
+            [*inputs, keep],
             [logits, *outputs],
             nodes=self.graph.nodes,
             initializers=list(self.graph.initializers.values()),
@@ -149,7 +158,17 @@ class DecoderBuilder:
         )
         if self.attention_type != ir.DataType.FLOAT:
             attended = g.op(f"{prefix}/attention_cast", "Cast", [attended], to=ir.DataType.FLOAT)
+        if layer + 1 == decoder.layers:
+            attended = self._kept("logits/attended", attended)
         return self._linear(names.o.format(layer), attended)
+
+    def _kept(self, name: str, x: ir.Value) -> ir.Value:
+        """The columns of x [batch, sequence, width] that logits are wanted of.
+
+        Nothing needs the others once keys and values of the last layer are in the cache.
+        """
+        g = self.graph
+        return g.op(name, "Slice", [x, self._first_kept, g.ints(_END), g.ints(1)])
 
     def _cache_scales(self, layer: int) -> list[ir.Value | None]:
         """What one step of an int8 cache is worth in every channel; measured once the model can be run (cache_scales.py)."""

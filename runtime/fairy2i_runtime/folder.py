@@ -17,6 +17,7 @@ REWRITE_FILE = "rewrite.json"
 GENERATION_FILE = "generation_config.json"
 KERNEL_VARIABLE = "FAIRY2I_KERNEL"
 KERNEL_ENTRY = "fairy2i.kernel"  # of a session's configuration
+LOGITS_TO_KEEP = "num_logits_to_keep"  # input of a decoder: logits of so many last tokens are wanted; 0, its default: of all
 LIBRARY_ENTRY = "custom_ops_library"  # of genai_config.json: the name of the operator library, where a model needs it
 MAX_CONTEXT = 1 << 24  # no model comes near it: a larger number is damage
 

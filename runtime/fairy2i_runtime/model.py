@@ -176,7 +176,8 @@ class Model:
             prompt: a text (the tokenizer's beginning-of-text token is added) or token ids (taken as they are).
             on_text: called with every piece of text as soon as it is certain.
             **options: fields of :class:`~fairy2i_runtime.text.options.GenerationOptions`: ``max_new_tokens=128``,
-                ``temperature=0`` (greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``.
+                ``temperature=0`` (greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``, ``stop``, ``ignore_eos``,
+                ``lookup``.
 
         Raises:
             ContextError: if the prompt is empty or too long.

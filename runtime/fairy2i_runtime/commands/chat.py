@@ -14,6 +14,7 @@ from fairy2i_runtime.commands.options import (
     Folder,
     Isa,
     Kernel,
+    Lookup,
     Seed,
     Stop,
     Threads,
@@ -55,6 +56,7 @@ def chat(
     ] = None,
     seed: Seed = None,
     stop: Stop = None,
+    lookup: Lookup = 0,
     threads: Threads = None,
     kernel: Kernel = None,
     isa: Isa = None,
@@ -80,6 +82,7 @@ def chat(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "stop": [given_text.argument("--stop", text) for text in stop or ()],
+        "lookup": lookup,
     }
     GenerationOptions.of(**chosen, **rest)  # mistakes are told before the model is loaded
     system = None if system is None else given_text.argument("--system", system)

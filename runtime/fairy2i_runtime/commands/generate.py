@@ -13,6 +13,7 @@ from fairy2i_runtime.commands.options import (
     Folder,
     Isa,
     Kernel,
+    Lookup,
     Seed,
     Stop,
     Threads,
@@ -40,6 +41,7 @@ def generate(
     ] = False,
     seed: Seed = None,
     stop: Stop = None,
+    lookup: Lookup = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end-of-text token.")] = False,
     threads: Threads = None,
     kernel: Kernel = None,
@@ -61,6 +63,7 @@ def generate(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "stop": [given_text.argument("--stop", text) for text in stop or ()],
+        "lookup": lookup,
         "ignore_eos": ignore_eos,
     }
     options = GenerationOptions.of(**chosen, **rest)  # mistakes are told before the model is loaded

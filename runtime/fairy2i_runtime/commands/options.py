@@ -28,6 +28,13 @@ Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", 
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", show_default=False)
 ]
+Lookup = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Draft up to N tokens by looking up how the text went on where it read the same before; 0 = off.",
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option(help="Most tokens of prompt and answer; fewer take less memory.", show_default="the model's own"),

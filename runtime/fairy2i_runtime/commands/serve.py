@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fairy2i_runtime.commands.chat import CHAT_DEFAULTS
-from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Threads, TrustGraph
+from fairy2i_runtime.commands.options import Context, Folder, Isa, Kernel, Lookup, Threads, TrustGraph
 
 if TYPE_CHECKING:
     import socket
@@ -41,6 +41,7 @@ def serve(
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Print a line for every request, without texts.")
     ] = False,
+    lookup: Lookup = 0,
     threads: Threads = None,
     kernel: Kernel = None,
     isa: Isa = None,
@@ -60,19 +61,21 @@ def serve(
     from fairy2i_runtime.model import load
     from fairy2i_runtime.serve.app import make_app
     from fairy2i_runtime.serve.server import Server, listen
+    from fairy2i_runtime.text.options import GenerationOptions
     from fairy2i_runtime.text.recommended import recommended_sampling
 
     settings = Settings(
         host, port, key_of_environment(), name, parallel, queue, kept_caches, cache_mb, max_tokens,
         max_body_kb, timeout, grace,
     )  # fmt: skip
+    GenerationOptions.of(lookup=lookup)  # a mistake is told before the model is loaded
     with listen(settings) as listening:  # what is wrong with the address is told before the model is loaded
         model = load(folder, threads=threads, kernel=kernel, isa=isa, context_length=context_length, trust_graph=trust_graph)
         if model.chat_template is not None:
             model.chat_template.check()
         recommended = recommended_sampling(folder)
         defaults = {} if recommended.get("temperature") else CHAT_DEFAULTS
-        app = make_app(model, settings, {**defaults, **recommended})
+        app = make_app(model, settings, {**defaults, **recommended, "lookup": lookup})
         ready = lambda: _say_ready(model, settings, listening)  # noqa: E731
         server = Server(app, settings, ready, log_requests=log_requests, first_of=first_of)
         try:

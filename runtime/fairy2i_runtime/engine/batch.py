@@ -3,7 +3,7 @@
 Every text keeps its own slots of the cache, from 0 on, so that its positions, its window and its room are those it has alone,
 whatever stands beside it. Shorter texts are padded on the right, where the attention mask hides the padding and the next
 tokens overwrite it. onnxruntime's attention takes several new tokens for several texts only while the cache is empty, so the
-prompts run at once, and their logits with them.
+prompts run at once.
 """
 
 from __future__ import annotations
@@ -60,9 +60,14 @@ class Batch:
     def read(self) -> list[F32]:
         """Run the texts; logits after every token of each, float32 [length of the text, vocab]."""
         lengths = [len(text) for text in self._texts]
-        columns = [text + [0] * (max(lengths) - len(text)) for text in self._texts]
-        logits = self._run(np.array(columns, np.int64), lengths)
+        logits = self._run_texts(max(lengths))
         return [np.asarray(row[:length], np.float32) for row, length in zip(logits, lengths, strict=True)]
+
+    def begin(self) -> F32:
+        """Run the texts; logits after the last token of each, float32 [texts, vocab]."""
+        lengths = [len(text) for text in self._texts]
+        logits = self._run_texts(max(lengths) - min(lengths) + 1)  # the shortest text ends that many columns before the end
+        return np.asarray([row[length - min(lengths)] for row, length in zip(logits, lengths, strict=True)], np.float32)
 
     def append(self, tokens: Sequence[int | None]) -> F32:
         """Append one token to every text; logits of the next ones, float32 [texts, vocab].
@@ -78,11 +83,16 @@ class Batch:
             raise ContextError(f"text {full[0]}: the context of {self._cache.capacity} tokens is full")
         lengths = [length + (token is not None) for length, token in zip(self.lengths, tokens, strict=True)]
         columns = [[0 if token is None else token] for token in tokens]
-        return np.asarray(self._run(np.array(columns, np.int64), lengths)[:, -1], np.float32)
+        return np.asarray(self._run(np.array(columns, np.int64), lengths, 1)[:, -1], np.float32)
 
-    def _run(self, ids: npt.NDArray[np.int64], lengths: list[int]) -> npt.NDArray[np.generic]:
-        """Run new columns, after which the texts have those lengths."""
+    def _run_texts(self, last: int) -> npt.NDArray[np.generic]:
+        lengths = [len(text) for text in self._texts]
+        columns = [text + [0] * (max(lengths) - len(text)) for text in self._texts]
+        return self._run(np.array(columns, np.int64), lengths, last)
+
+    def _run(self, ids: npt.NDArray[np.int64], lengths: list[int], last: int) -> npt.NDArray[np.generic]:
+        """Run new columns, after which the texts have those lengths; logits of the last columns."""
         mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-        logits = self._decoder.run(ids, mask, self._cache.binding)
+        logits = self._decoder.run(ids, mask, self._cache.binding, last=last)
         self.lengths = lengths
         return logits

@@ -15,10 +15,13 @@ from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.engine.kvcache import CacheShape, KVCache
 from fairy2i_runtime.engine.mapped_file import MappedFile
 from fairy2i_runtime.errors import ContextError, ModelFolderError, OptionError, OutOfMemoryError, RunError, printable
+from fairy2i_runtime.folder import LOGITS_TO_KEEP
 from fairy2i_runtime.ops.library import ort_version
 
 F32 = npt.NDArray[np.float32]
-PREFILL_CHUNK = 128  # tokens per run: enough to amortize the weights, few enough to bound the memory of their logits
+PREFILL_CHUNK = (
+    128  # tokens per run: enough to amortize the weights, few enough to bound the memory of activations and logits
+)
 MOST_LOGITS = 1 << 24
 MOST_HEADS = 1 << 16  # and values of a head
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -32,6 +35,8 @@ class Decoder:
         session: the session.
         vocab: number of logits.
         cache_shape: shape of the key-value cache.
+        selects: whether the graph computes logits of the last tokens alone where no others are asked for; it does so since
+            it has the input num_logits_to_keep.
     """
 
     def __init__(
@@ -45,8 +50,8 @@ class Decoder:
         """Read the dimensions from the graph's inputs and outputs.
 
         Args:
-            session: of a graph with the inputs input_ids, attention_mask, past_key_values.{i}.{key,value} and the outputs
-                logits, present.{i}.{key,value}.
+            session: of a graph with the inputs input_ids, attention_mask, past_key_values.{i}.{key,value}, num_logits_to_keep,
+                which may be missing, and the outputs logits, present.{i}.{key,value}.
             context_length: the most tokens the model was built for.
             name: how to call the model in error messages.
             mapped: the file that its weights are mapped from, if they are.
@@ -60,6 +65,10 @@ class Decoder:
         self._mapped = mapped
         self.cache_shape = _cache_shape(session, name)
         self._logits_dtype, self.vocab = _logits(session, name)
+        self.selects = any(
+            (item.name, item.type, item.shape) == (LOGITS_TO_KEEP, "tensor(int64)", [1])
+            for item in session.get_overridable_initializers()
+        )
         self._mask = np.ones((1, context_length), np.int64)
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
@@ -84,27 +93,49 @@ class Decoder:
         """
         self._check(tokens, cache)
         for start in range(0, len(tokens), PREFILL_CHUNK):
-            logits = self._run(tokens[start : start + PREFILL_CHUNK], cache, interruption)
+            logits = self._run(tokens[start : start + PREFILL_CHUNK], cache, 1, interruption)
         return np.asarray(logits[-1], np.float32)
 
-    def all_logits(self, tokens: Sequence[int], cache: KVCache) -> F32:
-        """Append ``tokens`` to the cache; logits after each of them, float32 [len(tokens), vocab].
+    def all_logits(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache,
+        *,
+        last: int | None = None,
+        interruption: Interruption | None = None,
+    ) -> F32:
+        """Append ``tokens`` to the cache; logits after each of the last ones, float32 [last, vocab].
+
+        Args:
+            tokens: at least one.
+            cache: with the tokens before them.
+            last: for how many of them, at least 1; None = all.
+            interruption: as for :meth:`next_logits`.
 
         Raises:
             ContextError: if they do not fit.
+            Interrupted: if ``interruption`` asks for it; what was run so far is in the cache.
             OptionError: if a token is not in the vocabulary.
         """
         self._check(tokens, cache)
-        result = _room((len(tokens), self.vocab), np.float32)
+        count = len(tokens) if last is None else min(last, len(tokens))
+        result = _room((count, self.vocab), np.float32)
         for start in range(0, len(tokens), PREFILL_CHUNK):
-            result[start : start + PREFILL_CHUNK] = self._run(tokens[start : start + PREFILL_CHUNK], cache)
+            part = tokens[start : start + PREFILL_CHUNK]
+            end = start + len(part) - len(tokens) + count  # of its rows in the result
+            wanted = min(len(part), end)
+            rows = self._run(part, cache, max(wanted, 1), interruption)
+            if wanted > 0:
+                result[end - wanted : end] = rows
         return result
 
-    def _run(self, tokens: Sequence[int], cache: KVCache, interruption: Interruption | None = None) -> npt.NDArray[Any]:
+    def _run(
+        self, tokens: Sequence[int], cache: KVCache, last: int, interruption: Interruption | None = None
+    ) -> npt.NDArray[Any]:
         ids = np.asarray(tokens, np.int64)[None]
-        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding, interruption)
+        logits = self.run(ids, self._mask[:, : len(cache) + ids.shape[1]], cache.binding, interruption, last=last)
         cache.tokens.extend(int(token) for token in tokens)
-        return logits.reshape(ids.shape[1], self.vocab)
+        return logits.reshape(-1, self.vocab)
 
     def run(
         self,
@@ -112,6 +143,8 @@ class Decoder:
         mask: npt.NDArray[np.int64],
         binding: ort.IOBinding,
         interruption: Interruption | None = None,
+        *,
+        last: int,
     ) -> npt.NDArray[Any]:
         """Run the graph once; nothing is checked.
 
@@ -120,9 +153,10 @@ class Decoder:
             mask: zeros for padding, ones for tokens, the new ones included [batch, total], contiguous.
             binding: with a cache of that batch.
             interruption: asked whether to stop, before the run and during it.
+            last: of how many columns at the end of ``ids`` logits are wanted, at least 1.
 
         Returns:
-            Logits [batch, sequence, vocab] of the graph's type.
+            Logits [batch, last, vocab] of the graph's type.
 
         Raises:
             Interrupted: if ``interruption`` asks for it.
@@ -133,7 +167,11 @@ class Decoder:
             interruption.check()
         if self._mapped is not None:
             self._mapped.check()
-        logits = _room((*ids.shape, self.vocab), self._logits_dtype)
+        last = min(last, ids.shape[1])
+        logits = _room((ids.shape[0], last if self.selects else ids.shape[1], self.vocab), self._logits_dtype)
+        kept = np.array([last], np.int64)
+        if self.selects:
+            binding.bind_input(LOGITS_TO_KEEP, "cpu", 0, np.int64, kept.shape, kept.ctypes.data)
         binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, mask.shape, mask.ctypes.data)
         binding.bind_output("logits", "cpu", 0, self._logits_dtype, logits.shape, logits.ctypes.data)
@@ -147,7 +185,7 @@ class Decoder:
                 said = " ".join(str(error).split())[-120:]
                 raise OutOfMemoryError(f"{what}: memory is short ({said}); a smaller context_length needs less") from error
             raise RunError(f"{what}: {problem_of(error)}") from error
-        return logits
+        return logits[:, -last:]
 
     def _check(self, tokens: Sequence[int], cache: KVCache) -> None:
         if len(tokens) > cache.room:

@@ -54,6 +54,7 @@ def model_info(folder: Path, context_length: int | None = None, *, trust_graph: 
         head_size=cache.head_size,
         cache_bytes=np.dtype(cache.dtype).itemsize,
         vocab=model.decoder.vocab,
+        selects=model.decoder.selects,
     )
     return {
         "folder": str(folder),

@@ -35,6 +35,7 @@ class ModelShape:
         intermediate_size: of those in a feed-forward block.
         vocab: number of logits.
         stages: of the Fairy2iMatMul layers, the most if they differ; 0 where there are none.
+        selects: whether the graph computes logits of a prompt's last token alone where only they are asked for.
     """
 
     layers: int
@@ -46,6 +47,7 @@ class ModelShape:
     intermediate_size: int
     vocab: int
     stages: int
+    selects: bool
 
     @property
     def widest(self) -> int:
@@ -139,7 +141,7 @@ def estimate_memory(
         copied=None if copies is None else copies.copied,
         cache=2 * shape.layers * shape.kv_heads * shape.head_size * shape.cache_bytes * context,
         activations=(4 * values + tables) * 5 // 4,  # a quarter is lost between allocations
-        logits=4 * tokens * shape.vocab * 5 // 4,
+        logits=4 * (1 if shape.selects else tokens) * shape.vocab * 5 // 4,
     )
 
 
@@ -161,6 +163,7 @@ def model_shape(
     head_size: int,
     cache_bytes: int,
     vocab: int,
+    selects: bool,
 ) -> ModelShape:
     """Complete what inputs and outputs of a graph say by what stands in its metadata and in the files beside it.
 
@@ -172,6 +175,7 @@ def model_shape(
         head_size: values per head.
         cache_bytes: of one key or value.
         vocab: number of logits.
+        selects: as in :class:`ModelShape`.
     """
     decoder = _json(folder / CONFIG_FILE).get("model", {})
     decoder = decoder.get("decoder", {}) if isinstance(decoder, dict) else {}
@@ -181,7 +185,7 @@ def model_shape(
     ours = metadata.get("fairy2i.backend", "fairy2i") == "fairy2i"  # the other backends are made of so many stages, too
     stages = [int(number) for number in metadata.get("fairy2i.stages", "").split(",") if number.strip().isdecimal()]
     stages_of_nodes = max(stages, default=0) if ours else 0
-    return ModelShape(layers, kv_heads, head_size, cache_bytes, heads, hidden, inner, vocab, stages_of_nodes)
+    return ModelShape(layers, kv_heads, head_size, cache_bytes, heads, hidden, inner, vocab, stages_of_nodes, selects)
 
 
 def count_copies(model_file: Path) -> Copies | None:

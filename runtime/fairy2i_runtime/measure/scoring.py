@@ -55,11 +55,10 @@ def score_tokens(decoder: Decoder, ids: Sequence[int], first: int = 1, cache: KV
     greedy = np.empty(len(ids) - first, np.bool_)
     for begin in range(start, len(ids) - 1, PREFILL_CHUNK):
         end = min(begin + PREFILL_CHUNK, len(ids) - 1)
-        logits = decoder.all_logits(ids[begin:end], cache)
         wanted = slice(max(begin, first - 1), end)  # positions whose logits predict a scored token
+        rows = decoder.all_logits(ids[begin:end], cache, last=max(1, end - wanted.start))
         if wanted.start >= end:
             continue
-        rows = logits[wanted.start - begin :]
         following = np.asarray(ids[wanted.start + 1 : end + 1])
         place = slice(wanted.start + 1 - first, end + 1 - first)
         log_probs[place] = token_log_probs(rows, following)

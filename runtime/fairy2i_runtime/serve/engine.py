@@ -145,6 +145,8 @@ class Engine:
         self._usual_seconds += 0.2 * (seconds - self._usual_seconds)
         self.metrics.answers.labels(result.finish_reason).inc()
         self.metrics.answer_tokens.inc(len(result.token_ids))
+        self.metrics.lookup_tokens.labels("drafted").inc(result.timings.drafted)
+        self.metrics.lookup_tokens.labels("accepted").inc(result.timings.accepted)
         self.metrics.prompt_tokens.labels("run").inc(result.timings.prompt_tokens)
         self.metrics.prompt_tokens.labels("cache").inc(result.timings.cached_tokens)
 

@@ -28,6 +28,10 @@ class Metrics:
             "fairy2i_prompt_tokens", "Tokens of prompts: run, or found in a kept cache", ["source"], registry=self.registry
         )
         self.answer_tokens = Counter("fairy2i_answer_tokens", "Tokens of answers", registry=self.registry)
+        self.lookup_tokens = Counter(
+            "fairy2i_lookup_tokens", "Tokens run ahead by looking up (drafted), and those that were right (accepted)", ["what"],
+            registry=self.registry,
+        )  # fmt: skip
         self.running = self._gauge("fairy2i_answers_running", "Answers being written")
         self.waiting = self._gauge("fairy2i_requests_waiting", "Requests waiting for one of those to end")
         self.kept = self._gauge("fairy2i_caches_kept", "Key-value caches kept for a follow-up")

@@ -59,7 +59,9 @@ class SharedDecoder(Decoder):
         mask: npt.NDArray[np.int64],
         binding: ort.IOBinding,
         interruption: Interruption | None = None,
+        *,
+        last: int,
     ) -> npt.NDArray[Any]:
         """As :meth:`Decoder.run`, when it is this run's turn. One that was cancelled meanwhile is not begun."""
         with self._turns:
-            return super().run(ids, mask, binding, interruption)
+            return super().run(ids, mask, binding, interruption, last=last)

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from fairy2i_runtime.engine.batch import Batch
 from fairy2i_runtime.engine.decoder import F32, Decoder
-from fairy2i_runtime.errors import ContextError
+from fairy2i_runtime.errors import ContextError, OptionError
 from fairy2i_runtime.text.options import GenerationOptions
 from fairy2i_runtime.text.result import FinishReason, Result, Timings
 from fairy2i_runtime.text.sampling import Sampler
@@ -68,6 +68,10 @@ def generate_batch(
         ContextError: if the longest prompt leaves no room for a new token.
         OptionError: if there is no prompt, an empty one, or a token that is not in the vocabulary.
     """
+    if options.lookup:
+        raise OptionError(
+            "lookup: texts of a batch are run together, token by token; leave it out, or generate them one by one"
+        )
     start = perf_counter()
     batch = Batch(decoder, prompts, options.max_new_tokens)
     longest = max(len(prompt) for prompt in prompts)
@@ -77,8 +81,8 @@ def generate_batch(
             "shorten it"
         )
     texts = [_Text(list(prompt), options, tokenizer, eos_ids) for prompt in prompts]
-    for text, logits in zip(texts, batch.read(), strict=True):
-        text.choose(logits[-1])
+    for text, logits in zip(texts, batch.begin(), strict=True):
+        text.choose(logits)
     timings = Timings(sum(len(prompt) for prompt in prompts), 0, perf_counter() - start)
     while True:
         for number, text in enumerate(texts):

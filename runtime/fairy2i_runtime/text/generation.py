@@ -11,6 +11,7 @@ from time import perf_counter
 from fairy2i_runtime.engine.decoder import F32, Decoder
 from fairy2i_runtime.engine.interruption import Interrupted, Interruption
 from fairy2i_runtime.engine.kvcache import KVCache
+from fairy2i_runtime.engine.lookup import LookAhead
 from fairy2i_runtime.errors import ContextError, OptionError
 from fairy2i_runtime.text.options import GenerationOptions
 from fairy2i_runtime.text.result import FinishReason, Result, Timings
@@ -174,7 +175,7 @@ class TextStream:
         """The pieces, and ``_reason`` once it is known why they end."""
         logits = self._prefill()
         self._begun = True
-        sampler = Sampler(self._options)
+        sampler, next_logits = Sampler(self._options), self._runner()
         while True:
             start = perf_counter()
             token = sampler.next(logits, self._cache.tokens)
@@ -192,7 +193,7 @@ class TextStream:
                 self._reason = end
                 break
             start = perf_counter()
-            logits = self._decoder.next_logits([token], self._cache, self._interruption)
+            logits = next_logits(token)
             self._spend(start, runs=1)
         rest = self._stops.push(self._detokenizer.finish())
         rest += self._stops.finish()
@@ -215,6 +216,23 @@ class TextStream:
         logits = self._decoder.next_logits(self._prompt[cached:], self._cache, self._interruption)
         self._timings = Timings(len(self._prompt) - cached, cached, perf_counter() - start)
         return logits
+
+    def _runner(self) -> Callable[[int], F32]:
+        """What appends a token to the cache and gives the logits after it."""
+        options = self._options
+        if not options.lookup:
+            return lambda token: self._decoder.next_logits([token], self._cache, self._interruption)
+        ahead = LookAhead(self._decoder, self._cache, options.lookup, self._interruption)
+
+        def next_logits(token: int) -> F32:
+            drafted, accepted = ahead.drafted, ahead.accepted
+            # the logits after this token make one more, and each that is run ahead makes one
+            most = options.lookup if options.max_new_tokens is None else options.max_new_tokens - len(self._tokens) - 1
+            logits = ahead.next_logits(token, most)
+            self._timings += Timings(drafted=ahead.drafted - drafted, accepted=ahead.accepted - accepted)
+            return logits
+
+        return next_logits
 
     def _reason_to_end(self) -> FinishReason | None:
         if self._stops.found is not None:

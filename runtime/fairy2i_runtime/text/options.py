@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, TypedDict, Unpack
 
+from fairy2i_runtime.engine.lookup import MOST_DRAFTED
 from fairy2i_runtime.errors import OptionError, check_option, check_text
 from fairy2i_runtime.text.recommended import recommended_sampling
 from fairy2i_runtime.text.sampling import SamplingOptions
@@ -24,6 +25,7 @@ class GenerationChoices(TypedDict, total=False):
     max_new_tokens: int | None
     stop: str | Iterable[str]
     ignore_eos: bool
+    lookup: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class GenerationOptions(SamplingOptions):
         max_new_tokens: the most tokens to generate; None = until the context is full.
         stop: texts that end the generation; they are not part of the result. One text, or several.
         ignore_eos: go on after an end-of-text token, for measurements and comparisons.
+        lookup: the most tokens to draft by looking up how the text went on where it read the same before, and to run at once;
+            0 = off.
 
     Raises:
         OptionError: if a value is out of range.
@@ -42,6 +46,7 @@ class GenerationOptions(SamplingOptions):
     max_new_tokens: int | None = 128
     stop: str | Iterable[str] = ()
     ignore_eos: bool = False
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +64,9 @@ class GenerationOptions(SamplingOptions):
             check_text("stop", stop)
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"ignore_eos: expected True or False, got {self.ignore_eos!r}")
+        check_option(
+            "lookup", self.lookup, Integral, lambda n: 0 <= n <= MOST_DRAFTED, f"an integer from 0 (off) to {MOST_DRAFTED}"
+        )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from fairy2i_runtime.engine.graph.model_file import (
 )
 from fairy2i_runtime.engine.graph.operators import CONTRIB, OURS, RULES
 from fairy2i_runtime.engine.graph.wire import WireError
+from fairy2i_runtime.folder import LOGITS_TO_KEEP
 from fairy2i_runtime.regular_file import open_regular
 
 _STEPS = frozenset(("", name) for name in positions.OPERATORS)
@@ -85,6 +86,10 @@ class _Graph:
         outputs = self._output_names()
         for fields in self.graph["initializers"]:
             found = tensor(fields)
+            if found.name == LOGITS_TO_KEEP and self.values.get(found.name) == positions.KEEP:
+                if as_list(found) != "[0]":
+                    raise GraphError(f"input {found.name}: expected 0 as its default")
+                continue
             if found.raw is None:
                 self._check_place(found)
             self._add(found.name, found)
@@ -118,6 +123,11 @@ class _Graph:
             if kind != INT64 or dims is None or len(dims) != 2:
                 raise GraphError(f"input {name}: expected int64 [batch, sequence]")
             return positions.TOKENS if name == "input_ids" else positions.MASK
+        if name == LOGITS_TO_KEEP:
+            defaults = [fields for fields in self.graph["initializers"] if fields.get("name") == name]
+            if (kind, dims) != (INT64, (1,)) or len(defaults) != 1:
+                raise GraphError(f"input {name}: expected int64 [1] with a default")
+            return positions.KEEP
         match = _CACHE.fullmatch(name)
         if match is None:
             raise GraphError(f"an input {name!r}, which no exported decoder has")
@@ -207,8 +217,9 @@ class _Graph:
         layers = len(self.caches) // 2
         present = [f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         expected = {"input_ids", "attention_mask", *(name.replace("present", "past_key_values") for name in present)}
-        if not layers or set(self.values) != expected:
-            odd = sorted(expected ^ set(self.values)) or ["past_key_values.0.key"]
+        given = set(self.values) - {LOGITS_TO_KEEP}
+        if not layers or given != expected:
+            odd = sorted(expected ^ given) or ["past_key_values.0.key"]
             raise GraphError(f"missing or unexpected inputs {', '.join(odd[:6])}")
         if sorted(names) != sorted(["logits", *present]):
             raise GraphError(f"missing or unexpected outputs {', '.join(sorted({'logits', *present} ^ set(names))[:6])}")

@@ -17,6 +17,7 @@ from fairy2i_runtime.engine.graph.model_file import FLOAT, INT8, UINT8, Tensor
 
 CONTRIB, OURS = "com.microsoft", "ai.fairy2i"
 MOST = 1 << 31  # of any dimension
+_END = f"[{(1 << 63) - 1}]"  # of a slice: the last column
 _BLOCKS = (16, 32, 64, 128, 256)
 
 
@@ -80,6 +81,14 @@ def _split(c: Call) -> list[Any]:
     c.need(c.take("axis", -1, -1) == -1 and len(x.tail) == 1, "a split of the last axis")
     c.need(min(sizes, default=0) > 0 and sum(sizes) == x.tail[0], f"parts that make {x.tail[0]}")
     return [Activation(FLOAT, (size,)) for size in sizes]
+
+
+def _slice(c: Call) -> list[Any]:
+    c.count(4)
+    x = c.activation(0)
+    c.step(1, positions.FIRST_KEPT)
+    c.need(c.operands[2:] == [_END, "[1]"], "the last columns")
+    return [x]
 
 
 def _gather(c: Call) -> list[Any]:
@@ -233,6 +242,7 @@ RULES: dict[tuple[str, str], Callable[[Call], list[Any]]] = {
     ("", "Cast"): _cast,
     ("", "Reshape"): _reshape,
     ("", "Split"): _split,
+    ("", "Slice"): _slice,
     ("", "Gather"): _gather,
     ("", "MatMul"): _mat_mul,
     (CONTRIB, "FastGelu"): _fast_gelu,

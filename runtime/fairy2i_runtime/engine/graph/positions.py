@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 
-MASK, TOKENS = "mask", "tokens"  # the inputs attention_mask and input_ids
+MASK, TOKENS, KEEP = "mask", "tokens", "kept"  # the inputs attention_mask, input_ids and num_logits_to_keep
 # what the other operators may be given
 SEQLENS, TOTAL, POSITIONS, BIAS, BIAS_HALF = "seqlens", "total length", "positions", "bias", "bias as float16"
+FIRST_KEPT = "first column of logits"
 _HALF = "to=10"
 _WINDOW = re.compile(r"\d{1,13}")
 _ANY_WINDOW = "any window"
@@ -42,6 +43,7 @@ _STEPS = {
     ("Less", ("all slots", "column"), ""): "hidden",
     ("Where", ("hidden", "-60000.0", "0.0"), ""): BIAS,
     ("Cast", (BIAS,), _HALF): BIAS_HALF,
+    ("Neg", (KEEP,), ""): FIRST_KEPT,
 }
 OPERATORS = frozenset(operator for operator, _, _ in _STEPS)
 
