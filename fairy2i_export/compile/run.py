@@ -166,9 +166,10 @@ def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers
     by_tensor: dict[str, list[str]] = {}
     for name, task in tasks.items():
         by_tensor.setdefault(task.tensor, []).append(name)
-    owners = prepared.checkpoint.owners
-    unfinished = {owners[task.tensor].path.name for name, task in tasks.items() if name not in done}
-    with TensorStream(prepared.checkpoint, by_tensor, set(journal.files) - unfinished) as stream:
+    checkpoint = prepared.checkpoint
+    needed = {part for name, task in tasks.items() if name not in done for part in checkpoint.stored(task.tensor)}
+    unfinished = {checkpoint.owners[part].path.name for part in needed}
+    with TensorStream(checkpoint, by_tensor, set(journal.files) - unfinished) as stream:
         for item in stream:
             if isinstance(item, ReadFile):
                 journal.finished_file(item.name, item.sha256)
