@@ -19,6 +19,8 @@ from export_helpers import write_tokenizer
 DATA = ROOT / "tests" / "data" / "ifairy"
 MODELS = ("A_mha", "B_gqa")
 TOLERANCE = 5e-5  # of logits and cache, absolute: float32 sums in another order, no rounding of an activation flipped
+POSITIONS = "positions/ids/output"  # int64 [batch, sequence]
+ROUNDED = "/int8"  # ends the names of values that are rounded
 F32 = npt.NDArray[np.float32]
 
 
@@ -36,9 +38,22 @@ def checkpoint(folder: Path, model: str, **config: Any) -> Path:
     shutil.copy(DATA / model / "weights.safetensors", folder / "model.safetensors")
     write_tokenizer(folder, words=stated["vocab_size"])
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
-    tokenizer = {"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "add_bos_token": False, "legacy": False}))
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "add_bos_token": False}))
     return folder
+
+
+def leave_rounding_out(model: onnx.ModelProto) -> None:
+    """Make linear layers read what is not rounded."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    count = 0
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name.removesuffix("/output").endswith(ROUNDED):
+                halves = made[f"{name.removesuffix('/output')}/halves/output"]
+                node.input[index] = halves.input[0]
+                count += 1
+    assert count
 
 
 class Runner:
@@ -46,22 +61,29 @@ class Runner:
 
     Args:
         model_file: of an exported folder.
-        kernel: to run.
-        without: names of nodes to leave out, their first input taking the place of their output.
+        kernel: to run; None runs the function body in standard operators instead of the library.
+        rounding: False leaves the rounding of activations out, for which the models have no switch.
     """
 
-    def __init__(self, model_file: Path, kernel: str = "exact") -> None:
-        graph = onnx.load(model_file, load_external_data=False)
-        ids = next(node for node in graph.graph.node if node.output[0] == "positions/ids/output")
-        graph.graph.node.remove(ids)
-        graph.graph.input.append(onnx.helper.make_tensor_value_info(ids.output[0], onnx.TensorProto.INT64, None))
-        edited = model_file.with_name(f"positions-{kernel}.onnx")
-        onnx.save(graph, edited)
+    def __init__(self, model_file: Path, kernel: str | None = "exact", *, rounding: bool = True) -> None:
+        model = onnx.load(model_file, load_external_data=False)
+        ids = next(node for node in model.graph.node if node.output[0] == POSITIONS)
+        model.graph.node.remove(ids)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(POSITIONS, onnx.TensorProto.INT64, None))
+        if not rounding:
+            leave_rounding_out(model)
+        edited = model_file.with_name(f"edited-{kernel}.onnx")
+        onnx.save(model, edited)
         options = ort.SessionOptions()
-        options.add_session_config_entry("fairy2i.kernel", kernel)
         options.log_severity_level = 3
-        fairy2i_runtime.register(options)
-        self.session = ort.InferenceSession(str(edited), options, providers=["CPUExecutionProvider"])
+        disabled = []
+        if kernel is None:
+            disabled = ["ConstantFolding"]  # or all weights are unpacked at once
+        else:
+            options.add_session_config_entry("fairy2i.kernel", kernel)
+            fairy2i_runtime.register(options)
+        providers = ["CPUExecutionProvider"]
+        self.session = ort.InferenceSession(str(edited), options, providers=providers, disabled_optimizers=disabled)
         edited.unlink()
 
     def run(
@@ -88,7 +110,7 @@ class Runner:
             feeds = {
                 "input_ids": ids[:, start:end],
                 "attention_mask": np.ones((1, end), np.int64),
-                "positions/ids/output": positions[:, start:end],
+                POSITIONS: positions[:, start:end],
             }
             logits, *present = self.session.run(None, {**feeds, **past})
             found.append(logits)

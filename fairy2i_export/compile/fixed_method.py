@@ -48,12 +48,14 @@ def fixed_method(request: Request, config: dict[str, Any]) -> dict[str, Any] | N
     for name in _FIXED:
         if asked[name] not in (None, COMPLEX_METHOD[name]):
             raise OptionError(
-                f"{words[name]}: {model} is quantized as it was trained, with {COMPLEX_METHOD[name]}, got {asked[name]!r}; leave the "
-                "option out"
+                f"{words[name]}: {model} is quantized as it was trained, with {COMPLEX_METHOD[name]}, got {asked[name]!r}; leave "
+                "the option out"
             )
     for name, why in _REFUSED.items():
         if getattr(request, name):
             raise OptionError(f"{words[name]}: cannot be asked of {model}: {why}; leave the option out")
     if request.lm_head == "fairy2i":
-        raise OptionError(f"lm_head: that of {model} was not trained to be quantized like its layers; use float, int8 or int4")
+        raise OptionError(
+            f"lm_head: that of {model} was not trained to be quantized like its layers; use float, int8 or int4"
+        )
     return COMPLEX_METHOD

@@ -160,6 +160,7 @@ def _check_patterns(linears: dict[str, Linear], options: ExportOptions) -> None:
 def _check_shape(checkpoint: Checkpoint, tensor: str, expected: tuple[int, ...]) -> None:
     found = checkpoint.info(tensor).shape
     if found != expected:
+        what = f"tensor {checkpoint.words(tensor)}"
         raise CheckpointError(
-            f"{checkpoint.directory}: tensor {checkpoint.words(tensor)}: expected shape {list(expected)} by config.json, found {list(found)}"
+            f"{checkpoint.directory}: {what}: expected shape {list(expected)} by config.json, found {list(found)}"
         )

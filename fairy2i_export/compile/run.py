@@ -118,7 +118,8 @@ def export(
         write_end_tokens(folder, prepared.tokens.eos)
         check_loads(folder, checkpoint.name)
         write_sums(folder)  # of all but the card
-        untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
+        trained = says_trained(checkpoint.config) or decoder.complex_weights
+        untrained = not (request.trained or trained or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))
         report = ExportReport(

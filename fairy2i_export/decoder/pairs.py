@@ -64,7 +64,9 @@ class PairNames:
 
     def joined_name(self, stored: str) -> str | None:
         """The joined tensor that a stored one is a part of; None if it is of another kind."""
-        pattern = re.escape(self.stored).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)").replace(r"\{part\}", "(?:real|imag)")
+        pattern = (
+            re.escape(self.stored).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d*)").replace(r"\{part\}", "(?:real|imag)")
+        )
         match = re.fullmatch(pattern, stored)
         return None if match is None else self.joined.format(layer=match.groupdict().get("layer", ""))
 

@@ -71,11 +71,8 @@ def read_rope(
     kind = word(scaling, "rope_type", word(scaling, "type", "default"))
     kind = (aliases or {}).get(kind, kind)
     theta = positive_float(values, "rope_theta", default_theta)
-    fraction = positive_float(
-        {"partial_rotary_factor": scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))},
-        "partial_rotary_factor",
-        1.0,
-    )
+    share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    fraction = positive_float({"partial_rotary_factor": share}, "partial_rotary_factor", 1.0)
     if fraction != 1 and not partial:
         raise ArchitectureError("config.json: partial_rotary_factor: only full rotary embeddings (1.0) are supported")
     if kind == "default":

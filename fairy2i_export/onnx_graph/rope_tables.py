@@ -55,7 +55,7 @@ def _bfloat16(x: F32) -> F32:
 def _bfloat16_steps(rope: Rope, rotated: int) -> F32:
     """What torch computes when a model is built in bfloat16, every step rounded: exponents, base, powers, inverses."""
     exponents = _bfloat16(np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated))
-    base = float(_bfloat16(np.float32([rope.theta]))[0])
+    base = float(_bfloat16(np.array([rope.theta], np.float32))[0])
     powers = _bfloat16(np.power(base, exponents.astype(np.float64)).astype(np.float32))
     return _bfloat16(np.float32(1) / powers)
 

@@ -181,7 +181,9 @@ def _pairs(directory: Path, config: dict[str, Any], owners: Mapping[str, Safeten
                 f"{list(real.shape)} and {pair.imag} {imag.dtype} {list(imag.shape)}"
             )
         if len(real.shape) not in (1, 2) or len(real.shape) <= pair.axis:
-            raise CheckpointError(f"{directory}: tensor {pair.real}: expected a matrix or vector, found shape {list(real.shape)}")
+            raise CheckpointError(
+                f"{directory}: tensor {pair.real}: expected a matrix or vector, found shape {list(real.shape)}"
+            )
     return pairs
 
 

@@ -28,9 +28,7 @@ ATTENTION_SCALES: tuple[AttentionScale, ...] = get_args(AttentionScale)
 _CHOICES: dict[str, tuple[str, ...]] = {"rope_frequencies": ROPE_FREQUENCIES, "attention_scale": ATTENTION_SCALES}
 CHOSEN: dict[str, str] = {"rope_frequencies": "bf16_load", "attention_scale": "flash"}  # what was trained and evaluated
 
-_NAMES = replace(
-    Names(), o_norm="model.layers.{}.self_attn.attn_layernorm", down_norm="model.layers.{}.mlp.ffn_layernorm"
-)
+_NAMES = replace(Names(), o_norm="model.layers.{}.self_attn.attn_layernorm", down_norm="model.layers.{}.mlp.ffn_layernorm")
 _LINEARS = (*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
 _NORMS = {
     "pre_layernorm": "input_layernorm",

@@ -40,7 +40,8 @@ class Linear:
 
     @property
     def parameters(self) -> int:
-        return self.in_features * self.out_features // (2 if self.conjugate else 1)
+        """Weights: real ones, or the complex ones of W conj(x)."""
+        return self.in_features * self.out_features // (4 if self.conjugate else 1)
 
 
 class Settings(Protocol):
