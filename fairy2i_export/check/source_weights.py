@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.codes.choices import COLUMN_CHOICES, COMPLEX_QUANTIZER, PROFILES, SCALE_CHOICES, RowChoice
+from fairy2i_export.codes.choices import COLUMN_CHOICES, COMPLEX_QUANTIZER, PROFILES, SCALE_CHOICES, RowChoice, one_of
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import QUANTIZERS, STRATEGIES
+from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
 from fairy2i_export.decoder.architectures import describe, has_complex_weights
 from fairy2i_export.decoder.rope import stretch_context
 from fairy2i_export.errors import CheckpointError, FormatError
@@ -161,9 +162,7 @@ class SourceWeights:
             return unpack(node.operands)
         tensor = self.tensor_of(node.name)
         if tensor in self.checkpoint.pairs:
-            from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
-
-            words, profile = self.checkpoint.words(tensor), self._how["profile"]
+            words, profile = self.checkpoint.words(tensor), one_of("profile", self._how["profile"], PROFILES)
             return quantize_conjugate(self.checkpoint.read(tensor), profile, name=words)
         weight = self.weight(node.name)
         how: Any = SimpleNamespace(stages=node.operands.stages, **self._how)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from fairy2i_export.codes.calibrated import FoundLinear
 from fairy2i_export.codes.native import F32, U8, Workers
 from fairy2i_export.codes.quantizer import find_scales
+from fairy2i_export.codes.strategies.ifairy import find_conjugate
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Linear, Outputs, Write
@@ -93,8 +94,6 @@ class WeightSource:
                     found = replace(found, weight=change.whole(array, workers.in_order))
                 return write(found, put, workers)
             if linear.conjugate:
-                from fairy2i_export.codes.strategies.ifairy import find_conjugate
-
                 words = self.checkpoint.words(linear.weight)
                 return write(find_conjugate(array, options.profile, name=words, pool=workers.pool), put, workers)
             sizes = linear.out_features, linear.in_features
