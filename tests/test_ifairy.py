@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import fairy2i_runtime
-from fairy2i_export import export
+from fairy2i_export import export, rewrite_onnx
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.decoder.rope import ROPE_FREQUENCIES, Rope
 from fairy2i_export.onnx_graph.rope_tables import inverse_frequencies
@@ -129,6 +129,15 @@ def test_other_backends(folder: Any, model: str, backend: dict[str, Any]) -> Non
     found, _ = Runner(folder(model, **FLOAT32, **backend) / "model.onnx").run(ids_of(model), prompt=STEPS)
     expected = golden(model)["logits_fp32_flash_incremental16"]
     np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dense_model_is_recognised_by_the_rewriter(folder: Any, tmp_path: Path) -> None:
+    """Its matrices [[re, im], [im, -re]] have codes again, and what rounds their inputs stays."""
+    report = rewrite_onnx(folder("B_gqa", **FLOAT32, backend="dense") / "model.onnx", tmp_path / "out")
+    assert len(read_nodes(report.path / "model.onnx")) == 14
+    found, _ = Runner(report.path / "model.onnx").run(ids_of("B_gqa"))
+    np.testing.assert_allclose(found, golden("B_gqa")["logits_fp32_flash"].reshape(found.shape), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("model", MODELS)

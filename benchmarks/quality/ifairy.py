@@ -9,6 +9,7 @@ temperature 1 (seeded), so that its predictions mean something; perplexity is ex
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,7 @@ def main(
 
 def tiny(folder: Path, name: str) -> Path:
     """A checkpoint of the test data, with a tokenizer of words."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     from synthetic_checkpoint import write_tokenizer
 
     folder.mkdir()
