@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,7 @@ def test_synthetic_checkpoints_have_the_tensors_of_the_released_code(tmp_path: P
         opened = open_checkpoint(tmp_path / name)
         shapes.append({tensor: opened.info(tensor).shape for tensor in opened.owners})
     assert shapes[0] == shapes[1]
+    # as the released checkpoints have them
+    for shape, parameters in (("700M", 1_555_983_360), ("1.3B", 2_678_230_976)):
+        sizes = [math.prod(size) for _, size in ifairy.tensor_shapes(llama_config(**ifairy.SHAPES[shape]))]
+        assert (len(sizes), sum(sizes)) == (533, parameters)
