@@ -78,7 +78,6 @@ def test_released_configuration_is_read() -> None:
         ({"vocab_size": 98}, r"token_embeddings_real.*expected shape \[98, 128\]"),
         ({"rms_norm_eps": 0}, "rms_norm_eps: expected a number"),
         ({"rope_theta": -1}, "rope_theta: expected a number"),
-        ({"rope_frequencies": "f16"}, "rope_frequencies: expected one of bf16_load, bf16_cast, f32, got 'f16'"),
         ({"fairy2i": {"stages": 2}}, "fairy2i: an iFairy model has a method of its own"),
         ({"architectures": ["ComplexNet"]}, "architecture ComplexNet is not supported"),
         ({"architectures": None}, '"architectures": ..ComplexNetLM'),

@@ -83,8 +83,8 @@ class Decoder:
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
     logits_softcap: float | None = None
-    # values are halves, real and imaginary parts of all channels; every linear layer but lm_head computes W conj(x) + nothing else,
-    # and a head is made of its real parts and its imaginary parts
+    # values are two halves, real and imaginary parts of all channels; linear layers but lm_head compute W conj(x), and a head is
+    # its real parts and its imaginary parts together
     complex_weights: bool = False
     activation_bits: int = 0  # that inputs of those layers are rounded to, a scale for every half of a row; 0: they are not
     notes: tuple[str, ...] = ()  # what config.json says and the model does not do, a sentence each

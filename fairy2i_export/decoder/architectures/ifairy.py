@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from fairy2i_export.decoder.architectures.common import attention_heads, blocks_alike, max_positions
-from fairy2i_export.decoder.config_values import MAX_POSITIONS, positive_float, positive_int, shown, word
+from fairy2i_export.decoder.config_values import MAX_POSITIONS, positive_float, positive_int, shown
 from fairy2i_export.decoder.description import Decoder, Names
 from fairy2i_export.decoder.pairs import PairNames
 from fairy2i_export.decoder.rope import ROPE_FREQUENCIES, Rope
-from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionError
+from fairy2i_export.errors import ArchitectureError, OptionError
 
 NAME = "ComplexNetLM"
 ACTIVATION_BITS = 8
@@ -70,11 +70,8 @@ def describe(config: dict[str, Any]) -> Decoder:
         raise ArchitectureError(
             f"config.json: head_dim {config['head_dim']} is not hidden_size / num_attention_heads ({head_dim}), as {NAME} has it"
         )
-    chosen = {key: word(config, key, default) for key, default in CHOSEN.items()}
-    for key, value in chosen.items():
-        if value not in _CHOICES[key]:
-            raise CheckpointError(f"config.json: {key}: expected one of {', '.join(_CHOICES[key])}, got {value!r}")
-    rope = Rope("default", positive_float(config, "rope_theta", 10000.0), frequencies=chosen["rope_frequencies"])  # type: ignore[arg-type]
+    chosen = {key: config.get(key, default) for key, default in CHOSEN.items()}  # of with_choices
+    rope = Rope("default", positive_float(config, "rope_theta", 10000.0), frequencies=chosen["rope_frequencies"])
     return Decoder(
         architecture=NAME,
         genai_type="decoder",
@@ -108,7 +105,7 @@ def _notes(config: dict[str, Any]) -> list[str]:
 
 
 def with_choices(config: dict[str, Any], **asked: str | None) -> dict[str, Any]:
-    """A copy of a config.json as if it said what was asked for.
+    """A copy of a config.json as if it said what was asked for, or of an iFairy model what :data:`CHOSEN` has.
 
     Args:
         config: the parsed config.json.
@@ -118,9 +115,9 @@ def with_choices(config: dict[str, Any], **asked: str | None) -> dict[str, Any]:
         OptionError: an unknown value, or a model that has no such choice.
     """
     given = {key: value for key, value in asked.items() if value is not None}
-    if not given:
-        return config
     if config.get("architectures") != [NAME]:
+        if not given:
+            return config
         raise OptionError(
             f"{next(iter(given)).replace('_', ' ')}: is a choice for iFairy models ({NAME}) only, and config.json names "
             f"{shown(config.get('architectures'))}; leave it out"
@@ -128,4 +125,4 @@ def with_choices(config: dict[str, Any], **asked: str | None) -> dict[str, Any]:
     for key, value in given.items():
         if value not in _CHOICES[key]:
             raise OptionError(f"{key.replace('_', ' ')}: expected one of {', '.join(_CHOICES[key])}, got {value!r}")
-    return {**config, **given}
+    return {**config, **CHOSEN, **given}
