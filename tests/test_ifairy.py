@@ -6,15 +6,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 import fairy2i_runtime
 from fairy2i_export import export, rewrite_onnx
 from fairy2i_export.codes.layout import unpack
+from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
 from fairy2i_export.decoder.rope import ROPE_FREQUENCIES, Rope
+from fairy2i_export.onnx_graph.complex_values import rounded_halves
+from fairy2i_export.onnx_graph.operator import OPSET
 from fairy2i_export.onnx_graph.rope_tables import inverse_frequencies
+from fairy2i_export.onnx_graph.writer import GraphWriter
 from fairy2i_export.output.contract.nodes import read_nodes
 from ifairy_models import DATA, MODELS, TOLERANCE, Runner, checkpoint, golden
 
@@ -110,6 +117,51 @@ def test_codes_and_scales_are_those_of_the_released_code(folder: Any, model: str
             # float32 sums over a matrix depend on their order in the last bit, what is rounded to bfloat16 does not
             tolerance = 1.2e-7 if kind == "scales_f32" else 0
             np.testing.assert_allclose(q.scales[0, -1], expected[f"{name}.{kind}"].astype(np.float32), rtol=tolerance)
+
+
+def unit() -> dict[str, npt.NDArray[Any]]:
+    with np.load(DATA / "unit.npz") as found:
+        return dict(found)
+
+
+def test_scales_go_through_two_reciprocals() -> None:
+    """A matrix whose entries on both axes have one magnitude: the scale that the released code gives it in bfloat16."""
+    arrays = unit()
+    for mean, expected in zip(arrays["mean_abs_bf16"], arrays["effective_scale_bf16"], strict=True):
+        weight = np.array([[mean, 0], [0, mean]], ml_dtypes.bfloat16)  # mean, i mean
+        np.testing.assert_array_equal(quantize_conjugate(weight, "bf16-reference").scales[0, 1], expected)
+    tiny = np.array([[1e-7, 0], [0, 1e-7]], np.float32)
+    np.testing.assert_allclose(quantize_conjugate(tiny, "fp32").scales[0, 1], 1e-5, rtol=1.2e-7)
+
+
+def test_entries_between_two_axes() -> None:
+    """Ties and zeros; for the first, equal and positive parts, the released code's own results differ between machines."""
+    arrays = unit()
+    re, im = (arrays[f"tie_{part}"].astype(np.float32) for part in ("re", "im"))
+    signs = arrays["tie_sign_re"] + 1j * arrays["tie_sign_im"]
+    codes = quantize_conjugate(np.concatenate([re, im]), "fp32").codes[0, 1]
+    np.testing.assert_array_equal((1j**codes)[0, 1:].round(), signs[0, 1:])
+    assert codes[0, 0] == 1
+
+
+def test_rounding_of_activations() -> None:
+    """Rows of very different sizes, one of zeros, one below the smallest magnitude."""
+    arrays = unit()
+    parts = [
+        np.concatenate([arrays[f"{name}_{part}"] for part in ("real", "imag")], axis=1) for name in ("act_in", "act_out_f32")
+    ]
+    x, expected = (part[None].astype(np.float32) for part in parts)
+    graph = GraphWriter()
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", "sequence", x.shape[2]]))
+    rounded = rounded_halves(graph, value, x.shape[2] // 2, 8)
+    assert rounded_halves(graph, value, x.shape[2] // 2, 8) is rounded  # made once
+    rounded.type = ir.TensorType(ir.DataType.FLOAT)
+    constants = list(graph.initializers.values())
+    made = ir.Graph(
+        [value], [rounded], nodes=graph.nodes, initializers=constants, opset_imports={"": OPSET}, name="rounding"
+    )
+    session = ort.InferenceSession(ir.serde.serialize_model(ir.Model(made, ir_version=8)).SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 96])
