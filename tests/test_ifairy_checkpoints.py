@@ -129,7 +129,15 @@ def spoiled(kind: str, tensors: dict[str, Any]) -> str:
     if kind == "vector":
         for part in ("real", "imag"):
             tensors[f"token_embeddings_{part}.weight"] = np.ones(97, ml_dtypes.bfloat16)
-        return r"tensor token_embeddings_real.weight: expected"
+        return r"tensor token_embeddings_real.weight: expected a matrix, found shape \[97\]"
+    if kind == "vector of a layer":
+        for part in ("real", "imag"):
+            tensors[f"{Q}_{part}"] = np.ones(64, ml_dtypes.bfloat16)
+        return rf"tensor {Q}_real: expected a matrix, found shape \[64\]"
+    if kind == "matrix of a norm":
+        for part in ("real", "imag"):
+            tensors[f"final_norm.weight_{part}"] = np.ones((64, 1), ml_dtypes.bfloat16)
+        return r"tensor final_norm.weight_real: expected a vector, found shape \[64, 1\]"
     if kind in ("NaN", "infinity"):
         tensors[f"{Q}_imag"][3, 5] = np.nan if kind == "NaN" else np.inf
         return rf"{Q}_"
@@ -147,8 +155,10 @@ def spoiled(kind: str, tensors: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["missing", "both missing", "embedding missing", "head missing", "shape", "type", "vector", "NaN", "infinity", "NaN in a norm",
-     "NaN in the embedding", "no imaginary class"],
+    [
+        "missing", "both missing", "embedding missing", "head missing", "shape", "type", "vector", "vector of a layer",
+        "matrix of a norm", "NaN", "infinity", "NaN in a norm", "NaN in the embedding", "no imaginary class",
+    ],
 )  # fmt: skip
 def test_damaged_checkpoints(source: Path, kind: str) -> None:
     tensors = tensors_of(source)

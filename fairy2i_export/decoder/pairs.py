@@ -32,6 +32,11 @@ class Pair:
         return self.real, self.imag
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether the parts are matrices; else they are vectors."""
+        return self.conjugate or self.axis == 1
+
+    @property
     def words(self) -> str:
         """For messages."""
         return f"{self.real} with {self.imag} {'below' if self.axis == 0 else 'beside'} it"

@@ -180,10 +180,9 @@ def _pairs(directory: Path, config: dict[str, Any], owners: Mapping[str, Safeten
                 f"{directory}: expected the two parts of a complex tensor to be alike, found {pair.real} {real.dtype} "
                 f"{list(real.shape)} and {pair.imag} {imag.dtype} {list(imag.shape)}"
             )
-        if len(real.shape) not in (1, 2) or len(real.shape) <= pair.axis:
-            raise CheckpointError(
-                f"{directory}: tensor {pair.real}: expected a matrix or vector, found shape {list(real.shape)}"
-            )
+        if len(real.shape) != (2 if pair.is_matrix else 1):
+            what = "a matrix" if pair.is_matrix else "a vector"
+            raise CheckpointError(f"{directory}: tensor {pair.real}: expected {what}, found shape {list(real.shape)}")
     return pairs
 
 
