@@ -18,7 +18,15 @@ KERNELS_KEY = "kernels"
 RECOVERED = "recovered"  # in the place of how codes were chosen: they were read off a dequantized matrix
 _PREFIX = "fairy2i."
 # what is said about the graph, which stays true when linear layers of it are rewritten
-_OF_THE_GRAPH = ("format_version", "architecture", "embedding", "kv_cache", "rope_scaling")
+_OF_THE_GRAPH = (
+    "format_version",
+    "architecture",
+    "embedding",
+    "kv_cache",
+    "rope_scaling",
+    "rope_frequencies",
+    "attention_scale",
+)
 _ROUNDED_HEADS = ("int8", "int4")  # of operators that are not rewritten
 
 
@@ -37,6 +45,10 @@ class Described(Choices, Protocol):
     def rope_scaling(self) -> str | None: ...
     @property
     def rotation(self) -> str | None: ...
+    @property
+    def rope_frequencies(self) -> str | None: ...
+    @property
+    def attention_scale(self) -> str | None: ...
 
 
 def describe_export(
@@ -82,6 +94,8 @@ def describe_export(
             "architecture": architecture,
             "kv_cache": options.kv_cache,
             "rope_scaling": options.rope_scaling,
+            "rope_frequencies": options.rope_frequencies,
+            "attention_scale": options.attention_scale,
             "calibration": calibration,
             "rotation": options.rotation,
         },

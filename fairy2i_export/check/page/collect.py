@@ -231,13 +231,14 @@ def _agreement(
     notes: list[str],
     step: Step,
 ) -> Agreement:
-    if source is not None and torch_is_installed():
+    if source is not None and source.has_twin and torch_is_installed():
         reference, logits = "torch", torch_logits(source, nodes, ids)
     else:
         if source is not None:
-            notes.append(
-                "torch and transformers are not installed: logits are compared with the model's exact mode instead."
+            missing = (
+                "torch and transformers are not installed" if source.has_twin else "transformers has no class for this model"
             )
+            notes.append(f"{missing}: logits are compared with the model's exact mode instead.")
         reference, logits = "exact mode", load(model.folder.path, kernel="exact").logits(ids.tolist())
     step("logits of the reference")
     result = agreement(found, logits, ids, model.tokenizer.decode, reference)
