@@ -27,7 +27,7 @@ class ConjugateLinear:
     """A matrix whose scales are found: the codes of any rows can be had from it (codes.quantized.Coded).
 
     Attributes:
-        matrix: the real matrix [[re, im], [im, -re]] of the layer.
+        matrix: stands for the real matrix [[re, im], [im, -re]] of the layer, which is not formed.
         scales: float32 [1, 2 (U, W), 2 (re, im)]; those of U, which is not there, are zeros.
     """
 
@@ -59,7 +59,7 @@ def find_conjugate(
         WeightError: values that are not finite, or no entry on one of the axes, whose scale the released code makes NaN.
     """
     re, im = np.split(weight, 2)
-    matrix = LatentMatrix(np.block([[re, im], [im, -re]]), 1, profile)
+    matrix = LatentMatrix(re, 1, profile, im)
     none = np.empty((0, 2, 2), np.float32)
     parts = each(lambda rows: matrix.sums(rows, none), row_blocks(matrix.n, matrix.m, 1), pool)
     sums, counts = np.concatenate([part[0] for part in parts])[:, 1], sum(part[1].sum(axis=0) for part in parts)[1]
