@@ -263,7 +263,7 @@ def _gradient_of_scales(codes: Tensor, rows: Tensor | None, scales: Tensor, colu
         for code, of_matrix in zip(planes, parts, strict=True)
         for axis, part in enumerate(of_matrix)
     ]
-    return torch.stack(sums).reshape(scales.shape) / (n * m) ** 0.5
+    return torch.stack(sums).reshape(scales.shape).div(float(n * m) ** 0.5)
 
 
 @torch.library.custom_op("fairy2i::dequantize", mutates_args=())
