@@ -152,6 +152,16 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
         raise FormatError(ffi.string(message.text).decode())
 
 
+def pack_conjugate_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
+    """As :func:`pack_rows` for a layer without U, layout version 2: ``codes`` uint8 [rows, m] of W, contiguous."""
+    ffi, lib = library()
+    message = ffi.new("f2i_message *")
+    source, target = ffi.from_buffer("uint8_t[]", codes), ffi.from_buffer("uint8_t[]", packed)
+    m = codes.shape[1]
+    if lib.f2i_pack_conjugate(source, codes.size, 2 * m, 2 * n, *rows, target, packed.size, message) != 0:
+        raise FormatError(ffi.string(message.text).decode())
+
+
 class Points:
     """The points sum_t s_t i^k_t of one set of scales, a table that is made once for any number of searches.
 
@@ -287,7 +297,7 @@ def library() -> tuple[Any, Any]:
 
     try:
         ffi, lib = binding()
-        lib.f2i_search_descend  # noqa: B018 - looked up in the header and in the library
+        lib.f2i_pack_conjugate  # noqa: B018 - looked up in the header and in the library
     except (Fairy2iRuntimeError, OSError) as error:
         raise LibraryError(f"the operator library, which also quantizes, cannot be used: {error}") from error
     except AttributeError as error:

@@ -57,11 +57,11 @@ def is_operator(node: ir.Node) -> bool:
 
 
 def make_node(
-    name: str, x: ir.Value | None, operands: Operands, output: ir.Value, *, k: int, n: int, stages: int
+    name: str, x: ir.Value | None, operands: Operands, output: ir.Value, *, k: int, n: int, stages: int, layout: int = LAYOUT_VERSION
 ) -> ir.Node:
-    """A node that computes ``output`` [..., n] of ``x`` [..., k]. It names all six inputs, absent ones with an empty name."""
+    """A node that computes ``output`` [..., n] of ``x`` [..., k]; ``layout`` is that of the packed bytes. It names all six inputs, absent ones with an empty name."""
     inputs = [x, *(getattr(operands, key) for key in INPUTS[1:])]
-    attributes = {"K": k, "N": n, "stages": stages, "layout_version": LAYOUT_VERSION, "scale_scope": SCALE_SCOPE_MATRIX}
+    attributes = {"K": k, "N": n, "stages": stages, "layout_version": layout, "scale_scope": SCALE_SCOPE_MATRIX}
     return ir.node(OP_NAME, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=name)
 
 
