@@ -41,9 +41,7 @@ class LatentMatrix:
             matrix is then [[re, im], [im, -re]], that is U = 0, without being formed.
     """
 
-    def __init__(
-        self, array: npt.NDArray[Any], stages: int, profile: str, imag: npt.NDArray[Any] | None = None
-    ) -> None:
+    def __init__(self, array: npt.NDArray[Any], stages: int, profile: str, imag: npt.NDArray[Any] | None = None) -> None:
         dtype = array.dtype if array.dtype in _DTYPES else np.dtype(np.float32)
         self.array = np.ascontiguousarray(array, dtype)
         self.is_complex = imag is not None

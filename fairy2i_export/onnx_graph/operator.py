@@ -57,7 +57,15 @@ def is_operator(node: ir.Node) -> bool:
 
 
 def make_node(
-    name: str, x: ir.Value | None, operands: Operands, output: ir.Value, *, k: int, n: int, stages: int, layout: int = LAYOUT_VERSION
+    name: str,
+    x: ir.Value | None,
+    operands: Operands,
+    output: ir.Value,
+    *,
+    k: int,
+    n: int,
+    stages: int,
+    layout: int = LAYOUT_VERSION,
 ) -> ir.Node:
     """A node that computes ``output`` [..., n] of ``x`` [..., k]; ``layout`` is that of the packed bytes. It names all six inputs, absent ones with an empty name."""
     inputs = [x, *(getattr(operands, key) for key in INPUTS[1:])]
