@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from fairy2i_export.codes.choices import Choices
 from fairy2i_export.codes.layout import LAYOUT_VERSION
-from fairy2i_export.onnx_graph.operator import is_operator
 from fairy2i_runtime.version import __version__
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
@@ -79,7 +78,7 @@ def describe_export(
         model,
         {
             "format_version": FORMAT_VERSION,
-            "layout_version": _layout_version(model),
+            "layout_version": LAYOUT_VERSION,
             **stages,
             "backend": options.backend,
             "profile": options.profile,
@@ -139,7 +138,7 @@ def describe_rewrite(model: ir.Model, layers: Rewritten, *, source: str, sha256:
         model,
         {
             **kept,
-            "layout_version": _layout_version(model),
+            "layout_version": LAYOUT_VERSION,
             **{key: ",".join(dict.fromkeys(values)) for key, values in how.items()},
             "source": source,
             "source_sha256": sha256,
@@ -227,12 +226,6 @@ def without_prefix(key: str) -> str:
 def key_names(keys: Iterable[str]) -> str:
     """Keys as they stand in a file, for messages."""
     return ", ".join(_PREFIX + key for key in keys)
-
-
-def _layout_version(model: ir.Model) -> int:
-    """The newest layout that a layer has."""
-    found = [node.attributes["layout_version"].as_int() for node in model.graph if is_operator(node)]
-    return max([LAYOUT_VERSION, *found])
 
 
 def _update(model: ir.Model, values: Mapping[str, object]) -> None:
