@@ -185,6 +185,27 @@ def test_text_of_the_teacher_is_made_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert (recipe.output / "data" / "teacher.npy").stat().st_mtime_ns == before
 
 
+def test_every_other_text_of_the_teacher_begins_with_any_token(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        tmp_path,
+        data=(),
+        teacher_text=640,
+        teacher_starts="mixed",
+        teacher_temperature=0.5,
+        distill=1.0,
+        eval_data=(),
+        steps=2,
+    )
+    train(recipe)
+    written = np.load(recipe.output / "data" / "teacher.npy")
+    assert written.shape == (20, 32)
+    assert set(written[::2, 0]) == {1}
+    assert len(set(written[1::2, 0])) > 5
+    assert not {0, 1, 2} & set(written[1::2, 0])  # added tokens begin no text
+    said = json.loads((recipe.output / "data" / "teacher.json").read_text())
+    assert (said["starts"], said["temperature"]) == ("mixed", 0.5)
+
+
 @pytest.mark.parametrize("method", ["float", "binary", "ternary"])
 def test_methods_to_compare_with(method: str, tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, method=method, steps=4, save_dtype="float32")

@@ -180,7 +180,8 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
             batch = {key: torch.stack([item[key] for item in items]).to(self.args.device) for key in items[0]}
             logits, labels = predictions(model(input_ids=batch["input_ids"], use_cache=False).logits, batch["labels"])
             if rows:
-                sums += torch.stack([cross_entropy_sum(logits, labels), torch.tensor(float(labels.numel()))]).to(sums)
+                sums[0] += cross_entropy_sum(logits, labels)
+                sums[1] += labels.numel()
         sums = self.accelerator.reduce(sums, "sum")
         model.train()
         return float(sums[0] / sums[1].clamp(min=1))

@@ -72,4 +72,4 @@ def _points_unread(scales: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:
             scale = pair[code & 1]
             at[code & 1] = at[code & 1] + (-scale if code & 2 else scale)
         inside = (at[0] >= 0) & (at[1] >= 0)
-        yield combination, *(torch.where(inside, value, torch.inf) for value in at)
+        yield combination, torch.where(inside, at[0], torch.inf), torch.where(inside, at[1], torch.inf)

@@ -1,0 +1,78 @@
+"""The quantizer as one kernel, as GPUs run it: the bits of one step at a time. Without a GPU, torch compiles for the processor."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+
+from fairy2i_export.train.qat.options import QuantizationOptions
+
+torch = pytest.importorskip("torch")
+
+from fairy2i_export.train.qat import torch_quantizer  # noqa: E402
+from fairy2i_export.train.qat.compiled import compiled  # noqa: E402
+from fairy2i_export.train.qat.fake_quantize import dequantize  # noqa: E402
+from fairy2i_export.train.qat.gradients import gradients_of_learned  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+pytestmark = pytest.mark.skipif(not GPU and shutil.which("g++") is None, reason="torch finds no compiler here")
+
+SCALES = {
+    1: [[[1.0, 0.9], [1.1, 0.8]]],
+    2: [[[1.0, 0.9], [1.1, 0.8]], [[0.5, 0.4], [0.45, 0.5]]],
+}
+
+
+def layer(shape: tuple[int, int], options: QuantizationOptions) -> list[Any]:
+    """A weight with ties and zeros, row multipliers, scales, column multipliers."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    weight = torch.randn(shape, generator=generator) * 0.1
+    weight[weight.abs() < 0.02] = 0
+    weight[0] = 0.25
+    rows = torch.rand(shape[0], generator=generator) * 0.1 + 0.05
+    columns = torch.rand(shape[1], generator=generator) + 0.5
+    learned: list[Any] = [
+        rows if options.row_multiplier == "learned" else None,
+        torch.tensor(SCALES[options.stages]) if options.learned_scales else None,
+        columns if options.col_multiplier == "learned" else None,
+    ]
+    return [weight, *learned]
+
+
+def on_device(values: list[Any]) -> list[Any]:
+    return [None if value is None else value.to(DEVICE) for value in values]
+
+
+@pytest.mark.parametrize("stages", [1, 2] if GPU else [1])
+def test_joint_with_everything_learned(stages: int) -> None:
+    options = QuantizationOptions(
+        stages=stages,
+        profile="fp32",
+        quantizer="joint",
+        learned_scales=True,
+        row_multiplier="learned",
+        col_multiplier="learned",
+    )
+    for shape in ((18, 46), (34, 20)):  # the second is another shape than that compiled for
+        weight, rows, scales, columns = layer(shape, options)
+        expected = dequantize(weight, options, rows=rows, scales=scales, columns=columns)  # by the C library
+        moved = on_device([weight, rows, scales, columns])
+        found, used = compiled(torch_quantizer.quantize)(moved[0], options, *moved[1:])
+        assert torch.equal(found.cpu(), expected)
+        assert torch.equal(used.cpu(), scales)
+        grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        inputs = (moved[0], found, *moved[1:], grad, None, options, (True, True, True))
+        for one_kernel, one_by_one in zip(
+            compiled(gradients_of_learned)(*inputs), gradients_of_learned(*inputs), strict=True
+        ):
+            torch.testing.assert_close(one_kernel, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_published_rounding_after_every_step() -> None:
+    options = QuantizationOptions(stages=2)
+    weight = layer((18, 46), options)[0]
+    found, _ = compiled(torch_quantizer.quantize)(weight.to(DEVICE), options, None, None, None)
+    assert torch.equal(found.float().cpu(), dequantize(weight, options))
