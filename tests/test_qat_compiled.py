@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 
 from fairy2i_export.train.qat import torch_quantizer  # noqa: E402
 from fairy2i_export.train.qat.compiled import compiled  # noqa: E402
-from fairy2i_export.train.qat.fake_quantize import _gradients, dequantize  # noqa: E402
+from fairy2i_export.train.qat.fake_quantize import dequantize  # noqa: E402
+from fairy2i_export.train.qat.gradients import gradients_of_learned  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -64,7 +65,9 @@ def test_joint_with_everything_learned(stages: int) -> None:
         assert torch.equal(used.cpu(), scales)
         grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
         inputs = (moved[0], found, *moved[1:], grad, None, options, (True, True, True))
-        for one_kernel, one_by_one in zip(compiled(_gradients)(*inputs), _gradients(*inputs), strict=True):
+        for one_kernel, one_by_one in zip(
+            compiled(gradients_of_learned)(*inputs), gradients_of_learned(*inputs), strict=True
+        ):
             torch.testing.assert_close(one_kernel, one_by_one, rtol=1e-4, atol=1e-5)
 
 

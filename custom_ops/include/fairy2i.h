@@ -150,8 +150,8 @@ typedef struct f2i_latent {
   const float *col_divisor; /* [k]: then real columns by this; or NULL for none */
   size_t col_divisor_count;
   int64_t quantizer; /* F2I_GREEDY or F2I_JOINT: how f2i_quantize_codes chooses */
-  /* NULL, or the matrix is W conj(x) alone and given as it is: data [n / 2][k / 2] holds the real parts of W and this the
-   * imaginary ones, each of `bytes` bytes. It stands for the real matrix [[re, im], [im, -re]], whose U is zero. */
+  /* NULL, or the matrix is W conj(x) alone and given as it is: data [n / 2][k / 2] holds the real parts of W and this
+   * the imaginary ones, each of `bytes` bytes. It stands for the real matrix [[re, im], [im, -re]], whose U is zero. */
   const void *imag;
 } f2i_latent;
 

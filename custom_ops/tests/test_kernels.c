@@ -138,8 +138,8 @@ static int same(const f2i_kernel_info *kernel, const float *y, const float *expe
 
 static const char *describe(const f2i_kernel_info *kernel, const layer *l, int64_t rows) {
   static char text[128];
-  snprintf(text, sizeof text, "%s/%s N=%lld K=%lld layout=%lld stages=%lld rows=%lld", kernel->family,
-           kernel->isa, (long long)l->w.n, (long long)l->w.k, (long long)l->w.layout_version, (long long)l->w.stages,
+  snprintf(text, sizeof text, "%s/%s N=%lld K=%lld layout=%lld stages=%lld rows=%lld", kernel->family, kernel->isa,
+           (long long)l->w.n, (long long)l->w.k, (long long)l->w.layout_version, (long long)l->w.stages,
            (long long)rows);
   return text;
 }

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fairy2i_export.codes.choices import MAX_STAGES
-from fairy2i_export.codes.native import F32, F64, U8, Rows, each, pack_conjugate_rows, pack_rows, row_blocks
+from fairy2i_export.codes.native import F32, F64, U8, Rows, each, pack_rows, row_blocks
 from fairy2i_export.codes.quantized import Coded, QuantizedLinear, relative_error
 from fairy2i_export.errors import FormatError
 
@@ -124,11 +124,12 @@ def pack(q: QuantizedLinear, layout: int = LAYOUT_VERSION) -> PackedLinear:
     if not isinstance(q, QuantizedLinear):
         raise FormatError(f"q: expected a QuantizedLinear, got {type(q).__name__}: quantize() makes one")
     _check_codes(q)
+    scales = stored_scales(q.scales, layout)
     packed = np.empty(packed_size(q.n, q.m, q.stages, layout), np.uint8)
-    _pack_rows(np.ascontiguousarray(q.codes), (0, q.n), packed, q.n, layout)
+    pack_rows(_of_planes(q.codes, layout), (0, q.n), packed, q.n)
     return PackedLinear(
         packed=packed,
-        scales=stored_scales(q.scales, layout),
+        scales=scales,
         layout_version=layout,
         n=q.n,
         m=q.m,
@@ -157,11 +158,9 @@ def stored_scales(scales: F32, layout: int = LAYOUT_VERSION) -> F32:
     return np.repeat(stored[:, 1:], 2, axis=1)
 
 
-def _pack_rows(codes: U8, rows: Rows, packed: U8, n: int, layout: int) -> None:
-    if layout == LAYOUT_CONJUGATE:
-        pack_conjugate_rows(np.ascontiguousarray(codes[0, 1]), rows, packed, n)
-    else:
-        pack_rows(codes, rows, packed, n)
+def _of_planes(codes: U8, layout: int) -> U8:
+    """The codes [stages, 2, rows, m] that are stored: of a layer without U those of W, [rows, m]."""
+    return np.ascontiguousarray(codes[0, 1] if layout == LAYOUT_CONJUGATE else codes)
 
 
 def pack_coded(coded: Coded, pool: Executor | None = None, layout: int = LAYOUT_VERSION) -> tuple[U8, float]:
@@ -175,7 +174,7 @@ def pack_coded(coded: Coded, pool: Executor | None = None, layout: int = LAYOUT_
 
     def work(rows: Rows) -> F64:
         codes, errors = coded.codes(rows)
-        _pack_rows(codes, rows, packed, n, layout)
+        pack_rows(_of_planes(codes, layout), rows, packed, n)
         return errors
 
     return packed, relative_error(np.concatenate(each(work, row_blocks(n, m, TILE_ROWS), pool)))
@@ -227,7 +226,8 @@ def check_packed(p: PackedLinear) -> None:
     """
     if p.layout_version not in (LAYOUT_VERSION, LAYOUT_CONJUGATE):
         raise FormatError(
-            f"layout_version: expected {LAYOUT_VERSION} or {LAYOUT_CONJUGATE}, got {p.layout_version}; use the release that wrote it"
+            f"layout_version: expected {LAYOUT_VERSION} or {LAYOUT_CONJUGATE}, got {p.layout_version}; "
+            "use the release that wrote it"
         )
     if p.scale_scope != SCALE_SCOPE_MATRIX:
         raise FormatError(f"scale_scope: expected {SCALE_SCOPE_MATRIX} (matrix), got {p.scale_scope}")

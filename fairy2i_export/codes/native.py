@@ -134,9 +134,9 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
     """Write the row tiles of complex rows ``rows`` of a layer with ``n`` of them.
 
     Args:
-        codes: uint8 [stages, 2, rows, m], contiguous.
+        codes: uint8 [stages, 2, rows, m], or of a layer without U [rows, m], contiguous.
         rows: multiples of a tile's height, or up to ``n``.
-        packed: the whole layer's bytes, format v1.
+        packed: the whole layer's bytes, layout version 1, or 2 of a layer without U.
         n: complex rows of the layer.
 
     Raises:
@@ -145,18 +145,8 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
     ffi, lib = library()
     message = ffi.new("f2i_message *")
     source, target = ffi.from_buffer("uint8_t[]", codes), ffi.from_buffer("uint8_t[]", packed)
-    stages, m = codes.shape[0], codes.shape[3]
-    if lib.f2i_pack(source, codes.size, 2 * m, 2 * n, stages, *rows, target, packed.size, message) != 0:
-        raise FormatError(ffi.string(message.text).decode())
-
-
-def pack_conjugate_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
-    """As :func:`pack_rows` for a layer without U, layout version 2: ``codes`` uint8 [rows, m] of W, contiguous."""
-    ffi, lib = library()
-    message = ffi.new("f2i_message *")
-    source, target = ffi.from_buffer("uint8_t[]", codes), ffi.from_buffer("uint8_t[]", packed)
-    m = codes.shape[1]
-    if lib.f2i_pack_conjugate(source, codes.size, 2 * m, 2 * n, *rows, target, packed.size, message) != 0:
+    pack, stages = (lib.f2i_pack, codes.shape[:1]) if codes.ndim == 4 else (lib.f2i_pack_conjugate, ())
+    if pack(source, codes.size, 2 * codes.shape[-1], 2 * n, *stages, *rows, target, packed.size, message) != 0:
         raise FormatError(ffi.string(message.text).decode())
 
 

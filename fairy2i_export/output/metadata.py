@@ -10,7 +10,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from fairy2i_export.codes.choices import Choices
-from fairy2i_export.codes.layout import LAYOUT_VERSION
+from fairy2i_export.onnx_graph.operator import layout_of
 from fairy2i_runtime.version import __version__
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
@@ -78,7 +78,7 @@ def describe_export(
         model,
         {
             "format_version": FORMAT_VERSION,
-            "layout_version": LAYOUT_VERSION,
+            "layout_version": layout_of(model),
             **stages,
             "backend": options.backend,
             "profile": options.profile,
@@ -138,7 +138,7 @@ def describe_rewrite(model: ir.Model, layers: Rewritten, *, source: str, sha256:
         model,
         {
             **kept,
-            "layout_version": LAYOUT_VERSION,
+            "layout_version": layout_of(model),
             **{key: ",".join(dict.fromkeys(values)) for key, values in how.items()},
             "source": source,
             "source_sha256": sha256,

@@ -24,7 +24,8 @@ enum { F2I_ALIGN = 64 }; /* of everything in the workspace */
 static inline uint64_t f2i_ceil_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 static inline uint64_t f2i_aligned(uint64_t bytes) { return f2i_ceil_div(bytes, F2I_ALIGN) * F2I_ALIGN; }
 
-/* Of a layer with k inputs and n outputs: layers without U store the halves of the columns of W as if they were U and W. */
+/* Of a layer with k inputs and n outputs: layers without U store the halves of the columns of W as if they were U and
+ * W. */
 static inline uint64_t f2i_parts_of(int64_t layout) { return layout == F2I_LAYOUT_CONJUGATE ? 2 : 1; }
 static inline uint64_t f2i_columns_of(int64_t layout, int64_t k) {
   return f2i_ceil_div((uint64_t)k / 2, f2i_parts_of(layout));

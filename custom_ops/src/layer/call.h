@@ -21,15 +21,15 @@ struct f2i_call {
   const float *x, *bias; /* x, y: of the first row of the present group */
   float *y;
   int64_t ldx, ldy;
-  size_t n, m;            /* complex rows and columns */
-  size_t tiles, blocks;   /* row tiles, K-blocks */
-  size_t parts, columns;  /* 1, m; or of a layer without U 2 and the columns of a half, see f2i_load_block */
-  size_t steps;           /* all parts of all K-blocks, in the order in which sums are made */
-  size_t rows;            /* of this group */
-  const float *scales;    /* [stages][2][2]: those of the layer, in range */
+  size_t n, m;           /* complex rows and columns */
+  size_t tiles, blocks;  /* row tiles, K-blocks */
+  size_t parts, columns; /* 1, m; or of a layer without U 2 and the columns of a half, see f2i_load_block */
+  size_t steps;          /* all parts of all K-blocks, in the order in which sums are made */
+  size_t rows;           /* of this group */
+  const float *scales;   /* [stages][2][2]: those of the layer, in range */
   float part_scales[2][F2I_MAX_STAGES * 4]; /* of each part */
-  const f2i_range *range; /* how to bring the rows of this group into range, or NULL: they are */
-  const uint8_t *shared;  /* what the kernel derived from the scales, F2I_SHARED_BYTES for each part */
+  const f2i_range *range;                   /* how to bring the rows of this group into range, or NULL: they are */
+  const uint8_t *shared; /* what the kernel derived from the scales, F2I_SHARED_BYTES for each part */
   const f2i_parallel *parallel;
 };
 
@@ -77,7 +77,8 @@ static inline size_t f2i_step_columns(const f2i_call *c, size_t step, size_t *fi
   return end - *first < F2I_BLOCK_COLS ? end - *first : F2I_BLOCK_COLS;
 }
 
-/* Whether a step takes conj(x): half the columns of a W that stands at the place of U, which multiplies what it gets. */
+/* Whether a step takes conj(x): half the columns of a W that stands at the place of U, which multiplies what it gets.
+ */
 static inline int f2i_conjugates(const f2i_call *c, size_t step) { return c->parts == 2 && step % 2 == 0; }
 
 /* The activations of one row and step: [F2I_BLOCK_COLS] each. */

@@ -44,13 +44,13 @@ static int next_group(f2i_call *c, int64_t rows) {
 static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
   const f2i_weights *w = &plan->weights;
   f2i_call c = {.w = w,
-                      .kernel = f2i_kernel_for(plan, rows),
-                      .n = (size_t)w->n / 2,
-                      .m = (size_t)w->k / 2,
-                      .tiles = (size_t)f2i_tiles_of(w->n),
-                      .blocks = (size_t)f2i_blocks_of(w->layout_version, w->k),
-                      .parts = (size_t)f2i_parts_of(w->layout_version),
-                      .columns = (size_t)f2i_columns_of(w->layout_version, w->k)};
+                .kernel = f2i_kernel_for(plan, rows),
+                .n = (size_t)w->n / 2,
+                .m = (size_t)w->k / 2,
+                .tiles = (size_t)f2i_tiles_of(w->n),
+                .blocks = (size_t)f2i_blocks_of(w->layout_version, w->k),
+                .parts = (size_t)f2i_parts_of(w->layout_version),
+                .columns = (size_t)f2i_columns_of(w->layout_version, w->k)};
   c.steps = c.blocks * c.parts;
   return c;
 }
@@ -85,7 +85,8 @@ static void build_task(void *arg, size_t index) {
   const size_t row = index % c->rows, step = index / c->rows;
   if (f2i_is_far(c, row)) f2i_range_load(c, row, step, re, im);
   else f2i_load_block(c, row, step, re, im);
-  r->units[index] = c->kernel->build(re, im, f2i_step_scales(c, step), (int)c->w->stages, r->operands + index * r->operand_bytes);
+  r->units[index] =
+      c->kernel->build(re, im, f2i_step_scales(c, step), (int)c->w->stages, r->operands + index * r->operand_bytes);
 }
 
 static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float *acc) {
@@ -148,11 +149,12 @@ static void rows_group(const f2i_call *c, void *workspace) {
                  .units = workspace,
                  .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->steps)};
   f2i_run(c->rows * c->steps > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->steps, &r);
-  f2i_run((uint64_t)c->rows * c->parts * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips, &r);
+  f2i_run((uint64_t)c->rows * c->parts * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips,
+          &r);
 }
 
-/* Fills c->part_scales. A layer without U goes through its bytes twice: once with what stands at the place of U, the first
- * half of the columns, and once with the second half, the other's scales zero. */
+/* Fills c->part_scales. A layer without U goes through its bytes twice: once with what stands at the place of U, the
+ * first half of the columns, and once with the second half, the other's scales zero. */
 static void split_scales(f2i_call *c) {
   const size_t count = 4 * (size_t)c->w->stages;
   for (size_t part = 0; part < c->parts; ++part) {

@@ -39,8 +39,7 @@ f2i_status f2i_validate(const f2i_weights *w, f2i_message *message) {
                       (double)w->scales[i]);
     }
   }
-  if (w->layout_version == F2I_LAYOUT_CONJUGATE &&
-      (w->scales[0] != w->scales[2] || w->scales[1] != w->scales[3])) {
+  if (w->layout_version == F2I_LAYOUT_CONJUGATE && (w->scales[0] != w->scales[2] || w->scales[1] != w->scales[3])) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT,
                     "scales: expected those of W twice with layout_version %d, got %g, %g and %g, %g",
                     F2I_LAYOUT_CONJUGATE, (double)w->scales[0], (double)w->scales[1], (double)w->scales[2],

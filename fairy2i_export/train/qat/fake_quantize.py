@@ -15,6 +15,7 @@ from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.train.qat import baselines, native_quantizer, torch_quantizer
 from fairy2i_export.train.qat.compiled import compiled, is_compiled
+from fairy2i_export.train.qat.gradients import gradients_of_learned
 from fairy2i_export.train.qat.options import QuantizationOptions
 
 _WRITTEN = (torch.float32, torch.bfloat16)  # result types of the C library
@@ -190,12 +191,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _LearnedThrough(torch.autograd.Function):
-    """As _StraightThrough, with gradients for multipliers r and c and scales s of W = diag(r) Q(A / (r c); s) diag(c).
-
-    dL/ds sums the gradient of every entry that uses a scale, with the sign of its code, over sqrt(n m) (as LSQ does, so that
-    a few scales do not outweigh all weights when gradients are clipped). dL/dr and dL/dc follow from Q(A / (r c)) =
-    A / (r c) + E with E constant: W = A + diag(r) E diag(c).
-    """
+    """As _StraightThrough, with gradients of learned multipliers and scales (gradients.py)."""
 
     @staticmethod
     def forward(
@@ -218,52 +214,9 @@ class _LearnedThrough(torch.autograd.Function):
         if scales is not None and ctx.needs_input_grad[3] and in_reach(weight):
             codes = native_quantizer.codes_of(weight, ctx.options, rows, scales, columns)
         wanted = tuple(ctx.needs_input_grad[2:5])
-        of_learned = compiled(_gradients) if is_compiled(weight, ctx.options) else _gradients
+        of_learned = compiled(gradients_of_learned) if is_compiled(weight, ctx.options) else gradients_of_learned
         found = of_learned(weight, dense, rows, scales, columns, grads[0], codes, ctx.options, wanted)
         return grads[0].to(weight.dtype), None, *found, None
-
-
-def _gradients(
-    weight: Tensor,
-    dense: Tensor,
-    rows: Tensor | None,
-    scales: Tensor | None,
-    columns: Tensor | None,
-    grad: Tensor,
-    codes: Tensor | None,
-    options: QuantizationOptions,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of rows, scales and columns, as far as they are ``wanted``; codes None: they are found here."""
-    for_rows = for_scales = for_columns = None
-    if rows is not None and wanted[0]:
-        error = dense.to(torch.float32) - weight.to(torch.float32)
-        for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
-    if scales is not None and wanted[1]:
-        if codes is None:
-            codes = torch_quantizer.codes_of(weight, options, rows, scales, columns)
-        for_scales = _gradient_of_scales(codes, rows, scales, columns, grad).to(scales.dtype)
-    if columns is not None and wanted[2]:
-        error = dense.to(torch.float32) - weight.to(torch.float32)
-        for_columns = ((error * grad).sum(dim=0) / columns).to(columns.dtype)
-    return for_rows, for_scales, for_columns
-
-
-def _gradient_of_scales(codes: Tensor, rows: Tensor | None, scales: Tensor, columns: Tensor | None, grad: Tensor) -> Tensor:
-    """float32 [stages, 2 (U, W), 2 (re, im)]."""
-    g = grad.to(torch.float32) if rows is None else grad.to(torch.float32) * rows[:, None]
-    g = g if columns is None else g * columns
-    n, m = g.shape[0] // 2, g.shape[1] // 2
-    g11, g12, g21, g22 = g[:n, :m], g[:n, m:], g[n:, :m], g[n:, m:]
-    # the transpose of the map from (U, W) to the real matrix
-    parts = ((g11 + g22, g21 - g12), (g11 - g22, g12 + g21))
-    sums = [
-        torch.where(code == axis, part, 0).sum() - torch.where(code == axis + 2, part, 0).sum()
-        for planes in codes
-        for code, of_matrix in zip(planes, parts, strict=True)
-        for axis, part in enumerate(of_matrix)
-    ]
-    return torch.stack(sums).reshape(scales.shape).div(float(n * m) ** 0.5)
 
 
 @torch.library.custom_op("fairy2i::dequantize", mutates_args=())

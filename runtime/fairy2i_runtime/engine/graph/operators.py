@@ -229,7 +229,7 @@ def _attention(c: Call) -> list[Any]:
 def _ours(c: Call) -> list[Any]:
     c.count(3, 6)
     k, n, stages = c.take("K", 2, MOST), c.take("N", 2, MOST), c.take("stages", 1, 64)
-    c.take("layout_version", 1, 1)
+    c.take("layout_version", 1, 2)
     c.take("scale_scope", 0, 0)
     c.activation(0, k)
     c.tensor(1, UINT8, None)
