@@ -87,11 +87,18 @@ def write_checkpoint(directory: Path, config: dict[str, object], seed: int = 0, 
         seed: of the values.
         hollow: all values are zeros, as a hole in the file that takes no disk space: for what reads no weights.
     """
+    write_tensors(directory, config, _all_shapes(config), seed, hollow=hollow)
+
+
+def write_tensors(
+    directory: Path, config: dict[str, object], tensors: dict[str, Shape], seed: int = 0, *, hollow: bool = False
+) -> None:
+    """:func:`write_checkpoint` with other tensors: their names and shapes."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    _write_tokenizer(directory, int(str(config["vocab_size"])))
+    write_tokenizer(directory, int(str(config["vocab_size"])))
     rng, table = np.random.default_rng(seed), gaussian_table()
-    shards = list(_shards(_all_shapes(config)))
+    shards = list(_shards(tensors))
     weight_map: dict[str, str] = {}
     for number, shapes in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -157,7 +164,8 @@ def _write_shard(path: Path, shapes: dict[str, Shape], rng: np.random.Generator,
                 random_latents((rows, *shape[1:]), rng, table).tofile(file)
 
 
-def _write_tokenizer(directory: Path, words: int) -> None:
+def write_tokenizer(directory: Path, words: int) -> None:
+    """A tokenizer.json of whole words: <unk>, <s>, </s>, w3, w4, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, words)}}

@@ -25,7 +25,7 @@ from architecture_helpers import (
 from export_helpers import edit_json, make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.commands.tools import main
-from fairy2i_export.decoder.architectures import ARCHITECTURES, describe
+from fairy2i_export.decoder.architectures import ARCHITECTURES, describe, ifairy
 from fairy2i_export.errors import ArchitectureError, CheckpointError
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
@@ -137,7 +137,7 @@ def test_the_table_is_complete() -> None:
 
     kinds = {case.values[0] for case in CASES}
     classes = {AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model(kind))].__name__ for kind in kinds}
-    assert classes == set(ARCHITECTURES)
+    assert classes == set(ARCHITECTURES) - {ifairy.NAME}  # test_ifairy.py: transformers has no such class
 
 
 @pytest.mark.parametrize(

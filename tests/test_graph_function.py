@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fairy2i_export import pack, quantize
+from fairy2i_export.codes.layout import LAYOUT_CONJUGATE
+from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
 from fairy2i_export.onnx_graph.function import matmul_function
 from fairy2i_export.onnx_graph.operator import DOMAIN, INPUTS, OP_NAME, OPSET
 
@@ -21,10 +23,10 @@ OPTIONAL = ("bias", "row_multiplier", "col_multiplier")
 
 
 def one_node_model(
-    operands: dict[str, npt.NDArray[Any]], n: int, k: int, stages: int, dtype: int, x_dims: list[str | int]
+    operands: dict[str, npt.NDArray[Any]], n: int, k: int, stages: int, dtype: int, x_dims: list[str | int], layout: int = 1
 ) -> onnx.ModelProto:
     names = [name if name in operands else "" for name in INPUTS[1:]]
-    attributes = {"K": k, "N": n, "stages": stages, "layout_version": 1, "scale_scope": 0}
+    attributes = {"K": k, "N": n, "stages": stages, "layout_version": layout, "scale_scope": 0}
     node = helper.make_node(OP_NAME, ["X", *names], ["Y"], domain=DOMAIN, **attributes)
     graph = helper.make_graph(
         [node],
@@ -62,6 +64,23 @@ def test_equals_the_dequantized_product(n: int, k: int, stages: int, given: tupl
     )
     for got in results(model, x):
         assert got.dtype == np.float32
+        assert np.abs(got - expected).max() <= 2e-6 * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("given", [(), OPTIONAL])
+@pytest.mark.parametrize(("n", "k"), [(6, 10), (64, 64), (86, 172), (134, 70), (6, 260)])
+def test_equals_the_dequantized_product_without_u(n: int, k: int, given: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(n * k)
+    q = quantize_conjugate(rng.standard_normal((n, k // 2)), "fp32")
+    sizes = {"bias": n, "row_multiplier": n, "col_multiplier": k}
+    extra = {name: rng.standard_normal(sizes[name]).astype(np.float32) for name in given}
+    p = pack(q, LAYOUT_CONJUGATE)
+    x = rng.standard_normal((2, 3, k)).astype(np.float32)
+    expected = x.astype(np.float64) * extra.get("col_multiplier", 1)
+    expected = expected @ q.dequantize("none").astype(np.float64).T * extra.get("row_multiplier", 1) + extra.get("bias", 0)
+    operands = {"packed": p.packed, "scales": p.scales, **extra}
+    model = one_node_model(operands, n, k, 1, onnx.TensorProto.FLOAT, ["b", "s", k], layout=2)
+    for got in results(model, x):
         assert np.abs(got - expected).max() <= 2e-6 * max(1.0, np.abs(expected).max())
 
 

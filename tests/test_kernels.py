@@ -30,14 +30,17 @@ def random_layer(rng: np.random.Generator, n: int, m: int, stages: int, multipli
     return QuantizedLinear(codes=codes, scales=scales, row_multiplier=rows, col_multiplier=cols)
 
 
-def linear(q: QuantizedLinear, kernel: str = "lut", isa: str = "scalar", padding: int | None = None) -> core.Linear:
-    p = pack(q)
+def linear(
+    q: QuantizedLinear, kernel: str = "lut", isa: str = "scalar", padding: int | None = None, layout: int = 1
+) -> core.Linear:
+    p = pack(q, layout)
     if padding is not None:  # put other bits where rows and columns do not exist
-        ones = pack(QuantizedLinear(codes=np.full_like(q.codes, 2), scales=q.scales))  # code 2 = both bits set
+        ones = pack(QuantizedLinear(codes=np.full_like(q.codes, 2), scales=q.scales), layout)  # code 2 = both bits set
         p.packed[:] |= ~ones.packed & np.uint8(padding)
     return core.Linear(
         p.packed, p.scales, 2 * q.m, 2 * q.n,
         row_multiplier=p.row_multiplier, col_multiplier=p.col_multiplier, kernel=kernel, isa=isa,
+        layout_version=layout,
     )  # fmt: skip
 
 
@@ -67,6 +70,49 @@ def test_lut_equals_the_oracle_to_the_bit(isa: str, stages: int) -> None:
         x = rng.standard_normal((3, 2 * m)).astype(np.float32)
         bias = rng.standard_normal(2 * n).astype(np.float32) if rng.integers(2) else None
         np.testing.assert_array_equal(linear(q, "lut", isa)(x, bias), lut_oracle(x, q, bias), err_msg=f"n={n} m={m}")
+
+
+def without_u(q: QuantizedLinear) -> QuantizedLinear:
+    scales = q.scales[:1].copy()
+    scales[:, 0] = 0
+    return dataclasses.replace(q, codes=q.codes[:1], scales=scales)
+
+
+@pytest.mark.parametrize("padding", [0, 0xFF])
+@pytest.mark.parametrize(("family", "isa"), RUNNABLE)
+def test_layers_without_u(family: str, isa: str, padding: int) -> None:
+    """Layout version 2 in every kernel against float64, whatever the padding holds; odd m, m = 5460 / 4."""
+    rng = np.random.default_rng(5)
+    allowed = {"exact": 1e-5, "lut": 0.03, "dot": 0.03}[family]
+    for m in [*DIMS, 42, 127, 129, 1365]:
+        n = int(rng.choice([33, 97, 130]))
+        q = without_u(random_layer(rng, n, m, 1, multipliers=bool(rng.integers(2))))
+        x = rng.standard_normal((int(rng.choice([1, 3, 9, 40])), 2 * m)).astype(np.float32)
+        bias = rng.standard_normal(2 * n).astype(np.float32)
+        layer = linear(q, family, isa, padding=padding, layout=2)
+        assert oracle.relative(layer(x, bias), oracle.layer(x, q, bias)) <= allowed, (n, m)
+
+
+@pytest.mark.parametrize("isa", LUT)
+def test_lut_without_u_equals_the_oracle_to_the_bit(isa: str) -> None:
+    """Block by block first the one half of the columns, at the place of U with conj(x), then the other half."""
+    rng = np.random.default_rng(6)
+    for m in [1, 2, 5, 63, 64, 65, 131, 258]:
+        q = without_u(random_layer(rng, 40, m, 1))
+        x, half = rng.standard_normal(2 * m).astype(np.float32), -(-m // 2)
+        expected = np.zeros(80, np.float32)
+        for start in range(0, half, 32):
+            for first, end in ((0, half), (half, m)):
+                part = slice(first + start, min(first + start + 32, end))
+                if part.stop > part.start:
+                    values = np.concatenate([x[:m][part], x[m:][part]])
+                    expected = expected + oracle.lut(values, q.codes[..., part], q.scales)
+        np.testing.assert_array_equal(linear(q, "lut", isa, layout=2)(x[None])[0], expected, err_msg=f"m={m}")
+
+
+def test_scales_of_layers_without_u_are_those_of_w_twice() -> None:
+    with pytest.raises(core.KernelError, match="scales: expected those of W twice"):
+        core.Linear(np.zeros(512, np.uint8), np.array([[[1, 2], [1, 3]]], np.float32), 2, 2, layout_version=2)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
@@ -335,7 +381,8 @@ BAD = [
     ({"n": 1 << 24, "k": 1 << 24}, "packed: expected"),
     ({"n": 66}, "packed: expected"),
     ({"layout_version": 0}, "layout_version"),
-    ({"layout_version": 2}, "layout_version"),
+    ({"layout_version": 3}, "layout_version"),
+    ({"layout_version": 2}, "stages: expected 1 with layout_version 2, got 2"),
     ({"scale_scope": 1}, "scale_scope"),
     ({"packed": -1}, "packed: expected 1024 bytes.*got 1023"),
     ({"packed": 1}, "packed: expected 1024 bytes.*got 1025"),

@@ -105,6 +105,61 @@ def test_worked_example_of_the_specification() -> None:
     assert packed.size == int(re.search(r"packed size: (\d+) bytes", example).group(1))
 
 
+def without_u(seed: int, n: int, m: int) -> QuantizedLinear:
+    q = random_codes(seed, 1, n, m)
+    q.scales[:, 0] = 0
+    q.codes[:, 0] = 0
+    return q
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 70), st.integers(1, 140))
+def test_layers_without_u(seed: int, n: int, m: int) -> None:
+    """Round trip, and every code at its place: half the columns in the low nibbles, the others in the high ones."""
+    q, half = without_u(seed, n, m), -(-m // 2)
+    p = pack(q, layout.LAYOUT_CONJUGATE)
+    assert p.packed.size == layout.packed_size(n, m, 1, 2) == -(-half // 32) * -(-n // 32) * 512
+    np.testing.assert_array_equal(p.scales[0], q.scales[[0, 0], [1, 1]])
+    back = unpack(p)
+    np.testing.assert_array_equal(back.codes, q.codes)
+    np.testing.assert_array_equal(back.scales, q.scales)
+    rng = np.random.default_rng(seed)
+    for row, column in zip(rng.integers(0, n, 20), rng.integers(0, m, 20), strict=True):
+        place = (0, int(column >= half), int(row), int(column % half))
+        assert find_code(p.packed, n, half, 1, *place) == q.codes[0, 1, row, column]
+
+
+def test_golden_bytes_of_a_layer_without_u() -> None:
+    index = np.arange(2 * 43 * 85, dtype=np.uint64)
+    codes = ((index * 2654435761 >> 7) % 4).astype(np.uint8).reshape(1, 2, 43, 85)
+    scales = np.array([[[0, 0], [1, 1]]], np.float32)
+    packed = pack(QuantizedLinear(codes=codes, scales=scales), layout.LAYOUT_CONJUGATE).packed
+    assert hashlib.sha256(packed.tobytes()).hexdigest()[:8] == "50aa5bc6"
+
+
+def test_worked_example_of_a_layer_without_u() -> None:
+    text = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    match = re.search(r"<!-- example 2 -->(.*?)<!-- /example 2 -->", text, re.DOTALL)
+    assert match
+    w = [[int(v) for v in row.split()] for row in re.search(r"^W0 = (.*)$", match[1], re.M).group(1).split("/")]
+    codes = np.array([[np.zeros_like(w), w]], np.uint8)
+    packed = pack(QuantizedLinear(codes, np.array([[[0, 0], [1, 1]]], np.float32)), layout.LAYOUT_CONJUGATE).packed
+    stated = {int(a): int(b, 16) for a, b in re.findall(r"^byte +(\d+): 0x([0-9A-F]{2})", match[1], re.M)}
+    assert stated == {int(i): int(packed[i]) for i in np.flatnonzero(packed)}
+    assert packed.size == int(re.search(r"packed size: (\d+) bytes", match[1]).group(1))
+
+
+def test_layers_with_u_do_not_fit_version_2() -> None:
+    for q in (random_codes(0, 1, 3, 5), random_codes(0, 2, 3, 5)):
+        with pytest.raises(FormatError, match="holds one stage of W alone"):
+            pack(q, layout.LAYOUT_CONJUGATE)
+    with pytest.raises(FormatError, match="layout: expected 1 or 2, got 3"):
+        pack(random_codes(0, 1, 3, 5), 3)
+    p = pack(without_u(0, 3, 5), layout.LAYOUT_CONJUGATE)
+    with pytest.raises(FormatError, match="those of W twice"):
+        unpack(replace(p, scales=np.array([[[1, 2], [1, 3]]], np.float32)))
+
+
 def test_padding_is_zero() -> None:
     q = random_codes(0, 2, 3, 5)
     q.codes[:] = 2  # both sign bits set
@@ -119,7 +174,8 @@ def test_header_is_generated_from_the_layout() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout_version": 2}, "layout_version: expected 1, got 2"),
+        ({"layout_version": 3}, "layout_version: expected 1 or 2, got 3"),
+        ({"layout_version": 2}, "stages: expected 1 with layout version 2"),
         ({"scale_scope": 1}, "scale_scope"),
         ({"stages": 0}, "stages"),
         ({"stages": 3}, "packed: expected uint8"),

@@ -32,6 +32,31 @@ def test_blocks_and_threads_do_not_matter(dtype: type, row_multiplier: Any) -> N
     assert error == pytest.approx(np.linalg.norm(a - q.dequantize("none")) / np.linalg.norm(a), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("profile", ["bf16-reference", "fp32"])
+@pytest.mark.parametrize("m", [3, 700, 1025])
+def test_complex_parts_stand_for_the_real_matrix(dtype: type, profile: str, m: int) -> None:
+    """Every function gives what the matrix [[re, im], [im, -re]] gives; chunks of columns end within the halves."""
+    re, im = (np.random.default_rng(3).standard_normal((2, 33, m)) * 0.02).astype(dtype)
+    parts = LatentMatrix(re, 1, profile, im)
+    whole = LatentMatrix(np.block([[re, im], [im, -re]]), 1, profile)
+    assert (parts.n, parts.m) == (whole.n, whole.m) == (33, m)
+    scales = np.array([[[0, 0], [0.02, 0.03]]], np.float32)
+    for got, expected in (
+        (parts.parts((0, 33)), whole.parts((0, 33))),
+        (parts.squares((2, 33)), whole.squares((2, 33))),
+        (parts.sums((0, 33), scales[:0]), whole.sums((0, 33), scales[:0])),
+        (parts.codes((0, 33), scales), whole.codes((0, 33), scales)),
+    ):
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    dense = [np.empty((66, 2 * m), np.float32) for _ in range(2)]
+    for matrix, out in zip((parts, whole), dense, strict=True):
+        matrix.dequantize((0, 33), scales, out)
+    np.testing.assert_array_equal(*dense)
+    assert not parts.parts((0, 33))[0].any()
+
+
 def test_sums_of_rows() -> None:
     """What a scale is made of, against numpy: per row and axis the sum of magnitudes and how many there are."""
     weight = np.random.default_rng(1).standard_normal((60, 1300)).astype(np.float32)

@@ -38,8 +38,8 @@ static void spoil(input *in, layer_input *l) {
 
 /* Whether the counts that were given are those of the buffers. */
 static int is_as_long(const f2i_weights *w, const f2i_weights *good) {
-  return w->k == good->k && w->n == good->n && w->stages == good->stages && w->packed_bytes == good->packed_bytes &&
-         w->scales_count == good->scales_count;
+  return w->k == good->k && w->n == good->n && w->stages == good->stages && w->layout_version == good->layout_version &&
+         w->packed_bytes == good->packed_bytes && w->scales_count == good->scales_count;
 }
 
 static void run(input *in, const layer_input *l, const f2i_plan *plan) {

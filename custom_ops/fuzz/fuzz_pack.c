@@ -29,6 +29,34 @@ static void check_all(const uint8_t *codes, const uint8_t *packed, int stages, s
   }
 }
 
+/* The same codes of W alone, packed in two parts. */
+static void check_conjugate(input *in, const uint8_t *codes, size_t n, size_t m) {
+  const size_t half = (m + 1) / 2, middle = 32 * below(in, n / 32 + 1);
+  const int64_t k = 2 * (int64_t)m, rows = 2 * (int64_t)n;
+  size_t bytes = 0;
+  f2i_message message;
+  if (f2i_layout_size(2, k, rows, 1, &bytes, &message) != F2I_OK) abort();
+  uint8_t *packed = allocated(bytes);
+  memset(packed, 0xA5, bytes);
+  f2i_status status = f2i_pack_conjugate(codes, middle * m, k, rows, 0, (int64_t)middle, packed, bytes, &message);
+  EXPECT(status == F2I_OK, "%s", message.text);
+  uint8_t *rest = allocated((n - middle) * m);
+  memcpy(rest, codes + middle * m, (n - middle) * m);
+  status = f2i_pack_conjugate(rest, (n - middle) * m, k, rows, (int64_t)middle, (int64_t)n, packed, bytes, &message);
+  EXPECT(status == F2I_OK, "%s", message.text);
+  for (size_t r = 0; r < n; ++r) {
+    for (size_t j = 0; j < m; ++j) {
+      const uint8_t found = code_at(packed, 1, n, j >= half, r, j % half);
+      EXPECT(found == codes[r * m + j], "row %zu, column %zu: %d, not %d", r, j, found, codes[r * m + j]);
+    }
+  }
+  status = f2i_pack_conjugate(rest, (size_t)bits_of(in, 8), (int64_t)bits_of(in, 8), rows, (int64_t)bits_of(in, 8),
+                              (int64_t)n, packed, bytes, &message);
+  expect_message(status, &message);
+  free(rest);
+  free(packed);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   input in = input_of(data, size);
   const size_t n = 1 + below(&in, 100), m = 1 + below(&in, 100);
@@ -70,6 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     free(part);
   }
   check_all(codes, packed, stages, n, m);
+  check_conjugate(&in, codes, n, m);
   free(codes);
   free(packed);
   return 0;

@@ -16,13 +16,15 @@ static latent_input a_latent(input *in) {
   l.latent.stages = 1 + a_byte(in) % 4;
   l.latent.profile = a_byte(in) % 2;
   l.latent.quantizer = a_byte(in) % 2;
-  l.latent.bytes = count * (l.latent.dtype == F2I_FLOAT32 ? 4 : 2);
+  const int is_complex = a_byte(in) % 4 == 0; /* its parts are a quarter each: the second lies behind the first */
+  l.latent.bytes = (is_complex ? count / 4 : count) * (l.latent.dtype == F2I_FLOAT32 ? 4 : 2);
   const uint8_t given = a_byte(in);
   l.rows = given & 1 ? floats(in, (size_t)l.latent.n, 0) : NULL;
   l.columns = given & 2 ? floats(in, (size_t)l.latent.k, 0) : NULL;
   l.scales = floats(in, 4 * (size_t)l.latent.stages, given & 4);
   l.data = l.latent.dtype == F2I_FLOAT32 ? (void *)floats(in, count, 0) : some_bytes(in, 2 * count);
   l.latent.data = l.data;
+  if (is_complex) l.latent.imag = (const char *)l.data + 3 * l.latent.bytes; /* up to the last byte */
   l.latent.row_divisor = l.rows;
   l.latent.col_divisor = l.columns;
   l.latent.row_divisor_count = l.rows == NULL ? 0 : (size_t)l.latent.n;

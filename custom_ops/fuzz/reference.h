@@ -17,7 +17,13 @@ typedef struct reference {
   int is_finite;          /* whether all of x is, multiplied in float32 as the operator does */
 } reference;
 
-/* Both parts of the entry of U (matrix 0) or W in row r and column j. */
+/* Columns of a plane: without U the two halves of W are as planes of U and W. */
+static inline size_t plane_columns(const f2i_weights *w) {
+  const size_t m = (size_t)w->k / 2;
+  return w->layout_version == 2 ? (m + 1) / 2 : m;
+}
+
+/* Both parts of the entry of the plane U (matrix 0) or W in row r and column j. */
 static inline void entry_of(const f2i_weights *w, int matrix, size_t r, size_t j, double *re, double *im) {
   static const uint8_t places[4][8][2] = {{{0, 0}, {0, 1}},
                                           {{0, 0}, {1, 0}, {0, 1}, {1, 1}},
@@ -43,8 +49,14 @@ static inline double *dense_matrix(const f2i_weights *w) {
   for (size_t r = 0; r < n; ++r) {
     for (size_t j = 0; j < m; ++j) {
       double u_re, u_im, w_re, w_im, *upper = a + r * 2 * m + j, *lower = a + (n + r) * 2 * m + j;
-      entry_of(w, 0, r, j, &u_re, &u_im);
-      entry_of(w, 1, r, j, &w_re, &w_im);
+      if (w->layout_version == 2) {
+        const size_t half = plane_columns(w);
+        u_re = u_im = 0.0;
+        entry_of(w, j >= half, r, j % half, &w_re, &w_im);
+      } else {
+        entry_of(w, 0, r, j, &u_re, &u_im);
+        entry_of(w, 1, r, j, &w_re, &w_im);
+      }
       upper[0] = u_re + w_re, upper[m] = w_im - u_im;
       lower[0] = u_im + w_im, lower[m] = u_re - w_re;
     }
@@ -76,9 +88,11 @@ static inline void compute_reference(const f2i_weights *w, const double *dense, 
     axis = fmax(axis, of_axis);
   }
   out->size = all * sum;
-  for (size_t first = 0; first < m; first += BLOCK) {
+  const size_t half = plane_columns(w);
+  for (size_t first = 0; first < m; first = first % half + BLOCK < half ? first + BLOCK : (first / half + 1) * half) {
+    const size_t end = (first / half + 1) * half < m ? (first / half + 1) * half : m;
     double in_block = 0.0, block_sum = 0.0;
-    for (size_t j = first; j < m && j < first + BLOCK; ++j) {
+    for (size_t j = first; j < end && j < first + BLOCK; ++j) {
       in_block = fmax(in_block, fmax(fabs(value[j]), fabs(value[m + j])));
       block_sum += fabs(value[j]) + fabs(value[m + j]);
     }
@@ -87,7 +101,7 @@ static inline void compute_reference(const f2i_weights *w, const double *dense, 
     /* half a step of each value times the weights, up to a step of each weight times the values */
     out->dot += 2.0 * (0.5 * in_block / 127.0 * axis * 64.0 + axis / 126.0 * (block_sum + in_block));
   }
-  const double dropped = ldexp(largest_x * one, -37) * 64.0 * (double)(m / BLOCK + 1) * (double)w->stages;
+  const double dropped = ldexp(largest_x * one, -37) * 64.0 * (double)(m / BLOCK + 2) * (double)w->stages;
   out->exact = (out->size + one * largest_x) * 1e-5 + dropped;
   out->lut += out->exact;
   out->dot += out->exact;

@@ -1,7 +1,7 @@
 /* fairy2i.h - C API of the Fairy2i operator library.
  *
  * One linear layer y = (x * col_multiplier) A^T * row_multiplier + bias whose matrix A [N, K] is stored as 2-bit codes
- * in packed format v1 (docs/format.md). No function here prints, aborts, allocates or keeps a pointer beyond what is
+ * in a packed format (docs/format.md). No function here prints, aborts, allocates or keeps a pointer beyond what is
  * said; every failure is a status and a message. All functions are safe to call from several threads at once.
  *
  * The text between the two cffi markers is read by the Python binding as it stands: plain declarations only.
@@ -44,11 +44,11 @@ typedef struct f2i_weights {
   int64_t k; /* real input features, even */
   int64_t n; /* real output features, even */
   int64_t stages;
-  int64_t layout_version;
+  int64_t layout_version; /* 1, or 2: layers without U, one stage */
   int64_t scale_scope;
   const uint8_t *packed; /* [packed_bytes], any alignment */
   size_t packed_bytes;
-  const float *scales; /* [stages][2 (U, W)][2 (re, im)] */
+  const float *scales; /* [stages][2 (U, W)][2 (re, im)]; version 2: those of W twice */
   size_t scales_count;
   const float *row_multiplier; /* [n], or NULL for none */
   size_t row_multiplier_count;
@@ -91,8 +91,10 @@ f2i_status f2i_cpu_features(char *text, size_t size);
 size_t f2i_kernel_count(void);
 f2i_status f2i_kernel_at(size_t index, f2i_kernel_info *info);
 
-/* Size in bytes of the packed codes of a layer with k inputs and n outputs. */
+/* Size in bytes of the packed codes of a layer with k inputs and n outputs, of layout version 1 or of any. */
 f2i_status f2i_packed_size(int64_t k, int64_t n, int64_t stages, size_t *bytes, f2i_message *message);
+f2i_status f2i_layout_size(int64_t layout_version, int64_t k, int64_t n, int64_t stages, size_t *bytes,
+                           f2i_message *message);
 
 /* Checks sizes, versions and scale values against the format; reads scales, never the packed bytes. Pure. */
 f2i_status f2i_validate(const f2i_weights *weights, f2i_message *message);
@@ -148,6 +150,9 @@ typedef struct f2i_latent {
   const float *col_divisor; /* [k]: then real columns by this; or NULL for none */
   size_t col_divisor_count;
   int64_t quantizer; /* F2I_GREEDY or F2I_JOINT: how f2i_quantize_codes chooses */
+  /* NULL, or the matrix is W conj(x) alone and given as it is: data [n / 2][k / 2] holds the real parts of W and this
+   * the imaginary ones, each of `bytes` bytes. It stands for the real matrix [[re, im], [im, -re]], whose U is zero. */
+  const void *imag;
 } f2i_latent;
 
 /* squares[end - begin][2 (row i, row n/2 + i)]: sum of the squares of a real row, before any division. */
@@ -250,6 +255,10 @@ f2i_status f2i_fingerprint(const void *data, size_t bytes, uint64_t *fingerprint
  * multiples of 32, or end with the matrix. codes [stages][2 (U, W)][end - begin][k / 2], 0 to 3. */
 f2i_status f2i_pack(const uint8_t *codes, size_t codes_count, int64_t k, int64_t n, int64_t stages, int64_t begin,
                     int64_t end, uint8_t *packed, size_t packed_bytes, f2i_message *message);
+
+/* The same for a layer without U, layout version 2. codes [end - begin][k / 2] of W. */
+f2i_status f2i_pack_conjugate(const uint8_t *codes, size_t codes_count, int64_t k, int64_t n, int64_t begin,
+                              int64_t end, uint8_t *packed, size_t packed_bytes, f2i_message *message);
 /* cffi-end */
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -211,7 +211,8 @@ static OrtStatus *check_node(node *n, int all_constant) {
     status = f2i_plan_init(&n->plan, &n->weights, n->family, n->isa, &message);
   } else {
     size_t bytes = 0;
-    status = f2i_packed_size(n->weights.k, n->weights.n, n->weights.stages, &bytes, &message);
+    status =
+        f2i_layout_size(n->weights.layout_version, n->weights.k, n->weights.n, n->weights.stages, &bytes, &message);
   }
   return status == F2I_OK ? NULL : fail(n->api, ORT_INVALID_GRAPH, n->name, message.text);
 }

@@ -34,9 +34,11 @@ typedef struct layer {
   buffer packed, scales, row_multiplier, col_multiplier, bias;
 } layer;
 
+/* stages: 0 for a layer without U */
 static layer random_layer(int64_t n, int64_t k, int64_t stages) {
   layer l = {.w = {.k = k, .n = n, .stages = stages, .layout_version = 1}};
-  if (f2i_packed_size(k, n, stages, &l.w.packed_bytes, NULL) != F2I_OK) exit(2);
+  if (stages == 0) l.w.layout_version = 2, l.w.stages = stages = 1;
+  if (f2i_layout_size(l.w.layout_version, k, n, stages, &l.w.packed_bytes, NULL) != F2I_OK) exit(2);
   const size_t shift = random_bits() % 63 + 1; /* the bytes then lie at any alignment */
   l.packed = guarded(l.w.packed_bytes + shift);
   for (size_t i = 0; i < l.w.packed_bytes; ++i) ((uint8_t *)l.packed.data)[i] = (uint8_t)random_bits();
@@ -45,6 +47,7 @@ static layer random_layer(int64_t n, int64_t k, int64_t stages) {
   l.w.packed += shift;
   l.w.scales_count = (size_t)stages * 4;
   l.scales = random_floats(l.w.scales_count);
+  if (l.w.layout_version == 2) memcpy((float *)l.scales.data + 2, l.scales.data, 2 * sizeof(float));
   l.w.scales = l.scales.data;
   l.w.row_multiplier_count = (size_t)n;
   l.row_multiplier = random_floats((size_t)n);
@@ -135,8 +138,9 @@ static int same(const f2i_kernel_info *kernel, const float *y, const float *expe
 
 static const char *describe(const f2i_kernel_info *kernel, const layer *l, int64_t rows) {
   static char text[128];
-  snprintf(text, sizeof text, "%s/%s N=%lld K=%lld stages=%lld rows=%lld", kernel->family, kernel->isa,
-           (long long)l->w.n, (long long)l->w.k, (long long)l->w.stages, (long long)rows);
+  snprintf(text, sizeof text, "%s/%s N=%lld K=%lld layout=%lld stages=%lld rows=%lld", kernel->family, kernel->isa,
+           (long long)l->w.n, (long long)l->w.k, (long long)l->w.layout_version, (long long)l->w.stages,
+           (long long)rows);
   return text;
 }
 
@@ -183,9 +187,9 @@ static void test_layer(int64_t n, int64_t k, int64_t stages, const int *rows, in
 
 /* Several rows give what each gives alone, to the bit, in every family; a row with NaN or infinity becomes NaN alone.
  */
-static void test_rows(const f2i_kernel_info *kernel) {
+static void test_rows(const f2i_kernel_info *kernel, int64_t stages) {
   enum { N = 130, K = 202, ROWS = 9 };
-  layer l = random_layer(N, K, 2);
+  layer l = random_layer(N, K, stages);
   buffer x = random_floats(ROWS * K), all = guarded(ROWS * N * sizeof(float)), one = guarded(N * sizeof(float));
   product(&l, kernel->family, kernel->isa, ROWS, x.data, K, all.data, N, 0);
   int ok = 1;
@@ -292,13 +296,16 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < count; ++i) printf(" %s/%s", kernels[i].family, kernels[i].isa);
   printf("\n");
   test_choice();
-  for (size_t i = 0; i < count; ++i) test_rows(&kernels[i]);
+  for (size_t i = 0; i < count; ++i) {
+    test_rows(&kernels[i], 2);
+    test_rows(&kernels[i], 0);
+  }
 
   /* real sizes around tile (64), half tile (32) and block (64) edges, primes doubled, and real layers */
   static const int edges[] = {2, 4, 6, 30, 32, 34, 62, 64, 66, 86, 106, 126, 128, 130, 172, 194, 258};
   static const int few[] = {1, 2, 3, 4, 5, 6, 7, 8, 9}, many[] = {1, 2, 8, 9, 17, 33, 64, 71};
   enum { EDGES = sizeof edges / sizeof edges[0] };
-  for (int stages = 1; stages <= 4; ++stages) {
+  for (int stages = 0; stages <= 4; ++stages) {
     for (int i = 0; i < EDGES; ++i) {
       for (int j = 0; j < EDGES; ++j) {
         if (quick && (i + 3 * j + stages) % 11 != 0) continue;
@@ -309,6 +316,7 @@ int main(int argc, char **argv) {
   }
   test_layer(5504, quick ? 66 : 1376, 2, few, 3);
   test_layer(quick ? 66 : 1376, 5504, 2, few, 3);
+  test_layer(quick ? 66 : 1024, 10920, 0, few, 3);
   test_layer(11008, quick ? 2 : 172, 1, few, 2);
   test_layer(quick ? 2 : 172, 11008, 1, few, 2);
   if (!quick) test_layer(1026, 4096, 2, many, 6);

@@ -101,6 +101,7 @@ static void test_latent(void) {
   latent = good(), latent.bytes -= 1, refuse_latent(latent, "got 239");
   latent = good(), latent.bytes += 1, refuse_latent(latent, "got 241");
   latent = good(), latent.dtype = F2I_BFLOAT16, refuse_latent(latent, "expected 120 bytes");
+  latent = good(), latent.imag = values, refuse_latent(latent, "expected 60 bytes for K=10, N=6, got 240");
   latent = good(), latent.row_divisor = divisors, latent.row_divisor_count = N + 1,
   refuse_latent(latent, "row_divisor");
   latent = good(), latent.col_divisor = divisors, latent.col_divisor_count = K - 1,

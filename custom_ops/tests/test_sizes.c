@@ -16,15 +16,16 @@ static const float scales[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}
 
 /* A plan never reads packed bytes: any address will do. */
 static f2i_plan plan_of(int64_t k, int64_t n, int64_t stages, const char *family, const char *isa) {
-  const f2i_weights w = {.k = k,
-                         .n = n,
-                         .stages = stages,
-                         .layout_version = F2I_LAYOUT_VERSION,
-                         .scale_scope = F2I_SCALE_SCOPE_MATRIX,
-                         .packed = (const uint8_t *)scales,
-                         .packed_bytes = (size_t)(f2i_blocks_of(k) * f2i_tiles_of(n) * (uint64_t)stages * 512),
-                         .scales = scales,
-                         .scales_count = (size_t)stages * 4};
+  const f2i_weights w = {
+      .k = k,
+      .n = n,
+      .stages = stages,
+      .layout_version = F2I_LAYOUT_VERSION,
+      .scale_scope = F2I_SCALE_SCOPE_MATRIX,
+      .packed = (const uint8_t *)scales,
+      .packed_bytes = (size_t)(f2i_blocks_of(F2I_LAYOUT_VERSION, k) * f2i_tiles_of(n) * (uint64_t)stages * 512),
+      .scales = scales,
+      .scales_count = (size_t)stages * 4};
   f2i_message message;
   f2i_plan plan = {0};
   check(f2i_plan_init(&plan, &w, family, isa, &message) == F2I_OK, "plan", message.text);
@@ -39,12 +40,16 @@ static void test_packed(void) {
   f2i_message message;
   size_t bytes = 7;
   /* 2^17 x 2^17 at 1 stage is exactly 2^31 bytes, one more than the limit; at 2 stages 2^32 would wrap to 0 */
-  check(f2i_packed_size_within(LIMIT_32, 1 << 17, 1 << 17, 1, &bytes, &message) == F2I_INVALID_ARGUMENT, "2^31", "");
-  check(f2i_packed_size_within(LIMIT_32, 1 << 17, 1 << 17, 2, &bytes, &message) == F2I_INVALID_ARGUMENT, "2^32", "");
+  check(f2i_packed_size_within(LIMIT_32, F2I_LAYOUT_VERSION, 1 << 17, 1 << 17, 1, &bytes, &message) ==
+            F2I_INVALID_ARGUMENT,
+        "2^31", "");
+  check(f2i_packed_size_within(LIMIT_32, F2I_LAYOUT_VERSION, 1 << 17, 1 << 17, 2, &bytes, &message) ==
+            F2I_INVALID_ARGUMENT,
+        "2^32", "");
   expect_text(&message, "K=131072, N=131072, stages=2 need more memory than this CPU addresses: 4294967296 bytes");
   check(bytes == 7, "packed size", "written although refused");
-  check(f2i_packed_size_within(LIMIT_32, 1 << 17, (1 << 17) - 64, 1, &bytes, &message) == F2I_OK, "below",
-        message.text);
+  check(f2i_packed_size_within(LIMIT_32, F2I_LAYOUT_VERSION, 1 << 17, (1 << 17) - 64, 1, &bytes, &message) == F2I_OK,
+        "below", message.text);
   check(bytes == ((size_t)1 << 31) - ((size_t)1 << 20), "packed size", "of a layer just below the limit");
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.layout import unpack
+from fairy2i_export.codes.layout import LAYOUT_CONJUGATE, unpack
 from fairy2i_export.errors import FormatError, OptionError
 from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
@@ -48,7 +48,9 @@ class LayerFacts:
         shape: (N, K), output and input features.
         stages: residual stages.
         scales: float32 [stages, 2 (U, W), 2 (re, im)].
-        code_counts: int64 [stages, 2 (U, W), 4]: how often each code k (for i^k) occurs, padding not counted.
+        code_counts: int64 [stages, 2 (U, W), 4]: how often each code k (for i^k) occurs, padding not counted; zeros for a U that
+            is not there.
+        conjugate: there is W alone (layout version 2), and what counts as a weight is complex.
         row_multiplier: (smallest, mean, largest), or None.
         col_multiplier: as row_multiplier.
         bias: whether there is one.
@@ -64,10 +66,11 @@ class LayerFacts:
     col_multiplier: tuple[float, float, float] | None
     bias: bool
     stored_bytes: int
+    conjugate: bool = False
 
     @property
     def parameters(self) -> int:
-        return self.shape[0] * self.shape[1]
+        return self.shape[0] * self.shape[1] // (4 if self.conjugate else 1)
 
     @property
     def bits_per_weight(self) -> float:
@@ -80,8 +83,8 @@ class LayerFacts:
 
     @property
     def entropy(self) -> npt.NDArray[np.float64]:
-        """Bits that a code carries, float64 [stages, 2]: 2 if all four are equally frequent."""
-        share = self.code_counts / self.code_counts.sum(axis=-1, keepdims=True)
+        """Bits that a code carries, float64 [stages, 2]: 2 if all four are equally frequent; 0 where there are none."""
+        share = self.code_counts / np.maximum(self.code_counts.sum(axis=-1, keepdims=True), 1)
         return np.asarray(-(share * np.log2(np.maximum(share, 1e-300))).sum(axis=-1))
 
     def as_dict(self) -> dict[str, Any]:
@@ -182,8 +185,11 @@ def layer_facts(nodes: list[Node], done: Callable[[], None] = lambda: None) -> I
             q = unpack(p)
         except FormatError as error:
             raise FormatError(f"node {node.name}: {error}") from error
-        counts = np.empty((p.stages, 2, 4), np.int64)
+        conjugate = p.layout_version == LAYOUT_CONJUGATE
+        counts = np.zeros((p.stages, 2, 4), np.int64)
         for place in np.ndindex(p.stages, 2):
+            if conjugate and place[1] == 0:
+                continue
             codes = q.codes[place]
             counts[place][1:] = [np.count_nonzero(codes == code) for code in (1, 2, 3)]
             counts[place][0] = codes.size - counts[place][1:].sum()
@@ -198,6 +204,7 @@ def layer_facts(nodes: list[Node], done: Callable[[], None] = lambda: None) -> I
             col_multiplier=_range(p.col_multiplier),
             bias=node.bias is not None,
             stored_bytes=sum(operand.nbytes for operand in operands if operand is not None),
+            conjugate=conjugate,
         )
         done()
 

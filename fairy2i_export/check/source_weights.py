@@ -14,12 +14,13 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.codes.choices import COLUMN_CHOICES, PROFILES, SCALE_CHOICES, RowChoice
+from fairy2i_export.codes.choices import COLUMN_CHOICES, COMPLEX_QUANTIZER, PROFILES, SCALE_CHOICES, RowChoice, one_of
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import QUANTIZERS, STRATEGIES
-from fairy2i_export.decoder.architectures import describe
+from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
+from fairy2i_export.decoder.architectures import describe, has_complex_weights
 from fairy2i_export.decoder.rope import stretch_context
 from fairy2i_export.errors import CheckpointError, FormatError
 from fairy2i_export.onnx_graph.operator import Node
@@ -37,7 +38,7 @@ F32 = npt.NDArray[np.float32]
 # metadata key -> values; the first one holds where models of earlier versions have none
 _HOW: dict[str, tuple[str, ...]] = {
     "profile": ("", *PROFILES),
-    "quantizer": QUANTIZERS,
+    "quantizer": (*QUANTIZERS, COMPLEX_QUANTIZER),
     "row_multiplier": get_args(RowChoice),
     "col_multiplier": COLUMN_CHOICES,
     "scales": SCALE_CHOICES,
@@ -52,6 +53,10 @@ RECOVERED_NOTE = (
     f"{_OWN_LAYERS}"
 )
 TUNED_NOTE = "norms were tuned on that text too (fairy2i.calibration), so they are the model's own as well"
+COMPLEX_NOTE = (
+    "logits are not compared with the source: transformers has no class for models of complex weights, and code that a checkpoint "
+    "brings along is never run"
+)
 ROTATED_NOTE = "the source's weights were rotated as the model's were (fairy2i.rotation) before they were compared"
 
 
@@ -115,6 +120,11 @@ class SourceWeights:
         self.stagewise = strategy is not None and strategy.stagewise and not self.note
 
     @property
+    def has_twin(self) -> bool:
+        """Whether transformers can build the model."""
+        return not has_complex_weights(self.checkpoint.config)
+
+    @property
     def is_other(self) -> bool:
         """Whether the model says that it was made from other files than these."""
         stated = self.metadata.source_sha256
@@ -134,12 +144,16 @@ class SourceWeights:
         return name
 
     def weight(self, module: str) -> npt.NDArray[Any]:
-        """A module's weight as the model was made of it: the source's, rotated if the model was.
+        """A module's weight as the model was made of it, a real matrix: the source's, rotated if the model was.
 
         Raises:
             CheckpointError: if there is none.
         """
-        weight = self.checkpoint.read(self.tensor_of(module))
+        tensor = self.tensor_of(module)
+        weight = self.checkpoint.read(tensor)
+        if tensor in self.checkpoint.pairs:
+            re, im = np.split(weight, 2)
+            return np.block([[re, im], [im, -re]])
         change = None if self.rotated is None else self.rotated.change(module)
         return weight if change is None else change.whole(weight)
 
@@ -147,6 +161,9 @@ class SourceWeights:
         if self.note:
             return unpack(node.operands)
         tensor = self.tensor_of(node.name)
+        if tensor in self.checkpoint.pairs:
+            words, profile = self.checkpoint.words(tensor), one_of("profile", self._how["profile"], PROFILES)
+            return quantize_conjugate(self.checkpoint.read(tensor), profile, name=words)
         weight = self.weight(node.name)
         how: Any = SimpleNamespace(stages=node.operands.stages, **self._how)
         sizes = 2 * node.operands.n, 2 * node.operands.m

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fairy2i_runtime
-from fairy2i_export.check.source_weights import SourceWeights, check_origin, is_rounded, torch_logits
+from fairy2i_export.check.source_weights import COMPLEX_NOTE, SourceWeights, check_origin, is_rounded, torch_logits
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_export.output.contract.kernels import REFERENCE, Judgement, judge_kernels
@@ -219,6 +219,9 @@ class _Source:
                 found.problems.append(
                     f"{len(differing)} of {len(nodes)} layers differ from the source, the first is {name}: {reason}"
                 )
+        if not weights.has_twin:
+            found.notes.append(COMPLEX_NOTE)
+            return
         if not torch_is_installed():
             found.notes.append("logits were not compared with the source: that needs torch and transformers (extra 'train')")
             return

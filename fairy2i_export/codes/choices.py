@@ -43,6 +43,10 @@ DEFAULTS: dict[str, Any] = {
     "scales": "computed",
 }
 
+COMPLEX_QUANTIZER = "ifairy"
+# how models of complex weights are trained, which nobody else chooses for them
+COMPLEX_METHOD: dict[str, Any] = DEFAULTS | {"stages": 1, "quantizer": COMPLEX_QUANTIZER, "lm_head": "float"}
+
 
 class Choices(Protocol):
     """How a weight is quantized: the part of all kinds of options that says it."""

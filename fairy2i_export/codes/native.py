@@ -37,22 +37,29 @@ class LatentMatrix:
         array: float32, float16 or bfloat16; other dtypes and strided arrays are converted to contiguous float32.
         stages: 1 to 4.
         profile: ``bf16-reference`` or ``fp32``.
+        imag: None, or ``array`` [n, m] holds the real parts of a complex W and this its imaginary ones, of the same dtype: the
+            matrix is then [[re, im], [im, -re]], that is U = 0, without being formed.
     """
 
-    def __init__(self, array: npt.NDArray[Any], stages: int, profile: str) -> None:
+    def __init__(self, array: npt.NDArray[Any], stages: int, profile: str, imag: npt.NDArray[Any] | None = None) -> None:
         dtype = array.dtype if array.dtype in _DTYPES else np.dtype(np.float32)
         self.array = np.ascontiguousarray(array, dtype)
-        self.n: int = array.shape[0] // 2
-        self.m: int = array.shape[1] // 2
+        self.is_complex = imag is not None
+        self.n: int = array.shape[0] // (1 if self.is_complex else 2)
+        self.m: int = array.shape[1] // (1 if self.is_complex else 2)
         self.stages = stages
         ffi, self._lib = library()
         self._ffi = ffi
         data = ffi.from_buffer(self.array.reshape(-1).view(np.uint8))
         self._struct = ffi.new("f2i_latent *")
         self._struct.data, self._struct.bytes = data, self.array.nbytes
-        self._struct.k, self._struct.n = array.shape[1], array.shape[0]
+        self._struct.k, self._struct.n = 2 * self.m, 2 * self.n
         self._struct.dtype, self._struct.stages, self._struct.profile = _DTYPES[dtype], stages, _PROFILES[profile]
         self._kept = [data]  # memory the struct points to
+        if imag is not None:
+            other = ffi.from_buffer(np.ascontiguousarray(imag, dtype).reshape(-1).view(np.uint8))
+            self._struct.imag = other
+            self._kept.append(other)
 
     def divide_rows(self, divisor: F32) -> None:
         """From now on every real row counts divided by its entry of ``divisor`` [2n]."""
@@ -127,9 +134,9 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
     """Write the row tiles of complex rows ``rows`` of a layer with ``n`` of them.
 
     Args:
-        codes: uint8 [stages, 2, rows, m], contiguous.
+        codes: uint8 [stages, 2, rows, m], or of a layer without U [rows, m], contiguous.
         rows: multiples of a tile's height, or up to ``n``.
-        packed: the whole layer's bytes, format v1.
+        packed: the whole layer's bytes, layout version 1, or 2 of a layer without U.
         n: complex rows of the layer.
 
     Raises:
@@ -138,8 +145,8 @@ def pack_rows(codes: U8, rows: Rows, packed: U8, n: int) -> None:
     ffi, lib = library()
     message = ffi.new("f2i_message *")
     source, target = ffi.from_buffer("uint8_t[]", codes), ffi.from_buffer("uint8_t[]", packed)
-    stages, m = codes.shape[0], codes.shape[3]
-    if lib.f2i_pack(source, codes.size, 2 * m, 2 * n, stages, *rows, target, packed.size, message) != 0:
+    pack, stages = (lib.f2i_pack, codes.shape[:1]) if codes.ndim == 4 else (lib.f2i_pack_conjugate, ())
+    if pack(source, codes.size, 2 * codes.shape[-1], 2 * n, *stages, *rows, target, packed.size, message) != 0:
         raise FormatError(ffi.string(message.text).decode())
 
 
@@ -278,7 +285,7 @@ def library() -> tuple[Any, Any]:
 
     try:
         ffi, lib = binding()
-        lib.f2i_search_descend  # noqa: B018 - looked up in the header and in the library
+        lib.f2i_pack_conjugate  # noqa: B018 - looked up in the header and in the library
     except (Fairy2iRuntimeError, OSError) as error:
         raise LibraryError(f"the operator library, which also quantizes, cannot be used: {error}") from error
     except AttributeError as error:

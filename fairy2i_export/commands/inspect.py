@@ -149,6 +149,8 @@ def _show_codes(out: Console, layers: list[LayerFacts]) -> None:
     for stage in range(deepest):
         for matrix, letter in enumerate("UW"):
             counts = np.sum([layer.code_counts[stage, matrix] for layer in layers if layer.stages > stage], axis=0)
+            if not counts.any():  # of a U that no layer has
+                continue
             share = counts / counts.sum()
             entropy = -(share * np.log2(np.maximum(share, 1e-300))).sum()
             table.add_row(f"{letter}{stage}", *(f"{value:.1%}" for value in share), f"{entropy:.4f}")

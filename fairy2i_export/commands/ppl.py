@@ -11,6 +11,7 @@ import typer
 
 from fairy2i_export.errors import OptionError, install_hint
 from fairy2i_runtime.commands.measure import (
+    Bos,
     Json,
     ProtocolName,
     Separator,
@@ -53,6 +54,7 @@ def ppl_command(
     window: WindowSize = None,
     stride: Stride = None,
     separator: Separator = "\n",
+    bos: Bos = True,
     tokens: Tokens = None,
     threads: Threads = None,
     kernel: Kernel = None,
@@ -65,6 +67,7 @@ def ppl_command(
 
     from fairy2i_export.check.perplexity import float_scorer, paired_difference, torch_scorer
     from fairy2i_export.check.source_weights import check_origin
+    from fairy2i_export.decoder.architectures import has_complex_weights
     from fairy2i_export.source.hub import open_source
     from fairy2i_export.source.transformers_model import torch_is_installed
     from fairy2i_runtime import load
@@ -77,9 +80,14 @@ def ppl_command(
         if given is not None:
             if not torch_is_installed():
                 raise OptionError(f"{option} needs torch and transformers: {install_hint('train')}, or leave it out")
-            check_origin(open_folder(folder).model_file, open_source(given))
+            opened = open_source(given)
+            if has_complex_weights(opened.config):
+                raise OptionError(
+                    f"{option} {given}: transformers has no class for models of complex weights (iFairy); leave it out"
+                )
+            check_origin(open_folder(folder).model_file, opened)
     model = load(folder, threads=threads, kernel=kernel, isa=isa, trust_graph=trust_graph)
-    cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
+    cuts = cut_text(model, content, protocol, window, stride, separator, tokens, bos=bos)
     # before the work: they may find fault with SOURCE
     scorers: dict[str, tuple[str, Scorer]] = {}
     if against is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, MAX_STAGES, ColumnChoice, ScaleChoice, check_stages
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.codes.training_entry import left_alone, says_trained, trained_with
+from fairy2i_export.decoder.architectures.ifairy import CHOSEN
 from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.formats import FORMATS
 from fairy2i_export.request.option import check_choices, declared, words_of
@@ -45,6 +46,7 @@ def resolve_options(
     max_positions: int,
     embedding_dtype: str,
     calibrated_by: str | None = None,
+    method: dict[str, Any] | None = None,
 ) -> tuple[ExportOptions, list[str]]:
     """Complete a request from config.json's ``fairy2i`` entry, else from the defaults, and check it.
 
@@ -54,6 +56,7 @@ def resolve_options(
         max_positions: the longest context the model was made for.
         embedding_dtype: how the checkpoint stores the embedding: 16-bit floats stay 16-bit by default.
         calibrated_by: hash of text and method if the layers are going to be calibrated.
+        method: how the model is quantized if that is its own, see :func:`~fairy2i_export.compile.fixed_method.fixed_method`.
 
     Returns:
         The options, and warnings where a given option contradicts how the checkpoint says it was trained.
@@ -75,7 +78,8 @@ def resolve_options(
         if asked.get(key) is not None and asked[key] != stated
     ]
     standard = {name: found.fallback for name, found in declared(Request, "checkpoint").items()}
-    standard |= DEFAULTS | trained
+    standard |= DEFAULTS | trained | (method or {})
+    standard |= CHOSEN if method is not None else {}
     standard["embedding"] = entry.get("embedding") or ("float16" if embedding_dtype in ("BF16", "F16") else "float32")
     standard["context_length"] = min(max_positions, DEFAULT_CONTEXT)
     values = standard | {name: value for name, value in asked.items() if value is not None}

@@ -62,11 +62,14 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
         if name == names.lm_head and decoder.tied and weight not in checkpoint:
             weight = f"{names.embedding}.weight"  # a lm_head.weight that exists counts even then, as in transformers
         bias = f"{name}.bias" if has_bias else None
-        _check_shape(checkpoint, weight, (out_features, in_features))
+        conjugate = decoder.complex_weights and name != names.lm_head
+        _check_shape(checkpoint, weight, (out_features, in_features // 2 if conjugate else in_features))
         if bias is not None:
             _check_shape(checkpoint, bias, (out_features,))
         treatment, reason = _treatment(name, out_features, in_features, name == names.lm_head, options)
-        linear = Linear(name, weight, bias, in_features, out_features, treatment, reason)
+        linear = Linear(name, weight, bias, in_features, out_features, treatment, reason, conjugate=conjugate)
+        if conjugate:
+            linear = replace(linear, activation_bits=decoder.activation_bits)
         if treatment == "fairy2i":
             linear = replace(linear, stages=options.stages, col_multiplier=options.col_multiplier != "none")
         linears[name] = linear
@@ -79,6 +82,7 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
         if linear.treatment == "fairy2i":
             for tensor, shape in learned.items():
                 _check_shape(checkpoint, tensor, shape)
+    used |= {part for tensor in used for part in checkpoint.stored(tensor)}
     unused = tuple(sorted(tensor for tensor in checkpoint.owners if tensor not in used and not _HARMLESS.fullmatch(tensor)))
     plan = Plan(linears, unused)
     if not plan.rewritten:
@@ -96,8 +100,10 @@ def _plain_tensors(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:
         (names.attention_norm, hidden),
         (names.q_norm, query),
         (names.k_norm, key),
+        (names.o_norm, decoder.heads * head),
         (names.attention_post_norm, hidden),
         (names.mlp_norm, hidden),
+        (names.down_norm, decoder.intermediate_size),
         (names.mlp_post_norm, hidden),
     ]
     for layer in range(decoder.layers):
@@ -154,6 +160,7 @@ def _check_patterns(linears: dict[str, Linear], options: ExportOptions) -> None:
 def _check_shape(checkpoint: Checkpoint, tensor: str, expected: tuple[int, ...]) -> None:
     found = checkpoint.info(tensor).shape
     if found != expected:
+        what = f"tensor {checkpoint.words(tensor)}"
         raise CheckpointError(
-            f"{checkpoint.directory}: tensor {tensor}: expected shape {list(expected)} by config.json, found {list(found)}"
+            f"{checkpoint.directory}: {what}: expected shape {list(expected)} by config.json, found {list(found)}"
         )

@@ -15,11 +15,13 @@ from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.compile.calibrate.stages.allocation import expected_stages
 from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, asked_text
 from fairy2i_export.compile.earlier import EarlierExport
+from fairy2i_export.compile.fixed_method import fixed_method
 from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
 from fairy2i_export.compile.plan import Plan, make_plan
 from fairy2i_export.compile.result.cache_scales import calibration_text
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
+from fairy2i_export.decoder.architectures.ifairy import with_choices
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, stretch_context
 from fairy2i_export.errors import FormatError, OptionError, check_path
@@ -126,6 +128,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         )
     check_bits(request)
     checkpoint = open_source(source)
+    method = fixed_method(request, checkpoint.config)
     earlier = None
     if request.codes_from is not None:
         if request.calibrate:
@@ -134,7 +137,9 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         earlier.check_model(checkpoint)
         inherits_context = request.asked["context_length"] is None
         request = earlier.complete(request)
-    decoder = describe(stretch_context(checkpoint.config, request.rope_scaling))
+    config = stretch_context(checkpoint.config, request.rope_scaling)
+    choices = {"rope_frequencies": request.rope_frequencies, "attention_scale": request.attention_scale}
+    decoder = describe(with_choices(config, **choices))
     if earlier is not None and inherits_context:
         earlier.check_context(request, decoder.max_positions)
     embedding_dtype = checkpoint.info(f"{decoder.names.embedding}.weight").dtype
@@ -146,6 +151,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         decoder.max_positions,
         embedding_dtype,
         None if text is None else f"{METHOD}:{text.sha256}",
+        method,
     )
     rotation = _rotation(decoder, options, earlier)
     options = replace(options, rotation=None if rotation is None else rotation.stated(decoder))
@@ -164,6 +170,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
     warnings += [
         *checkpoint.notes,
+        *decoder.notes,
         *spelling_warnings(checkpoint.config),
         *tokenizer.warnings,
         *tokens.warnings,
@@ -187,7 +194,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     check_free(target, request.force, checkpoint.directory)
     check_writable(target)
     graph = _graph(checkpoint, decoder, plan, options, rotated)
-    for tensor in {task.tensor for task in graph["tasks"].values()}:
+    for tensor in {stored for task in graph["tasks"].values() for stored in checkpoint.stored(task.tensor)}:
         numpy_dtype(checkpoint.owners[tensor].path, tensor, checkpoint.info(tensor))
     return Prepared(
         checkpoint=checkpoint,

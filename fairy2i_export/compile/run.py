@@ -118,7 +118,8 @@ def export(
         write_end_tokens(folder, prepared.tokens.eos)
         check_loads(folder, checkpoint.name)
         write_sums(folder)  # of all but the card
-        untrained = not (request.trained or says_trained(checkpoint.config) or prepared.calibration is not None)
+        trained = says_trained(checkpoint.config) or decoder.complex_weights
+        untrained = not (request.trained or trained or prepared.calibration is not None)
         if untrained:
             warnings.append(_untrained_warning(errors))
         report = ExportReport(
@@ -166,9 +167,10 @@ def _write_tensors(prepared: Prepared, data: DataFile, journal: Journal, workers
     by_tensor: dict[str, list[str]] = {}
     for name, task in tasks.items():
         by_tensor.setdefault(task.tensor, []).append(name)
-    owners = prepared.checkpoint.owners
-    unfinished = {owners[task.tensor].path.name for name, task in tasks.items() if name not in done}
-    with TensorStream(prepared.checkpoint, by_tensor, set(journal.files) - unfinished) as stream:
+    checkpoint = prepared.checkpoint
+    needed = {part for name, task in tasks.items() if name not in done for part in checkpoint.stored(task.tensor)}
+    unfinished = {checkpoint.owners[part].path.name for part in needed}
+    with TensorStream(checkpoint, by_tensor, set(journal.files) - unfinished) as stream:
         for item in stream:
             if isinstance(item, ReadFile):
                 journal.finished_file(item.name, item.sha256)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from fairy2i_export.codes.calibrated import FoundLinear
 from fairy2i_export.codes.native import F32, U8, Workers
 from fairy2i_export.codes.quantizer import find_scales
+from fairy2i_export.codes.strategies.ifairy import find_conjugate
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Linear, Outputs, Write
@@ -92,6 +93,9 @@ class WeightSource:
                 if change is not None:  # what the codes stand for
                     found = replace(found, weight=change.whole(array, workers.in_order))
                 return write(found, put, workers)
+            if linear.conjugate:
+                words = self.checkpoint.words(linear.weight)
+                return write(find_conjugate(array, options.profile, name=words, pool=workers.pool), put, workers)
             sizes = linear.out_features, linear.in_features
             how = quantizer_arguments(self.checkpoint, linear.name, *sizes, options)
             scaled = find_scales(array, linear.stages, options.profile, name=linear.weight, pool=workers.pool, **how)
@@ -108,13 +112,15 @@ class WeightSource:
         name: str = "",
         transposed: bool = False,
         plus: float = 0.0,
+        times: float = 1.0,
     ) -> ir.TensorProtocol:
-        """A tensor converted to float32 or float16, optionally transposed, or with a constant added.
+        """A tensor converted to float32 or float16, optionally transposed, or with a constant added and then multiplied.
 
         ``name`` is the new tensor's: the module that uses it, a dot, and more; the old one's if none is given.
         """
         shape = self.checkpoint.info(tensor).shape
         onnx_type = ir.DataType.FLOAT if np.dtype(dtype) == np.float32 else ir.DataType.FLOAT16
+        words = self.checkpoint.words(tensor)
         output = _planned(name or tensor, onnx_type, shape[::-1] if transposed else shape)
 
         def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
@@ -129,8 +135,9 @@ class WeightSource:
                 return np.ascontiguousarray(part.T)
 
             def rows(part: slice) -> Array:
-                converted = _converted(array, part, dtype, tensor, change)
-                return converted + converted.dtype.type(plus) if plus else converted
+                converted = _converted(array, part, dtype, words, change)
+                converted = converted + converted.dtype.type(plus) if plus else converted
+                return converted * converted.dtype.type(times) if times != 1 else converted
 
             if transposed:
                 pieces = workers.in_order(strip, _slices(array.shape[1], max(1, CHUNK // array.shape[0])))
@@ -166,7 +173,7 @@ class WeightSource:
                 array, change = change.whole(array, workers.in_order), None
 
             def run(part: slice) -> tuple[U8, F32]:
-                return round_blocks(_converted(array, part, np.float32, tensor, change), bits)
+                return round_blocks(_converted(array, part, np.float32, self.checkpoint.words(tensor), change), bits)
 
             for values, found in workers.in_order(run, _slices(rows, max(1, CHUNK // cols))):
                 if not blocked:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fairy2i_export.decoder.rope import Rope
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "complex_relu2"]
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # by their names in config.json
 
 
@@ -31,11 +31,13 @@ class Names:
     q_norm: str | None = None
     k_norm: str | None = None
     o: str = "model.layers.{}.self_attn.o_proj"
+    o_norm: str | None = None  # of the output of attention, before o
     attention_post_norm: str | None = None  # of the output of attention, before it is added to the residual
     mlp_norm: str | None = "model.layers.{}.post_attention_layernorm"  # before the feed-forward block
     gate: str | None = "model.layers.{}.mlp.gate_proj"
     up: str | None = "model.layers.{}.mlp.up_proj"
     gate_up: str | None = None
+    down_norm: str | None = None  # of the gated values, before down
     down: str = "model.layers.{}.mlp.down_proj"
     mlp_post_norm: str | None = None
     final_norm: str = "model.norm"
@@ -76,10 +78,16 @@ class Decoder:
     activation: Activation = "silu"
     qk_norm: Literal["head", "all"] = "head"  # names.q_norm works on each head, or on all values of the projection together
     norm_offset: float = 0.0  # added to the weights of every norm
+    norm_scale: float = 1.0  # what they are multiplied by
     embedding_scale: float | None = None
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
     logits_softcap: float | None = None
+    # values are two halves, real and imaginary parts of all channels; linear layers but lm_head compute W conj(x), and a head is
+    # its real parts and its imaginary parts together
+    complex_weights: bool = False
+    activation_bits: int = 0  # that inputs of those layers are rounded to, a scale for every half of a row; 0: they are not
+    notes: tuple[str, ...] = ()  # what config.json says and the model does not do, a sentence each
 
     @property
     def layers(self) -> int:

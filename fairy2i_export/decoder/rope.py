@@ -12,6 +12,8 @@ from fairy2i_export.errors import ArchitectureError, CheckpointError, OptionErro
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+RopeFrequencies = Literal["bf16_load", "bf16_cast", "f32"]
+ROPE_FREQUENCIES: tuple[RopeFrequencies, ...] = get_args(RopeFrequencies)
 _LAYER_TYPES = ("full_attention", "sliding_attention")  # keys of rope_parameters where it is nested
 _STRETCHING = ("linear", "yarn")  # kinds that need nothing but a factor
 
@@ -33,6 +35,7 @@ class Rope:
     truncate: bool = True
     short_factors: tuple[float, ...] = ()  # longrope: for contexts up to original_max_positions
     long_factors: tuple[float, ...] = ()  # for longer ones
+    frequencies: RopeFrequencies = "f32"  # rounding: none, after every step, or once at the end
 
     def rotated(self, head_dim: int) -> int:
         """How many values of a head are rotated."""
@@ -68,11 +71,8 @@ def read_rope(
     kind = word(scaling, "rope_type", word(scaling, "type", "default"))
     kind = (aliases or {}).get(kind, kind)
     theta = positive_float(values, "rope_theta", default_theta)
-    fraction = positive_float(
-        {"partial_rotary_factor": scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))},
-        "partial_rotary_factor",
-        1.0,
-    )
+    share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    fraction = positive_float({"partial_rotary_factor": share}, "partial_rotary_factor", 1.0)
     if fraction != 1 and not partial:
         raise ArchitectureError("config.json: partial_rotary_factor: only full rotary embeddings (1.0) are supported")
     if kind == "default":

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from fairy2i_export.decoder.description import Block, Decoder
 from fairy2i_export.onnx_graph.choices import Embedding, KVCache
+from fairy2i_export.onnx_graph.complex_values import complex_gate, halves_of_heads, whole_heads
 from fairy2i_export.onnx_graph.embedding import embedding_node
 from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node
 from fairy2i_export.onnx_graph.formats.base import Linear
@@ -114,6 +115,11 @@ class DecoderBuilder:
         prefix = names.o.format(layer).rpartition(".")[0]
         widths = [decoder.heads * decoder.head_dim, *2 * [decoder.kv_heads * decoder.head_dim]]
         query, key, value = self._projections(layer, x, (names.q, names.k, names.v), names.qkv, widths)
+        if decoder.complex_weights:
+            counts = (decoder.heads, decoder.kv_heads, decoder.kv_heads)
+            query, key, value = (
+                whole_heads(g, x, count, decoder.head_dim) for x, count in zip((query, key, value), counts, strict=True)
+            )
         query = self._norm_heads(query, _module(names.q_norm, layer), decoder.heads)
         key = self._norm_heads(key, _module(names.k_norm, layer), decoder.kv_heads)
         if block.rope is not None:
@@ -160,7 +166,9 @@ class DecoderBuilder:
             attended = g.op(f"{prefix}/attention_cast", "Cast", [attended], to=ir.DataType.FLOAT)
         if layer + 1 == decoder.layers:
             attended = self._kept("logits/attended", attended)
-        return self._linear(names.o.format(layer), attended)
+        if decoder.complex_weights:
+            attended = halves_of_heads(g, attended, decoder.heads, decoder.head_dim)
+        return self._linear(names.o.format(layer), self._norm(attended, _module(names.o_norm, layer)))
 
     def _kept(self, name: str, x: ir.Value) -> ir.Value:
         """The columns of x [batch, sequence, width] that logits are wanted of.
@@ -183,13 +191,16 @@ class DecoderBuilder:
             layer, x, (names.gate, names.up), names.gate_up, [decoder.intermediate_size, decoder.intermediate_size]
         )
         name = names.down.format(layer).rpartition(".")[0]
-        if decoder.activation == "gelu_tanh":
-            active = g.op(f"{name}/gelu", "FastGelu", [gate], domain=CONTRIB)
+        if decoder.activation == "complex_relu2":
+            gated = complex_gate(g, name, gate, up, decoder.intermediate_size // 2)
         else:
-            sigmoid = g.op(f"{name}/sigmoid", "Sigmoid", [gate])
-            active = g.op(f"{name}/silu", "Mul", [gate, sigmoid])
-        gated = g.op(f"{name}/gated", "Mul", [active, up])
-        return self._linear(names.down.format(layer), gated)
+            if decoder.activation == "gelu_tanh":
+                active = g.op(f"{name}/gelu", "FastGelu", [gate], domain=CONTRIB)
+            else:
+                sigmoid = g.op(f"{name}/sigmoid", "Sigmoid", [gate])
+                active = g.op(f"{name}/silu", "Mul", [gate, sigmoid])
+            gated = g.op(f"{name}/gated", "Mul", [active, up])
+        return self._linear(names.down.format(layer), self._norm(gated, _module(names.down_norm, layer)))
 
     def _projections(
         self, layer: int, x: ir.Value, separate: tuple[str | None, ...], fused: str | None, widths: list[int]
@@ -242,7 +253,8 @@ class DecoderBuilder:
         return total, normed
 
     def _norm_weight(self, module: str) -> ir.Value:
-        return self.graph.initializer(self.weights.dense(f"{module}.weight", plus=self.decoder.norm_offset))
+        offset, scale = self.decoder.norm_offset, self.decoder.norm_scale
+        return self.graph.initializer(self.weights.dense(f"{module}.weight", plus=offset, times=scale))
 
     def _cap_logits(self, logits: ir.Value) -> ir.Value:
         if self.decoder.logits_softcap is None:

@@ -56,12 +56,29 @@ def is_operator(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type == OP_NAME
 
 
+def layout_of(model: ir.Model) -> int:
+    """The latest layout version among the nodes of a model, which is what it takes to read all of it."""
+    layouts = [node.attributes["layout_version"].as_int() for node in model.graph.all_nodes() if is_operator(node)]
+    return max(layouts, default=LAYOUT_VERSION)
+
+
 def make_node(
-    name: str, x: ir.Value | None, operands: Operands, output: ir.Value, *, k: int, n: int, stages: int
+    name: str,
+    x: ir.Value | None,
+    operands: Operands,
+    output: ir.Value,
+    *,
+    k: int,
+    n: int,
+    stages: int,
+    layout: int = LAYOUT_VERSION,
 ) -> ir.Node:
-    """A node that computes ``output`` [..., n] of ``x`` [..., k]. It names all six inputs, absent ones with an empty name."""
+    """A node that computes ``output`` [..., n] of ``x`` [..., k]; ``layout`` is that of the packed bytes.
+
+    It names all six inputs, absent ones with an empty name.
+    """
     inputs = [x, *(getattr(operands, key) for key in INPUTS[1:])]
-    attributes = {"K": k, "N": n, "stages": stages, "layout_version": LAYOUT_VERSION, "scale_scope": SCALE_SCOPE_MATRIX}
+    attributes = {"K": k, "N": n, "stages": stages, "layout_version": layout, "scale_scope": SCALE_SCOPE_MATRIX}
     return ir.node(OP_NAME, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=name)
 
 

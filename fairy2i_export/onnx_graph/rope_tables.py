@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 from fairy2i_export.codes.native import F32
@@ -23,6 +24,8 @@ def inverse_frequencies(rope: Rope, head_dim: int, positions: int = 0) -> F32:
         CheckpointError: longrope factors that are not one per pair.
     """
     rotated = rope.rotated(head_dim)
+    if rope.frequencies == "bf16_load":
+        return _bfloat16_steps(rope, rotated)
     exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
     # the power correctly rounded to float32, as torch has it: numpy's own float32 power is often one bit off, and one bit
     # of a frequency times position 4096 moves the angle by 0.0005
@@ -42,7 +45,19 @@ def inverse_frequencies(rope: Rope, head_dim: int, positions: int = 0) -> F32:
                 f"config.json: rope scaling: {name}: expected {len(powers)} numbers, one per rotated pair, found {len(factors)}"
             )
         return np.float32(1) / (factors * powers)
-    return frequencies
+    return _bfloat16(frequencies) if rope.frequencies == "bf16_cast" else frequencies
+
+
+def _bfloat16(x: F32) -> F32:
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def _bfloat16_steps(rope: Rope, rotated: int) -> F32:
+    """What torch computes when a model is built in bfloat16, every step rounded: exponents, base, powers, inverses."""
+    exponents = _bfloat16(np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated))
+    base = float(_bfloat16(np.array([rope.theta], np.float32))[0])
+    powers = _bfloat16(np.power(base, exponents.astype(np.float64)).astype(np.float32))
+    return _bfloat16(np.float32(1) / powers)
 
 
 def _llama3(frequencies: F32, rope: Rope) -> F32:

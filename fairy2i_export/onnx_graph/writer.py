@@ -18,6 +18,7 @@ class GraphWriter:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
+        self.shared: dict[str, ir.Value] = {}  # what several nodes use and one computes, by a name that its maker chooses
 
     def node(
         self,

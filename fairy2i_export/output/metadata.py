@@ -10,7 +10,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from fairy2i_export.codes.choices import Choices
-from fairy2i_export.codes.layout import LAYOUT_VERSION
+from fairy2i_export.onnx_graph.operator import layout_of
 from fairy2i_runtime.version import __version__
 
 FORMAT_VERSION = 1  # of the exported folder: inputs, outputs, files, metadata keys
@@ -18,7 +18,15 @@ KERNELS_KEY = "kernels"
 RECOVERED = "recovered"  # in the place of how codes were chosen: they were read off a dequantized matrix
 _PREFIX = "fairy2i."
 # what is said about the graph, which stays true when linear layers of it are rewritten
-_OF_THE_GRAPH = ("format_version", "architecture", "embedding", "kv_cache", "rope_scaling")
+_OF_THE_GRAPH = (
+    "format_version",
+    "architecture",
+    "embedding",
+    "kv_cache",
+    "rope_scaling",
+    "rope_frequencies",
+    "attention_scale",
+)
 _ROUNDED_HEADS = ("int8", "int4")  # of operators that are not rewritten
 
 
@@ -37,6 +45,10 @@ class Described(Choices, Protocol):
     def rope_scaling(self) -> str | None: ...
     @property
     def rotation(self) -> str | None: ...
+    @property
+    def rope_frequencies(self) -> str | None: ...
+    @property
+    def attention_scale(self) -> str | None: ...
 
 
 def describe_export(
@@ -66,7 +78,7 @@ def describe_export(
         model,
         {
             "format_version": FORMAT_VERSION,
-            "layout_version": LAYOUT_VERSION,
+            "layout_version": layout_of(model),
             **stages,
             "backend": options.backend,
             "profile": options.profile,
@@ -82,6 +94,8 @@ def describe_export(
             "architecture": architecture,
             "kv_cache": options.kv_cache,
             "rope_scaling": options.rope_scaling,
+            "rope_frequencies": options.rope_frequencies,
+            "attention_scale": options.attention_scale,
             "calibration": calibration,
             "rotation": options.rotation,
         },
@@ -124,7 +138,7 @@ def describe_rewrite(model: ir.Model, layers: Rewritten, *, source: str, sha256:
         model,
         {
             **kept,
-            "layout_version": LAYOUT_VERSION,
+            "layout_version": layout_of(model),
             **{key: ",".join(dict.fromkeys(values)) for key, values in how.items()},
             "source": source,
             "source_sha256": sha256,

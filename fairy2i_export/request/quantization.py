@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fairy2i_export.codes.choices import DEFAULTS, PROFILES, ROW_MULTIPLIERS, TRAINED_ROWS, Profile, RowChoice
+from fairy2i_export.codes.choices import (
+    COMPLEX_QUANTIZER,
+    DEFAULTS,
+    PROFILES,
+    ROW_MULTIPLIERS,
+    TRAINED_ROWS,
+    Profile,
+    RowChoice,
+)
 from fairy2i_export.codes.strategies import QUANTIZERS, STRATEGIES
 from fairy2i_export.request.option import option
 
@@ -42,7 +50,7 @@ class Quantization:
         None,
         f"How codes are chosen: {'; '.join(f'{name}: {strategy.about}' for name, strategy in STRATEGIES.items())}.",
         metavar="Q",
-        choices=QUANTIZERS,
+        choices={"checkpoint": (*QUANTIZERS, COMPLEX_QUANTIZER), "training": QUANTIZERS, "onnx": QUANTIZERS},
         fallback=DEFAULTS["quantizer"],
         shown=_trained("quantizer"),
         panel=_METHOD,

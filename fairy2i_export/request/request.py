@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, EFFORTS, LM_HEADS, ConversionStep, Effort, LmHead
+from fairy2i_export.decoder.architectures.ifairy import ATTENTION_SCALES, AttentionScale
+from fairy2i_export.decoder.rope import ROPE_FREQUENCIES, RopeFrequencies
 from fairy2i_export.onnx_graph.choices import (
     ACCURACY_LEVELS,
     DENSE_TYPES,
@@ -133,6 +135,24 @@ class Request(Quantization):
         ends=_CHECKPOINT,
         metavar="S",
         shown="as in config.json",
+    )
+    rope_frequencies: RopeFrequencies | None = option(
+        None,
+        "Rotary frequencies of an iFairy model: bf16_load (in bfloat16, as it was evaluated), bf16_cast (as it was trained) or "
+        "f32.",
+        ends=_CHECKPOINT,
+        metavar="F",
+        choices=ROPE_FREQUENCIES,
+        shown="bf16_load for iFairy models; others have none to choose",
+    )
+    attention_scale: AttentionScale | None = option(
+        None,
+        "Scale of the attention scores of an iFairy model: flash (as it was trained and evaluated) or eager (sqrt 2 times that, "
+        "as its eager code and some ports compute).",
+        ends=_CHECKPOINT,
+        metavar="S",
+        choices=ATTENTION_SCALES,
+        shown="flash for iFairy models; others have none to choose",
     )
     jobs: int | None = option(
         None,

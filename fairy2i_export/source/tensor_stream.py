@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -34,7 +34,7 @@ class ReadTensor:
     Attributes:
         name: of the tensor.
         array: in its stored dtype.
-        digest: SHA-256, in hex, of its file from the beginning to the end of the tensor.
+        digest: SHA-256, in hex, of its file from the beginning to the end of the tensor; of a pair, of both digests.
     """
 
     name: str
@@ -64,7 +64,7 @@ class TensorStream:
 
     Args:
         checkpoint: to read.
-        wanted: names of the tensors to hand over; the rest is only hashed.
+        wanted: names of the tensors to hand over, pairs as one; the rest is only hashed.
         skipped: names of files that need not be read at all.
 
     Raises (while iterating):
@@ -73,7 +73,9 @@ class TensorStream:
 
     def __init__(self, checkpoint: Checkpoint, wanted: Collection[str], skipped: Collection[str]) -> None:
         self._files = [file for file in checkpoint.files if file.path.name not in skipped]
-        self._names = {file.path.name: _wanted_of(checkpoint, file, wanted) for file in self._files}
+        stored = {part for name in wanted for part in checkpoint.stored(name)}
+        self._names = {file.path.name: _wanted_of(checkpoint, file, stored) for file in self._files}
+        self._joiner = _Joiner(checkpoint, wanted)
         self._free: queue.Queue[npt.NDArray[np.uint8]] = queue.Queue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(0, np.uint8))
@@ -99,7 +101,7 @@ class TensorStream:
                 return
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield from self._joiner.add(item) if isinstance(item, ReadTensor) else (item,)
             del item
             if buffer is not None:
                 self._free.put(buffer)
@@ -160,6 +162,28 @@ class TensorStream:
         if self._stop.is_set():
             raise _Stopped
         return buffer if buffer.size >= size else np.empty(size, np.uint8)
+
+
+class _Joiner:
+    """Keeps the part of a pair that was read first until the other one comes."""
+
+    def __init__(self, checkpoint: Checkpoint, wanted: Collection[str]) -> None:
+        self._checkpoint = checkpoint
+        self._whole = {part: name for name in wanted if name in checkpoint.pairs for part in checkpoint.stored(name)}
+        self._kept: dict[str, ReadTensor] = {}
+
+    def add(self, item: ReadTensor) -> Iterator[ReadTensor]:
+        """What is complete now: the tensor itself, or a pair."""
+        name = self._whole.get(item.name)
+        if name is None:
+            yield item
+            return
+        first = self._kept.pop(name, None)
+        if first is None:
+            self._kept[name] = replace(item, array=item.array.copy())  # its buffer is used again
+            return
+        array = self._checkpoint.join(name, {part.name: part.array for part in (first, item)})
+        yield ReadTensor(name, array, hashlib.sha256(f"{first.digest} {item.digest}".encode()).hexdigest())
 
 
 def _wanted_of(checkpoint: Checkpoint, file: SafetensorsFile, wanted: Collection[str]) -> list[str]:

@@ -1,9 +1,10 @@
-/* Constants of packed format v1. Generated: python -m fairy2i_export.codes.layout > custom_ops/src/base/layout.h */
+/* Constants of the packed format. Generated: python -m fairy2i_export.codes.layout > custom_ops/src/base/layout.h */
 /* clang-format off */
 #ifndef F2I_LAYOUT_H
 #define F2I_LAYOUT_H
 
 #define F2I_LAYOUT_VERSION 1
+#define F2I_LAYOUT_CONJUGATE 2
 #define F2I_SCALE_SCOPE_MATRIX 0
 #define F2I_MAX_STAGES 4
 #define F2I_TILE_ROWS 32

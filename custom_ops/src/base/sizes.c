@@ -15,8 +15,14 @@ static f2i_status check_features(const char *what, int64_t value, f2i_message *m
   return F2I_OK;
 }
 
-f2i_status f2i_packed_size_within(uint64_t limit, int64_t k, int64_t n, int64_t stages, size_t *bytes,
+f2i_status f2i_packed_size_within(uint64_t limit, int64_t layout, int64_t k, int64_t n, int64_t stages, size_t *bytes,
                                   f2i_message *message) {
+  if (layout != F2I_LAYOUT_VERSION && layout != F2I_LAYOUT_CONJUGATE) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "layout_version: this library reads versions %d and %d, the model has %lld; use the library of the "
+                    "release that exported it",
+                    F2I_LAYOUT_VERSION, F2I_LAYOUT_CONJUGATE, (long long)layout);
+  }
   f2i_status status = check_features("K", k, message);
   if (status == F2I_OK) status = check_features("N", n, message);
   if (status != F2I_OK) return status;
@@ -24,8 +30,12 @@ f2i_status f2i_packed_size_within(uint64_t limit, int64_t k, int64_t n, int64_t 
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "stages: expected 1 to %d, got %lld", F2I_MAX_STAGES,
                     (long long)stages);
   }
+  if (layout == F2I_LAYOUT_CONJUGATE && stages != 1) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "stages: expected 1 with layout_version %d, got %lld",
+                    F2I_LAYOUT_CONJUGATE, (long long)stages);
+  }
   if (bytes == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "bytes: expected a pointer, got NULL");
-  const uint64_t size = f2i_blocks_of(k) * f2i_tiles_of(n) * (uint64_t)stages * PLANE_BYTES;
+  const uint64_t size = f2i_blocks_of(layout, k) * f2i_tiles_of(n) * (uint64_t)stages * PLANE_BYTES;
   if (size > limit) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT,
                     "K=%lld, N=%lld, stages=%lld need more memory than this CPU addresses: %llu bytes, at most %llu",
@@ -36,7 +46,11 @@ f2i_status f2i_packed_size_within(uint64_t limit, int64_t k, int64_t n, int64_t 
 }
 
 f2i_status f2i_packed_size(int64_t k, int64_t n, int64_t stages, size_t *bytes, f2i_message *message) {
-  return f2i_packed_size_within(F2I_SIZE_LIMIT, k, n, stages, bytes, message);
+  return f2i_packed_size_within(F2I_SIZE_LIMIT, F2I_LAYOUT_VERSION, k, n, stages, bytes, message);
+}
+
+f2i_status f2i_layout_size(int64_t layout, int64_t k, int64_t n, int64_t stages, size_t *bytes, f2i_message *message) {
+  return f2i_packed_size_within(F2I_SIZE_LIMIT, layout, k, n, stages, bytes, message);
 }
 
 f2i_status f2i_workspace_within(uint64_t limit, uint64_t needed, const f2i_weights *w, int64_t rows, size_t *bytes,

@@ -24,8 +24,15 @@ enum { F2I_ALIGN = 64 }; /* of everything in the workspace */
 static inline uint64_t f2i_ceil_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 static inline uint64_t f2i_aligned(uint64_t bytes) { return f2i_ceil_div(bytes, F2I_ALIGN) * F2I_ALIGN; }
 
-/* Of a layer with k inputs and n outputs. */
-static inline uint64_t f2i_blocks_of(int64_t k) { return f2i_ceil_div((uint64_t)k / 2, F2I_BLOCK_COLS); }
+/* Of a layer with k inputs and n outputs: layers without U store the halves of the columns of W as if they were U and
+ * W. */
+static inline uint64_t f2i_parts_of(int64_t layout) { return layout == F2I_LAYOUT_CONJUGATE ? 2 : 1; }
+static inline uint64_t f2i_columns_of(int64_t layout, int64_t k) {
+  return f2i_ceil_div((uint64_t)k / 2, f2i_parts_of(layout));
+}
+static inline uint64_t f2i_blocks_of(int64_t layout, int64_t k) {
+  return f2i_ceil_div(f2i_columns_of(layout, k), F2I_BLOCK_COLS);
+}
 static inline uint64_t f2i_tiles_of(int64_t n) { return f2i_ceil_div((uint64_t)n / 2, F2I_TILE_ROWS); }
 
 /* Values (or bytes) of a buffer with `each` for every row and column: rows, columns <= 2^24, each <= 2^4. */
@@ -49,8 +56,8 @@ static inline uint64_t f2i_panel_bytes(uint64_t rows, uint64_t blocks, uint64_t 
   return blocks * f2i_unit_bytes(rows, 1) + blocks * operand_bytes + tiles * state_bytes;
 }
 
-/* f2i_packed_size for a CPU on which no buffer is larger than limit. */
-f2i_status f2i_packed_size_within(uint64_t limit, int64_t k, int64_t n, int64_t stages, size_t *bytes,
+/* f2i_layout_size for a CPU on which no buffer is larger than limit. */
+f2i_status f2i_packed_size_within(uint64_t limit, int64_t layout, int64_t k, int64_t n, int64_t stages, size_t *bytes,
                                   f2i_message *message);
 
 /* *bytes = needed; if that is above the limit, a message that names the layer and the rows of x. */

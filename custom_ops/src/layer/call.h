@@ -21,12 +21,15 @@ struct f2i_call {
   const float *x, *bias; /* x, y: of the first row of the present group */
   float *y;
   int64_t ldx, ldy;
-  size_t n, m;            /* complex rows and columns */
-  size_t tiles, blocks;   /* row tiles, K-blocks */
-  size_t rows;            /* of this group */
-  const float *scales;    /* [stages][2][2]: those of the layer, in range */
-  const f2i_range *range; /* how to bring the rows of this group into range, or NULL: they are */
-  const void *shared;     /* what the kernel derived from the scales */
+  size_t n, m;           /* complex rows and columns */
+  size_t tiles, blocks;  /* row tiles, K-blocks */
+  size_t parts, columns; /* 1, m; or of a layer without U 2 and the columns of a half, see f2i_load_block */
+  size_t steps;          /* all parts of all K-blocks, in the order in which sums are made */
+  size_t rows;           /* of this group */
+  const float *scales;   /* [stages][2][2]: those of the layer, in range */
+  float part_scales[2][F2I_MAX_STAGES * 4]; /* of each part */
+  const f2i_range *range;                   /* how to bring the rows of this group into range, or NULL: they are */
+  const uint8_t *shared; /* what the kernel derived from the scales, F2I_SHARED_BYTES for each part */
   const f2i_parallel *parallel;
 };
 
@@ -65,10 +68,23 @@ static inline int f2i_is_far(const f2i_call *c, size_t row) {
   return c->range != NULL && (c->range->up[row] != 1.0 || c->range->back[row] != 1.0);
 }
 
-/* The activations of one row and K-block: [F2I_BLOCK_COLS] each. */
-static inline void f2i_load_block(const f2i_call *c, size_t row, size_t block, float *re, float *im) {
-  const size_t first = block * F2I_BLOCK_COLS;
-  const size_t count = c->m - first < F2I_BLOCK_COLS ? c->m - first : F2I_BLOCK_COLS;
+/* The columns of a step: the first one and how many there are. */
+static inline size_t f2i_step_columns(const f2i_call *c, size_t step, size_t *first) {
+  const size_t inside = step / c->parts * F2I_BLOCK_COLS, part = step % c->parts * c->columns;
+  const size_t end = part + c->columns < c->m ? part + c->columns : c->m;
+  *first = part + inside;
+  if (*first >= end) return 0;
+  return end - *first < F2I_BLOCK_COLS ? end - *first : F2I_BLOCK_COLS;
+}
+
+/* Whether a step takes conj(x): half the columns of a W that stands at the place of U, which multiplies what it gets.
+ */
+static inline int f2i_conjugates(const f2i_call *c, size_t step) { return c->parts == 2 && step % 2 == 0; }
+
+/* The activations of one row and step: [F2I_BLOCK_COLS] each. */
+static inline void f2i_load_block(const f2i_call *c, size_t row, size_t step, float *re, float *im) {
+  size_t first;
+  const size_t count = f2i_step_columns(c, step, &first);
   const float *x = c->x + (int64_t)row * c->ldx + first;
   if (count < F2I_BLOCK_COLS) {
     memset(re, 0, F2I_BLOCK_COLS * sizeof(float));
@@ -79,12 +95,21 @@ static inline void f2i_load_block(const f2i_call *c, size_t row, size_t block, f
     memcpy(re, x, F2I_BLOCK_COLS * sizeof(float));
     memcpy(im, x + c->m, F2I_BLOCK_COLS * sizeof(float));
   }
-  if (c->w->col_multiplier == NULL) return;
-  const float *factor = c->w->col_multiplier + first;
-  for (size_t j = 0; j < count; ++j) {
-    re[j] *= factor[j];
-    im[j] *= factor[c->m + j];
+  if (c->w->col_multiplier != NULL) {
+    const float *factor = c->w->col_multiplier + first;
+    for (size_t j = 0; j < count; ++j) {
+      re[j] *= factor[j];
+      im[j] *= factor[c->m + j];
+    }
   }
+  for (size_t j = 0; j < count && f2i_conjugates(c, step); ++j) im[j] = -im[j];
+}
+
+/* The scales of a step: with two parts only the place of its own counts. */
+static inline const float *f2i_step_scales(const f2i_call *c, size_t step) { return c->part_scales[step % c->parts]; }
+
+static inline const void *f2i_step_shared(const f2i_call *c, size_t step) {
+  return c->shared + step % c->parts * F2I_SHARED_BYTES;
 }
 
 /* y of one row of x and one row tile: multiplier and bias, rows beyond n dropped. acc: [F2I_ACC_PER_TILE] */

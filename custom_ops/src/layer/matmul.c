@@ -28,8 +28,8 @@ typedef struct rows_call {
   const f2i_call *c;
   size_t strips;
   size_t operand_bytes; /* of one K-block of one row of x */
-  float *units;         /* [blocks][rows] */
-  uint8_t *operands;    /* [blocks][rows][operand_bytes] */
+  float *units;         /* [steps][rows] */
+  uint8_t *operands;    /* [steps][rows][operand_bytes] */
 } rows_call;
 
 /* Takes the next rows of x off `rows` into c->rows; returns 1 if they are for the kernel's panel form. */
@@ -43,12 +43,15 @@ static int next_group(f2i_call *c, int64_t rows) {
 
 static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
   const f2i_weights *w = &plan->weights;
-  const f2i_call c = {.w = w,
-                      .kernel = f2i_kernel_for(plan, rows),
-                      .n = (size_t)w->n / 2,
-                      .m = (size_t)w->k / 2,
-                      .tiles = (size_t)f2i_tiles_of(w->n),
-                      .blocks = (size_t)f2i_blocks_of(w->k)};
+  f2i_call c = {.w = w,
+                .kernel = f2i_kernel_for(plan, rows),
+                .n = (size_t)w->n / 2,
+                .m = (size_t)w->k / 2,
+                .tiles = (size_t)f2i_tiles_of(w->n),
+                .blocks = (size_t)f2i_blocks_of(w->layout_version, w->k),
+                .parts = (size_t)f2i_parts_of(w->layout_version),
+                .columns = (size_t)f2i_columns_of(w->layout_version, w->k)};
+  c.steps = c.blocks * c.parts;
   return c;
 }
 
@@ -63,7 +66,7 @@ f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64
   uint64_t most = 0;
   for (int64_t rest = rows; rest > 0; rest %= (int64_t)c.rows) { /* one of many equal groups, then smaller ones */
     const uint64_t group =
-        next_group(&c, rest) ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.blocks, operand_bytes(&c));
+        next_group(&c, rest) ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.steps, operand_bytes(&c));
     most = group > most ? group : most;
   }
   return f2i_workspace_within(limit, F2I_ALIGN + most, c.w, rows, bytes, message);
@@ -73,16 +76,17 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
   return f2i_workspace_size_within(F2I_SIZE_LIMIT, plan, rows, bytes, message);
 }
 
-/* Work item: the operands of row (index % rows) for K-block (index / rows). All rows of a block lie together, as the
- * kernel reads them. */
+/* Work item: the operands of row (index % rows) for step (index / rows). All rows of a step lie together, as the kernel
+ * reads them. */
 static void build_task(void *arg, size_t index) {
   const rows_call *r = arg;
   const f2i_call *c = r->c;
   float re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
-  const size_t row = index % c->rows, block = index / c->rows;
-  if (f2i_is_far(c, row)) f2i_range_load(c, row, block, re, im);
-  else f2i_load_block(c, row, block, re, im);
-  r->units[index] = c->kernel->build(re, im, c->scales, (int)c->w->stages, r->operands + index * r->operand_bytes);
+  const size_t row = index % c->rows, step = index / c->rows;
+  if (f2i_is_far(c, row)) f2i_range_load(c, row, step, re, im);
+  else f2i_load_block(c, row, step, re, im);
+  r->units[index] =
+      c->kernel->build(re, im, f2i_step_scales(c, step), (int)c->w->stages, r->operands + index * r->operand_bytes);
 }
 
 static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float *acc) {
@@ -110,7 +114,6 @@ static void strip_task(void *arg, size_t index) {
   const size_t tiles = f2i_strip_begin(c, r->strips, index + 1) - first;
   float acc[ACC_FLOATS];
   f2i_block block = {
-      .shared = c->shared,
       .tiles = tiles,
       .stages = (int)c->w->stages,
       .operand_stride = r->operand_bytes,
@@ -121,11 +124,13 @@ static void strip_task(void *arg, size_t index) {
   for (size_t row = 0; row < c->rows; row += ROWS_AT_ONCE) {
     block.rows = c->rows - row < ROWS_AT_ONCE ? c->rows - row : ROWS_AT_ONCE;
     for (size_t i = 0; i < block.rows * block.acc_stride; ++i) acc[i] = 0.0f;
-    for (size_t k = 0; k < c->blocks; ++k) {
+    for (size_t step = 0; step < c->steps; ++step) {
+      const size_t k = step / c->parts;
+      block.shared = f2i_step_shared(c, step);
       block.packed = c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
       block.ahead = f2i_ahead(c, k, first, tiles);
-      block.operands = r->operands + (k * c->rows + row) * r->operand_bytes;
-      block.units = r->units + k * c->rows + row;
+      block.operands = r->operands + (step * c->rows + row) * r->operand_bytes;
+      block.units = r->units + step * c->rows + row;
       c->kernel->block(&block);
     }
     for (size_t i = 0; i < block.rows; ++i) {
@@ -142,9 +147,21 @@ static void rows_group(const f2i_call *c, void *workspace) {
                  .strips = f2i_strips(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, STRIP_LEAST),
                  .operand_bytes = operand_bytes(c),
                  .units = workspace,
-                 .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->blocks)};
-  f2i_run(c->rows * c->blocks > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->blocks, &r);
-  f2i_run((uint64_t)c->rows * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips, &r);
+                 .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->steps)};
+  f2i_run(c->rows * c->steps > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->steps, &r);
+  f2i_run((uint64_t)c->rows * c->parts * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips,
+          &r);
+}
+
+/* Fills c->part_scales. A layer without U goes through its bytes twice: once with what stands at the place of U, the
+ * first half of the columns, and once with the second half, the other's scales zero. */
+static void split_scales(f2i_call *c) {
+  const size_t count = 4 * (size_t)c->w->stages;
+  for (size_t part = 0; part < c->parts; ++part) {
+    for (size_t i = 0; i < count; ++i) {
+      c->part_scales[part][i] = c->parts == 1 || i / 2 == part ? c->scales[i] : 0.0f;
+    }
+  }
 }
 
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
@@ -165,10 +182,13 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   }
   f2i_call c = shape_call(plan, rows);
   void *aligned = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
-  _Alignas(F2I_ALIGN) uint8_t shared[F2I_SHARED_BYTES];
+  _Alignas(F2I_ALIGN) uint8_t shared[2 * F2I_SHARED_BYTES];
   f2i_range range;
   f2i_range_scales(&c, &range);
-  if (c.kernel->prepare != NULL) c.kernel->prepare(c.scales, (int)c.w->stages, shared);
+  split_scales(&c);
+  for (size_t part = 0; part < c.parts && c.kernel->prepare != NULL; ++part) {
+    c.kernel->prepare(c.part_scales[part], (int)c.w->stages, shared + part * F2I_SHARED_BYTES);
+  }
   c.shared = shared;
   c.bias = bias;
   c.ldx = ldx;

@@ -1,6 +1,6 @@
 /* panel.c - the driver for kernels that take many rows of x together.
  *
- * First the operands of every K-block are built (work item: a block), then strips of row tiles go through all blocks
+ * First the operands of every step are built (work item: a step), then strips of row tiles go through all steps
  * (work item: a strip), with sums in the kernel's own form in memory that belongs to the strip.
  */
 #include <string.h>
@@ -11,9 +11,9 @@ typedef struct panel_call {
   const f2i_call *c;
   const f2i_panel_kernel *kernel;
   size_t strips;
-  size_t operand_bytes; /* of one K-block */
-  float *units;         /* [blocks][rows of the kernel] */
-  uint8_t *operands;    /* [blocks][operand_bytes] */
+  size_t operand_bytes; /* of one step */
+  float *units;         /* [steps][rows of the kernel] */
+  uint8_t *operands;    /* [steps][operand_bytes] */
   uint8_t *state;       /* [tiles][state_bytes] */
 } panel_call;
 
@@ -28,22 +28,22 @@ static panel_call shape(const f2i_call *c) {
 
 uint64_t f2i_panel_workspace(const f2i_call *c) {
   const panel_call p = shape(c);
-  return f2i_panel_bytes(p.kernel->rows, c->blocks, p.operand_bytes, c->tiles, p.kernel->state_bytes);
+  return f2i_panel_bytes(p.kernel->rows, c->steps, p.operand_bytes, c->tiles, p.kernel->state_bytes);
 }
 
-static void build_task(void *arg, size_t block) {
+static void build_task(void *arg, size_t step) {
   const panel_call *p = arg;
   float re[F2I_PANEL_MOST * F2I_BLOCK_COLS], im[F2I_PANEL_MOST * F2I_BLOCK_COLS];
   for (size_t row = 0; row < p->c->rows; ++row) {
     float *row_re = re + row * F2I_BLOCK_COLS, *row_im = im + row * F2I_BLOCK_COLS;
-    if (f2i_is_far(p->c, row)) f2i_range_load(p->c, row, block, row_re, row_im);
-    else f2i_load_block(p->c, row, block, row_re, row_im);
+    if (f2i_is_far(p->c, row)) f2i_range_load(p->c, row, step, row_re, row_im);
+    else f2i_load_block(p->c, row, step, row_re, row_im);
   }
   const size_t used = p->c->rows * F2I_BLOCK_COLS;
   memset(re + used, 0, sizeof re - used * sizeof(float));
   memset(im + used, 0, sizeof im - used * sizeof(float));
-  p->kernel->build(re, im, p->c->scales, (int)p->c->w->stages, p->operands + block * p->operand_bytes,
-                   p->units + block * p->kernel->rows);
+  p->kernel->build(re, im, f2i_step_scales(p->c, step), (int)p->c->w->stages, p->operands + step * p->operand_bytes,
+                   p->units + step * p->kernel->rows);
 }
 
 static void strip_task(void *arg, size_t index) {
@@ -52,13 +52,15 @@ static void strip_task(void *arg, size_t index) {
   const size_t first = f2i_strip_begin(c, p->strips, index);
   const size_t tiles = f2i_strip_begin(c, p->strips, index + 1) - first;
   uint8_t *state = p->state + first * p->kernel->state_bytes;
-  f2i_panel panel = {.shared = c->shared, .tiles = tiles, .stages = (int)c->w->stages, .rows = c->rows, .state = state};
+  f2i_panel panel = {.tiles = tiles, .stages = (int)c->w->stages, .rows = c->rows, .state = state};
   memset(state, 0, tiles * p->kernel->state_bytes);
-  for (size_t k = 0; k < c->blocks; ++k) {
+  for (size_t step = 0; step < c->steps; ++step) {
+    const size_t k = step / c->parts;
+    panel.shared = f2i_step_shared(c, step);
     panel.packed = c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
     panel.ahead = f2i_ahead(c, k, first, tiles);
-    panel.operands = p->operands + k * p->operand_bytes;
-    panel.units = p->units + k * p->kernel->rows;
+    panel.operands = p->operands + step * p->operand_bytes;
+    panel.units = p->units + step * p->kernel->rows;
     p->kernel->block(&panel);
   }
   float sums[F2I_PANEL_MOST * F2I_ACC_PER_TILE];
@@ -75,8 +77,8 @@ static void strip_task(void *arg, size_t index) {
 void f2i_panel_group(const f2i_call *c, void *workspace) {
   panel_call p = shape(c);
   p.units = workspace;
-  p.operands = (uint8_t *)workspace + c->blocks * f2i_unit_bytes(p.kernel->rows, 1);
-  p.state = p.operands + c->blocks * p.operand_bytes;
-  f2i_run(c->parallel, build_task, c->blocks, &p);
+  p.operands = (uint8_t *)workspace + c->steps * f2i_unit_bytes(p.kernel->rows, 1);
+  p.state = p.operands + c->steps * p.operand_bytes;
+  f2i_run(c->parallel, build_task, c->steps, &p);
   f2i_run(c->parallel, strip_task, p.strips, &p);
 }

@@ -77,15 +77,17 @@ void f2i_range_rows(f2i_call *c, f2i_range *r) {
   }
 }
 
-void f2i_range_load(const f2i_call *c, size_t row, size_t block, float *re, float *im) {
-  const size_t first = block * F2I_BLOCK_COLS;
+void f2i_range_load(const f2i_call *c, size_t row, size_t step, float *re, float *im) {
+  size_t first;
+  const size_t count = f2i_step_columns(c, step, &first);
   const float *x = c->x + (int64_t)row * c->ldx, *factor = c->w->col_multiplier;
   const double up = c->range->up[row];
   for (size_t j = 0; j < F2I_BLOCK_COLS; ++j) {
     const size_t column = first + j, other = c->m + column;
-    const int inside = column < c->m;
+    const int inside = j < count;
     re[j] = !inside ? 0.0f : (float)((double)x[column] * (factor == NULL ? 1.0 : (double)factor[column]) * up);
     im[j] = !inside ? 0.0f : (float)((double)x[other] * (factor == NULL ? 1.0 : (double)factor[other]) * up);
+    if (f2i_conjugates(c, step)) im[j] = -im[j];
   }
 }
 

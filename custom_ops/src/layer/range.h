@@ -29,7 +29,7 @@ void f2i_range_scales(f2i_call *c, f2i_range *r);
 void f2i_range_rows(f2i_call *c, f2i_range *r);
 
 /* f2i_load_block and f2i_finish for rows that f2i_is_far (call.h) says yes to. */
-void f2i_range_load(const f2i_call *c, size_t row, size_t block, float *re, float *im);
+void f2i_range_load(const f2i_call *c, size_t row, size_t step, float *re, float *im);
 void f2i_range_finish(const f2i_call *c, size_t row, size_t tile, const float *acc);
 
 #endif

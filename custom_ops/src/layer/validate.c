@@ -16,18 +16,12 @@ static f2i_status check_multiplier(const char *what, const float *values, size_t
 
 f2i_status f2i_validate(const f2i_weights *w, f2i_message *message) {
   if (w == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "weights: expected a pointer, got NULL");
-  if (w->layout_version != F2I_LAYOUT_VERSION) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT,
-                    "layout_version: this library reads version %d, the model has %lld; use the library of the release "
-                    "that exported it",
-                    F2I_LAYOUT_VERSION, (long long)w->layout_version);
-  }
   if (w->scale_scope != F2I_SCALE_SCOPE_MATRIX) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "scale_scope: expected %d (whole matrix), got %lld",
                     F2I_SCALE_SCOPE_MATRIX, (long long)w->scale_scope);
   }
   size_t bytes = 0;
-  f2i_status status = f2i_packed_size(w->k, w->n, w->stages, &bytes, message);
+  f2i_status status = f2i_layout_size(w->layout_version, w->k, w->n, w->stages, &bytes, message);
   if (status != F2I_OK) return status;
   if (w->packed == NULL || w->packed_bytes != bytes) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT,
@@ -44,6 +38,12 @@ f2i_status f2i_validate(const f2i_weights *w, f2i_message *message) {
       return f2i_fail(message, F2I_INVALID_ARGUMENT, "scales: expected finite values, value %zu is %g", i,
                       (double)w->scales[i]);
     }
+  }
+  if (w->layout_version == F2I_LAYOUT_CONJUGATE && (w->scales[0] != w->scales[2] || w->scales[1] != w->scales[3])) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "scales: expected those of W twice with layout_version %d, got %g, %g and %g, %g",
+                    F2I_LAYOUT_CONJUGATE, (double)w->scales[0], (double)w->scales[1], (double)w->scales[2],
+                    (double)w->scales[3]);
   }
   status = check_multiplier("row_multiplier", w->row_multiplier, w->row_multiplier_count, w->n, message);
   if (status == F2I_OK) {

@@ -31,7 +31,9 @@ static f2i_status check(const f2i_latent *latent, int64_t begin, int64_t end, f2
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "profile: expected 0 (bf16-reference) or 1 (fp32), got %lld",
                     (long long)latent->profile);
   }
-  const uint64_t bytes = f2i_count(latent->n, latent->k, latent->dtype == F2I_FLOAT32 ? 4 : 2);
+  /* of the real matrix, or of one part of a complex one, which is a quarter */
+  const uint64_t whole = f2i_count(latent->n, latent->k, latent->dtype == F2I_FLOAT32 ? 4 : 2);
+  const uint64_t bytes = latent->imag == NULL ? whole : whole / 4;
   if (latent->data == NULL || (uint64_t)latent->bytes != bytes) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "data: expected %llu bytes for K=%lld, N=%lld, got %zu",
                     (unsigned long long)bytes, (long long)latent->k, (long long)latent->n,

@@ -249,7 +249,7 @@ def cloud(picture: Constellation, module: str) -> Cloud:
     dots = "".join(f"M{x:.1f} {-y:.1f}h0" for x, y in zip(points.real[inside], points.imag[inside], strict=True))
     levels = []
     for level, part in zip(picture.levels, picture.shares, strict=True):
-        tip = f"{level.real:+.3g} {level.imag:+.3g}i\n{part:.1%} of the entries of U"
+        tip = f"{level.real:+.3g} {level.imag:+.3g}i\n{part:.1%} of the entries"
         # the area is the share; all levels together have the same area for any number of stages
         levels.append((float(level.real * factor), float(-level.imag * factor), max(0.5, 26 * math.sqrt(part)), tip))
     unit = nice_ticks(0, reach, 2)[1]

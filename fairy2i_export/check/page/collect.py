@@ -35,7 +35,7 @@ _COUNTED = 1 << 22  # entries whose code pairs are counted per layer
 
 @dataclass(frozen=True)
 class Constellation:
-    """One layer's U as points of the complex plane.
+    """One layer's U as points of the complex plane, or its W where that is all it has.
 
     Attributes:
         layer: its name.
@@ -182,7 +182,7 @@ def place_of(name: str) -> tuple[int | None, str]:
 
 
 def constellation(name: str, weight: npt.NDArray[Any], q: QuantizedLinear) -> Constellation:
-    """Draw a layer's U: a sample of latent entries, and the levels with their shares.
+    """Draw a layer's U, or W without one: a sample of latent entries, and the levels with their shares.
 
     Args:
         name: of the layer.
@@ -197,14 +197,15 @@ def constellation(name: str, weight: npt.NDArray[Any], q: QuantizedLinear) -> Co
         a /= q.row_multiplier[real_rows, None]
     if q.col_multiplier is not None:
         a /= q.col_multiplier[None, :]
-    re_part, im_part, _, _ = split_widely_linear(a)
+    plane = 0 if q.scales[:, 0].any() else 1
+    re_part, im_part = split_widely_linear(a)[2 * plane : 2 * plane + 2]
     picked = rng.choice(re_part.size, min(_CLOUD_POINTS, re_part.size), replace=False)
     cloud = (re_part.reshape(-1)[picked] + 1j * im_part.reshape(-1)[picked]).astype(np.complex64)
     combined = np.zeros((len(rows), q.m), np.uint8)  # at most 4 stages of 2 bits
     levels = np.zeros(1, np.complex64)
     for stage in range(q.stages):
-        combined |= q.codes[stage, 0, rows] << (2 * stage)
-        s_re, s_im = q.scales[stage, 0]
+        combined |= q.codes[stage, plane, rows] << (2 * stage)
+        s_re, s_im = q.scales[stage, plane]
         step = (CODE_RE * s_re + 1j * CODE_IM * s_im).astype(np.complex64)
         levels = (step[:, None] + levels[None, :]).reshape(-1)  # later stages in the higher bits
     counts = np.bincount(combined.reshape(-1), minlength=4**q.stages)
@@ -231,13 +232,14 @@ def _agreement(
     notes: list[str],
     step: Step,
 ) -> Agreement:
-    if source is not None and torch_is_installed():
+    if source is not None and source.has_twin and torch_is_installed():
         reference, logits = "torch", torch_logits(source, nodes, ids)
     else:
         if source is not None:
-            notes.append(
-                "torch and transformers are not installed: logits are compared with the model's exact mode instead."
+            missing = (
+                "torch and transformers are not installed" if source.has_twin else "transformers has no class for this model"
             )
+            notes.append(f"{missing}: logits are compared with the model's exact mode instead.")
         reference, logits = "exact mode", load(model.folder.path, kernel="exact").logits(ids.tolist())
     step("logits of the reference")
     result = agreement(found, logits, ids, model.tokenizer.decode, reference)

@@ -215,6 +215,8 @@ def code_shares(layers: list[LayerReport]) -> list[tuple[str, list[float], float
             counts = np.sum(
                 [layer.facts.code_counts[stage, matrix] for layer in layers if layer.facts.stages > stage], axis=0
             )
+            if not counts.any():  # of a U that no layer has
+                continue
             share = counts / counts.sum()
             bits = float(-(share * np.log2(np.maximum(share, 1e-300))).sum())
             found.append((f"{letter}, stage {stage}", [float(value) for value in share], bits))
@@ -233,5 +235,7 @@ def _share_text(layer: LayerReport) -> str:
     lines = []
     for stage, planes in enumerate(layer.facts.code_counts):
         for letter, counts in zip("UW", planes, strict=True):
+            if not counts.any():
+                continue
             lines.append(f"{letter}{stage}: " + " ".join(f"{100 * value:.1f}" for value in counts / counts.sum()) + " %")
     return "\n".join([f"shares of {', '.join(CODE_NAMES)}", *lines])

@@ -201,7 +201,8 @@ def _assign(re: F32, im: F32, scales: F64, reach: float) -> U8 | None:
     choices = np.array(list(product(range(4), repeat=stages)), np.uint8)  # [4^stages, stages]
     point_re = (CODE_RE[choices] * scales[:, 0]).sum(axis=1)
     point_im = (CODE_IM[choices] * scales[:, 1]).sum(axis=1)
-    fine = float(scales.max()) * 1e-9  # sums of the same scales in another order are one grid value
+    # sums of the same scales in another order are one grid value; where a matrix is all zeros, so are its scales
+    fine = max(float(scales.max()) * 1e-9, float(np.finfo(np.float64).tiny))
     grid_re, at_re = np.unique(np.round(point_re / fine), return_inverse=True)
     grid_im, at_im = np.unique(np.round(point_im / fine), return_inverse=True)
     grid_re, grid_im = grid_re * fine, grid_im * fine

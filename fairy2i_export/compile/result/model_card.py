@@ -18,9 +18,8 @@ from fairy2i_runtime.version import __version__
 _PROJECT = "fairy2i-export"
 _CARD = """# {title}
 
-A language model with {bits:.2f}-bit Fairy2i weights for ONNX Runtime, compiled from `{source}` by fairy2i-export {version}.
-Every weight of its rewritten layers is a sum of {terms} complex numbers out of {{+1, -1, +i, -i}}, each with its scale
-(arXiv 2512.02901). The licence of the source applies to these weights.
+A language model with {bits:.2f}-bit {method} weights for ONNX Runtime, compiled from `{source}` by fairy2i-export {version}.
+{about} The licence of the source applies to these weights.
 
 | | |
 |---|---|
@@ -61,6 +60,13 @@ print(model.generate("Once upon a time").text)
 
 {hosts}"""
 
+_FAIRY2I = """\
+Every weight of its rewritten layers is a sum of {terms} complex numbers out of {{+1, -1, +i, -i}}, each with its scale
+(arXiv 2512.02901)."""
+_IFAIRY = """\
+Every complex weight of its rewritten layers is one of {+1, -1, +i, -i}, real and imaginary ones each with a scale of the matrix
+(arXiv 2508.05571), and their inputs are rounded to 8 bits."""
+
 _WITH_LIBRARY = """\
 In onnxruntime-genai the folder runs as it is: `fairy2i_runtime.genai.load("{title}")` is an `onnxruntime_genai.Model`.
 In other languages onnxruntime-genai needs a copy of the operator library in this folder (path:
@@ -88,6 +94,7 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
     """The Markdown text."""
     kept = Counter(f"{linear.treatment} ({linear.reason})" for linear in report.kept)
     worst_name, worst = report.worst_layer
+    terms = " or ".join(map(str, sorted({linear.stages for linear in report.rewritten})))
     backend = FORMATS[report.options.backend]
     hosts = (_WITH_LIBRARY if backend.library else _WITHOUT_LIBRARY).format(backend=backend.name, title=report.path.name)
     return _CARD.format(
@@ -99,7 +106,8 @@ def model_card(report: ExportReport, decoder: Decoder) -> str:
         source=report.source,
         version=__version__,
         stages=report.stages,
-        terms=" or ".join(map(str, sorted({linear.stages for linear in report.rewritten}))),
+        method="iFairy" if decoder.complex_weights else "Fairy2i",
+        about=_IFAIRY if decoder.complex_weights else _FAIRY2I.format(terms=terms),
         architecture=decoder.architecture,
         layers=decoder.layers,
         hidden=decoder.hidden_size,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fairy2i_export.decoder.architectures import gemma, llama, mistral, olmo2, phi3, qwen, smollm3
+from fairy2i_export.decoder.architectures import gemma, ifairy, llama, mistral, olmo2, phi3, qwen, smollm3
 from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.decoder.pairs import PairNames
 from fairy2i_export.errors import ArchitectureError, CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Decoder]] = {
@@ -19,6 +20,7 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], Decoder]] = {
     gemma.GEMMA3: gemma.describe_gemma3,
     phi3.NAME: phi3.describe,
     olmo2.NAME: olmo2.describe,
+    ifairy.NAME: ifairy.describe,
 }
 
 # model_type in config.json -> the class in "architectures"
@@ -32,7 +34,10 @@ MODEL_TYPES = {
     "gemma3_text": gemma.GEMMA3,
     "phi3": phi3.NAME,
     "olmo2": olmo2.NAME,
+    "complexnet": ifairy.NAME,
 }
+# the class in "architectures" -> pairs of tensors that are read as one
+PAIRS: dict[str, tuple[PairNames, ...]] = {ifairy.NAME: ifairy.PAIRS}
 _QUANTIZATION = ("quantization_config", "compression_config")  # of transformers, of compressed-tensors' older versions
 _METHODS = {
     "gptq": "GPTQ",
@@ -75,6 +80,17 @@ def describe(config: dict[str, Any]) -> Decoder:
                 "expected an even number"
             )
     return decoder
+
+
+def pairs_in(config: Mapping[str, Any]) -> tuple[PairNames, ...]:
+    """The kinds of pairs that a checkpoint with this config.json stores."""
+    names = config.get("architectures")
+    return PAIRS.get(str(names[0]), ()) if isinstance(names, list) and len(names) == 1 else ()
+
+
+def has_complex_weights(config: Mapping[str, Any]) -> bool:
+    """Whether it is a model of complex weights, whose way of being quantized is its own."""
+    return bool(pairs_in(config))
 
 
 def check_float(config: dict[str, Any]) -> None:

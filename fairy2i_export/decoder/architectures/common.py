@@ -46,10 +46,7 @@ def read_decoder(
         )
     if config.get("use_bidirectional_attention"):
         raise ArchitectureError("config.json: use_bidirectional_attention is not supported; a decoder looks back only")
-    hidden, heads = positive_int(config, "hidden_size"), positive_int(config, "num_attention_heads")
-    kv_heads = positive_int(config, "num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise ArchitectureError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    hidden, (heads, kv_heads) = positive_int(config, "hidden_size"), attention_heads(config)
     blocks = blocks or blocks_alike(config, read_rope(config, max_positions(config)), None)
     # checkpoints that are meant for YaRN often keep the context they were trained with in max_position_embeddings
     stretched = [int(b.rope.factor * b.rope.original_max_positions) for b in blocks if b.rope and b.rope.kind == "yarn"]
@@ -70,6 +67,20 @@ def read_decoder(
         activation=ACTIVATIONS[activation],
         **features,
     )
+
+
+def attention_heads(config: dict[str, Any]) -> tuple[int, int]:
+    """Heads of queries, and of keys and values.
+
+    Raises:
+        ArchitectureError: the former are no multiple of the latter.
+        CheckpointError: missing or impossible values.
+    """
+    heads = positive_int(config, "num_attention_heads")
+    kv_heads = positive_int(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ArchitectureError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    return heads, kv_heads
 
 
 def layers(config: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ import math
 import onnx_ir as ir
 
 from fairy2i_export.onnx_graph.choices import FORMATS
+from fairy2i_export.onnx_graph.complex_values import rounded_halves
 from fairy2i_export.onnx_graph.formats.base import Format, Linear, Settings, Weights, multiplier_outputs
 from fairy2i_export.onnx_graph.formats.dense import PLAIN
 from fairy2i_export.onnx_graph.formats.rounded import INT4, INT8
@@ -28,7 +29,10 @@ def format_of(linear: Linear, settings: Settings) -> Format:
 def linear_node(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value) -> ir.Value:
     """Append the node, called after its module, that computes ``x @ weight.T + bias``."""
     bias = None if linear.bias is None else graph.initializer(weights.dense(linear.bias))
-    return format_of(linear, weights.settings).nodes(graph, weights, linear, x, bias)
+    written = format_of(linear, weights.settings)
+    if linear.activation_bits and not written.rounds_activations:
+        x = rounded_halves(graph, x, linear.in_features // 2, linear.activation_bits)
+    return written.nodes(graph, weights, linear, x, bias)
 
 
 def stored_bytes(linear: Linear, settings: Settings) -> int:

@@ -35,10 +35,13 @@ class Linear:
     reason: str = ""  # why it is not fairy2i
     stages: int = 0  # of a fairy2i layer
     col_multiplier: bool = False  # whether there are factors per input column
+    conjugate: bool = False  # W conj(x): the tensor is W, [out_features, in_features / 2], real parts above imaginary ones
+    activation_bits: int = 0  # that every half of a row of its input is rounded to; 0: it is not rounded
 
     @property
     def parameters(self) -> int:
-        return self.in_features * self.out_features
+        """Weights: real ones, or the complex ones of W conj(x)."""
+        return self.in_features * self.out_features // (4 if self.conjugate else 1)
 
 
 class Settings(Protocol):
@@ -65,9 +68,16 @@ class Weights(Protocol):
         """Initializers that are made of the codes of a layer, called after the layer and their keys in ``outputs``."""
 
     def dense(
-        self, tensor: str, dtype: npt.DTypeLike = np.float32, *, name: str = "", transposed: bool = False, plus: float = 0.0
+        self,
+        tensor: str,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        name: str = "",
+        transposed: bool = False,
+        plus: float = 0.0,
+        times: float = 1.0,
     ) -> ir.TensorProtocol:
-        """A tensor converted to float32 or float16, optionally transposed, or with a constant added."""
+        """A tensor converted to float32 or float16, optionally transposed, or with a constant added and then multiplied."""
 
     def rounded(self, tensor: str, name: str, bits: int, *, blocked: bool) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
         """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of columns, see formats/rounded.py."""
@@ -90,6 +100,7 @@ class Format:
         stored_bytes: bytes of a layer in the file without bias and multipliers, from its shape.
         copied_bytes: bytes of the copy that ONNX Runtime makes of them for its kernels when it loads the model; 0 if they
             are used where they lie in the mapped file.
+        rounds_activations: rounds the input of layers that have ``activation_bits`` itself.
     """
 
     name: str
@@ -99,6 +110,7 @@ class Format:
     nodes: MakeNodes
     stored_bytes: Callable[[Linear, Settings], int]
     copied_bytes: Callable[[Linear, Settings], int]
+    rounds_activations: bool = False
 
 
 def multiplier_outputs(linear: Linear, settings: Settings) -> Outputs:

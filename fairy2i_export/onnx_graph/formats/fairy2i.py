@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.codes.layout import pack_coded, packed_size
+from fairy2i_export.codes.layout import LAYOUT_CONJUGATE, LAYOUT_VERSION, pack_coded, packed_size, stored_scales
 from fairy2i_export.codes.native import Workers
 from fairy2i_export.codes.quantized import Coded
 from fairy2i_export.onnx_graph.formats.base import (
@@ -22,27 +22,33 @@ from fairy2i_export.onnx_graph.writer import GraphWriter
 
 
 def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    n, k, stages = linear.out_features, linear.in_features, linear.stages
+    n, k, stages, layout = linear.out_features, linear.in_features, linear.stages, _layout(linear)
     outputs: Outputs = {
-        "packed": (ir.DataType.UINT8, (packed_size(n // 2, k // 2, stages),)),
+        "packed": (ir.DataType.UINT8, (packed_size(n // 2, k // 2, stages, layout),)),
         "scales": (ir.DataType.FLOAT, (stages, 2, 2)),
     }
     outputs |= multiplier_outputs(linear, weights.settings)
 
     def write(coded: Coded, put: Put, workers: Workers) -> float:
-        packed, error = pack_coded(coded, workers.pool)
+        packed, error = pack_coded(coded, workers.pool, layout)
         put("packed", packed)
-        put("scales", coded.scales)
+        put("scales", stored_scales(coded.scales, layout))
         put_multipliers(coded, put)
         return error
 
     made = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
     y = ir.Value(name=f"{linear.name}/output")
-    return graph.add(make_node(linear.name, x, Operands(bias=bias, **made), y, k=k, n=n, stages=stages))
+    operands = Operands(bias=bias, **made)
+    return graph.add(make_node(linear.name, x, operands, y, k=k, n=n, stages=stages, layout=layout))
+
+
+def _layout(linear: Linear) -> int:
+    return LAYOUT_CONJUGATE if linear.conjugate else LAYOUT_VERSION
 
 
 def _stored_bytes(linear: Linear, settings: Settings) -> int:
-    return packed_size(linear.out_features // 2, linear.in_features // 2, linear.stages) + 16 * linear.stages
+    n, m, stages = linear.out_features // 2, linear.in_features // 2, linear.stages
+    return packed_size(n, m, stages, _layout(linear)) + 16 * stages
 
 
 FAIRY2I = Format(

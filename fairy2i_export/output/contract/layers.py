@@ -192,6 +192,7 @@ def _check_layer(node: Node, gaussian: F32, taps: dict[str, tuple[F32, F32]], is
             col_multiplier=p.col_multiplier,
             kernel=kernel,
             isa=isa,
+            layout_version=p.layout_version,
         )
         result.errors[kernel, "gaussian"] = output_error(layer(gaussian, node.bias), expected)
         result.errors[kernel, "real"] = output_error(y, product)

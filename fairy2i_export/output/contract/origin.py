@@ -45,7 +45,7 @@ def misfit(model: ir.Model, checkpoint: Checkpoint) -> Misfit | None:
         return Misfit("architecture", stated, ", ".join(map(str, names)))
     for module, shape in _shapes(model):
         name = weight_name(checkpoint, module)
-        found = None if name is None else list(checkpoint.info(name).shape)
+        found = None if name is None else list(checkpoint.matrix_shape(name))
         if found is not None and not (
             len(found) == len(shape) and all(a in (None, b) for a, b in zip(shape, found, strict=True))
         ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fairy2i_export.decoder.architectures import ARCHITECTURES, check_float, class_names, describe
+from fairy2i_export.decoder.architectures import ARCHITECTURES, check_float, class_names, describe, has_complex_weights
 from fairy2i_export.errors import ArchitectureError, CheckpointError
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.safetensors_file import numpy_dtype
@@ -13,9 +13,14 @@ def check_float_model(checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: as named.
-        ArchitectureError: config.json names no class.
+        ArchitectureError: config.json names no class, or one of complex weights.
     """
     check_float(checkpoint.config)
+    if has_complex_weights(checkpoint.config):
+        raise ArchitectureError(
+            f"{checkpoint.directory}: is an iFairy model, of complex weights that its own code trains; training here quantizes "
+            "real models of transformers. It can be exported as it is: fairy2i-export"
+        )
     names = class_names(checkpoint.config)
     for tensor, file in checkpoint.owners.items():
         if tensor.endswith(".weight"):

@@ -44,6 +44,12 @@ Stride = Annotated[
 Separator = Annotated[
     str, typer.Option(metavar="TEXT", help=r"reference: what stands between documents; \n is a newline.", show_default=r"\n")
 ]
+Bos = Annotated[
+    bool,
+    typer.Option(
+        "--bos/--no-bos", help="reference: begin windows with the beginning-of-text token; iFairy's authors do not."
+    ),
+]
 Tokens = Annotated[
     int | None, typer.Option("--tokens", metavar="N", help="Use at most this many tokens of the text.", show_default="all")
 ]
@@ -56,6 +62,7 @@ def ppl(
     window: WindowSize = None,
     stride: Stride = None,
     separator: Separator = "\n",
+    bos: Bos = True,
     tokens: Tokens = None,
     threads: Threads = None,
     kernel: Kernel = None,
@@ -69,7 +76,7 @@ def ppl(
 
     content = read_text(text)
     model = load(folder, threads=threads, kernel=kernel, isa=isa, trust_graph=trust_graph)
-    cuts = cut_text(model, content, protocol, window, stride, separator, tokens)
+    cuts = cut_text(model, content, protocol, window, stride, separator, tokens, bos=bos)
     results = run_protocols(cuts, model_scorer(model), "model")
     if as_json:
         print(json.dumps(ppl_report(folder, text, content, results, cuts), indent=2))
@@ -107,6 +114,8 @@ def cut_text(
     stride: int | None,
     separator: str,
     tokens: int | None,
+    *,
+    bos: bool = True,
 ) -> Cuts:
     """The windows of every protocol asked for. Of both, one for which the text has nothing is left out with a note.
 
@@ -131,7 +140,7 @@ def cut_text(
     cutters: dict[str, Callable[[], Windows]] = {
         "sliding": lambda: sliding_windows(model.tokenizer, text, window or context, stride, tokens),
         "reference": lambda: reference_windows(
-            model.tokenizer, text, window or min(REFERENCE_WINDOW, context), separator.replace(r"\n", "\n"), tokens
+            model.tokenizer, text, window or min(REFERENCE_WINDOW, context), separator.replace(r"\n", "\n"), tokens, bos=bos
         ),
     }
     cuts = Cuts()

@@ -184,7 +184,7 @@ def sliding_windows(
 
 
 def reference_windows(
-    tokenizer: Tokenizer, text: str, window: int, separator: str = "\n", tokens: int | None = None
+    tokenizer: Tokenizer, text: str, window: int, separator: str = "\n", tokens: int | None = None, *, bos: bool = True
 ) -> Windows:
     """Cut a text for the protocol ``reference``, that of the method's published evaluation (eval_ppl.py).
 
@@ -194,6 +194,7 @@ def reference_windows(
         window: the most tokens of a window; the published one is 2,048.
         separator: what stands between documents; a newline for WikiText, as published. Empty documents are left out.
         tokens: use whole documents up to at most this many tokens, end-of-text tokens included.
+        bos: begin windows with the beginning-of-text token, if there is one; iFairy's evaluation does not.
 
     Raises:
         OptionError: if the separator is empty.
@@ -207,8 +208,8 @@ def reference_windows(
         )
     if not separator:
         raise OptionError("separator: expected at least one character, got none")
-    bos = tokenizer.token_id(tokenizer.special_tokens.get("bos_token", ""))
-    begin = [] if bos is None else [bos]
+    first = tokenizer.token_id(tokenizer.special_tokens.get("bos_token", "")) if bos else None
+    begin = [] if first is None else [first]
     packed: list[list[int]] = []
     current, used, lengths = list(begin), 0, []
     for document in text.split(separator):
@@ -238,7 +239,7 @@ def reference_windows(
         raise NothingToScore(f"protocol reference: {_no_document(lengths, window, separator, tokens)}")
     statement = (
         f"documents separated by {separator!r}, each ended with token {eos}, those longer than {window} tokens left out; "
-        f"packed into windows of {window} tokens{f' begun with token {bos}' if begin else ''}; tokens after {eos} not scored "
+        f"packed into windows of {window} tokens{f' begun with token {first}' if begin else ''}; tokens after {eos} not scored "
         "but counted; exp(sum of losses / all predictions)"
     )
     denominator = sum(len(item.scored) for item in windows)

@@ -44,15 +44,14 @@ F2I_INLINE float rounded(float value, int bf16) {
   return float_of((bits + 0x7FFFu + (bits >> 16 & 1u)) & 0xFFFF0000u);
 }
 
-/* Columns [column, column + count) of real row `row` in float32, as stored. */
-F2I_CHUNKWISE void load_raw(const f2i_latent *latent, int64_t row, int64_t column, int count, float *out) {
-  const size_t first = (size_t)row * (size_t)latent->k + (size_t)column;
-  if (latent->dtype == F2I_FLOAT32) {
-    memcpy(out, (const char *)latent->data + 4 * first, 4 * (size_t)count);
+/* `count` values from number `first` on in float32. */
+F2I_CHUNKWISE void load_values(const void *data, int64_t dtype, size_t first, int count, float *out) {
+  if (dtype == F2I_FLOAT32) {
+    memcpy(out, (const char *)data + 4 * first, 4 * (size_t)count);
     return;
   }
-  const char *from = (const char *)latent->data + 2 * first;
-  if (latent->dtype == F2I_BFLOAT16) {
+  const char *from = (const char *)data + 2 * first;
+  if (dtype == F2I_BFLOAT16) {
     for (int i = 0; i < count; ++i) {
       uint16_t half;
       memcpy(&half, from + 2 * i, sizeof half);
@@ -65,6 +64,23 @@ F2I_CHUNKWISE void load_raw(const f2i_latent *latent, int64_t row, int64_t colum
       out[i] = f2i_half_to_float(half);
     }
   }
+}
+
+/* Columns [column, column + count) of real row `row` of [[re, im], [im, -re]]. */
+F2I_CHUNKWISE void load_complex(const f2i_latent *latent, int64_t row, int64_t column, int count, float *out) {
+  const int64_t n = latent->n / 2, m = latent->k / 2;
+  const int lower = row >= n, left = column >= m ? 0 : m - column < count ? (int)(m - column) : count;
+  const size_t first = (size_t)(lower ? row - n : row) * (size_t)m;
+  const void *sides[2] = {lower ? latent->imag : latent->data, lower ? latent->data : latent->imag};
+  load_values(sides[0], latent->dtype, first + (size_t)(left > 0 ? column : 0), left, out);
+  load_values(sides[1], latent->dtype, first + (size_t)(left > 0 ? 0 : column - m), count - left, out + left);
+  for (int i = lower ? left : count; i < count; ++i) out[i] = -out[i];
+}
+
+/* Columns [column, column + count) of real row `row` in float32, as stored. */
+F2I_CHUNKWISE void load_raw(const f2i_latent *latent, int64_t row, int64_t column, int count, float *out) {
+  if (latent->imag != NULL) load_complex(latent, row, column, count, out);
+  else load_values(latent->data, latent->dtype, (size_t)row * (size_t)latent->k + (size_t)column, count, out);
 }
 
 /* The same as the quantizer sees them: rounded, divided by the row's divisor and by the columns', each rounded. */

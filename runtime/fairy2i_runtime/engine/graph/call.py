@@ -10,7 +10,7 @@ from fairy2i_runtime.engine.graph.model_file import FLOAT, FLOAT16, INT64, Tenso
 
 FLOATS = (FLOAT, FLOAT16)
 
-_FEW = 64  # numbers of a constant list
+_FEW = 1024  # numbers of a constant list
 
 
 class GraphError(ValueError):

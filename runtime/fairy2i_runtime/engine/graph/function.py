@@ -9,7 +9,12 @@ from fairy2i_runtime.engine.graph.call import GraphError
 from fairy2i_runtime.engine.graph.operators import OURS
 
 # sha256 of the nodes of Fairy2iMatMul's function body, see digest; the versions of it that were ever exported
-FUNCTION_DIGESTS = frozenset({"2fa9e9aa665e8cf5e4053bb20ec5c215df130bd8dfa828ee3b91d003de3b08f6"})
+FUNCTION_DIGESTS = frozenset(
+    {
+        "2fa9e9aa665e8cf5e4053bb20ec5c215df130bd8dfa828ee3b91d003de3b08f6",  # of layout version 1 alone
+        "619693acebcb76334b0178fb72d2f60e65592bc46f23784d7919208c347d59ab",
+    }
+)
 
 
 def check_function(function: dict[str, Any]) -> None:

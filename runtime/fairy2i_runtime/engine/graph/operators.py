@@ -13,7 +13,7 @@ from typing import Any
 
 from fairy2i_runtime.engine.graph import positions
 from fairy2i_runtime.engine.graph.call import FLOATS, Activation, Cache, Call
-from fairy2i_runtime.engine.graph.model_file import FLOAT, INT8, UINT8, Tensor
+from fairy2i_runtime.engine.graph.model_file import BOOL, FLOAT, INT8, UINT8, Tensor
 
 CONTRIB, OURS = "com.microsoft", "ai.fairy2i"
 MOST = 1 << 31  # of any dimension
@@ -50,11 +50,39 @@ def _fast_gelu(c: Call) -> list[Any]:
     return [c.activation(0)]
 
 
-def _reduce_mean(c: Call) -> list[Any]:
+def _reduce(c: Call) -> list[Any]:
     c.count(2)
     x = c.activation(0)
-    c.need(c.operands[1] == "[-1]" and c.take("keepdims", 1, 1) == 1, "the mean over the last axis")
+    c.need(c.operands[1] == "[-1]" and c.take("keepdims", 1, 1) == 1, "the mean or maximum of the last axis")
     return [Activation(FLOAT, (*x.tail[:-1], 1))]
+
+
+def _clip(c: Call) -> list[Any]:
+    c.count(3)
+    c.tensor(1, FLOAT)
+    c.tensor(2, FLOAT)
+    return [c.activation(0)]
+
+
+def _less(c: Call) -> list[Any]:
+    c.count(2)
+    c.tensor(1, FLOAT)
+    return [Activation(BOOL, c.activation(0).tail)]
+
+
+def _where(c: Call) -> list[Any]:
+    c.count(3)
+    condition, x = c.operands[0], c.activation(2)
+    c.need(condition == Activation(BOOL, x.tail), "a condition of the shape of what is chosen")
+    c.tensor(1, FLOAT)
+    return [x]
+
+
+def _concat(c: Call) -> list[Any]:
+    c.count(2)
+    parts = [c.activation(0), c.activation(1)]
+    c.need(c.take("axis", -1, -1) == -1 and all(len(x.tail) == 1 for x in parts), "the last axis")
+    return [Activation(FLOAT, (sum(x.tail[0] for x in parts),))]
 
 
 def _cast(c: Call) -> list[Any]:
@@ -210,7 +238,7 @@ def _attention(c: Call) -> list[Any]:
 def _ours(c: Call) -> list[Any]:
     c.count(3, 6)
     k, n, stages = c.take("K", 2, MOST), c.take("N", 2, MOST), c.take("stages", 1, 64)
-    c.take("layout_version", 1, 1)
+    c.take("layout_version", 1, 2)
     c.take("scale_scope", 0, 0)
     c.activation(0, k)
     c.tensor(1, UINT8, None)
@@ -236,9 +264,13 @@ def _numbers(c: Call, index: int) -> list[int]:
 
 # (domain, operator) -> what is checked; gives what the outputs are
 RULES: dict[tuple[str, str], Callable[[Call], list[Any]]] = {
-    **{("", name): _binary for name in ("Add", "Sub", "Mul", "Div", "Pow")},
-    **{("", name): _unary for name in ("Sigmoid", "Tanh", "Sqrt")},
-    ("", "ReduceMean"): _reduce_mean,
+    **{("", name): _binary for name in ("Add", "Sub", "Mul", "Div", "Pow", "Max")},
+    **{("", name): _unary for name in ("Sigmoid", "Tanh", "Sqrt", "Abs", "Round")},
+    **{("", name): _reduce for name in ("ReduceMean", "ReduceMax")},
+    ("", "Clip"): _clip,
+    ("", "Less"): _less,
+    ("", "Where"): _where,
+    ("", "Concat"): _concat,
     ("", "Cast"): _cast,
     ("", "Reshape"): _reshape,
     ("", "Split"): _split,
