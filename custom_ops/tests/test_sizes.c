@@ -143,7 +143,27 @@ static void test_counts(void) {
 #endif
 }
 
+/* Layers without U: half the columns, rounded up, in bytes of one plane. */
+static void test_conjugate(void) {
+  static const struct {
+    int64_t k, n;
+    size_t bytes;
+  } known[] = {{2, 2, 512}, {128, 64, 512}, {130, 64, 1024}, {10920, 4096, 86 * 64 * 512}, {168, 128, 2 * 2 * 512}};
+  size_t bytes = 0;
+  f2i_message message;
+  for (size_t i = 0; i < sizeof known / sizeof known[0]; ++i) {
+    check(f2i_layout_size(2, known[i].k, known[i].n, 1, &bytes, &message) == F2I_OK && bytes == known[i].bytes,
+          "layout 2", message.text);
+  }
+  check(f2i_layout_size(2, 128, 64, 2, &bytes, &message) == F2I_INVALID_ARGUMENT, "two stages without U", message.text);
+  check(f2i_layout_size(3, 128, 64, 1, &bytes, &message) == F2I_INVALID_ARGUMENT, "layout 3", message.text);
+  check(f2i_layout_size(1, 128, 64, 1, &bytes, &message) == F2I_OK && bytes == 2 * 512, "layout 1", message.text);
+  check(f2i_packed_size_within(LIMIT_32, 2, 1 << 17, 1 << 17, 1, &bytes, &message) == F2I_OK && bytes == 1u << 30,
+        "2^30", message.text);
+}
+
 int main(void) {
+  test_conjugate();
   test_packed();
   test_workspace();
   test_workspace_of_every_kernel();
