@@ -1,8 +1,7 @@
-"""What an exported model holds, as data. Nothing is executed, and weights are looked at one layer at a time."""
+"""What an exported model holds as a whole, as data. Nothing is executed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.codes.layout import LAYOUT_CONJUGATE, unpack
-from fairy2i_export.errors import FormatError, OptionError
+from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_runtime.folder import LOGITS_TO_KEEP, is_rewritten, open_folder
 from fairy2i_runtime.measure.memory import DeviceMemory, ModelShape, model_memory, model_shape
 
-I64 = npt.NDArray[np.int64]
 
 # what a tensor is, by the operator that reads it; the first that fits
 _KINDS = {
@@ -37,70 +34,6 @@ _OPERANDS = {
     "row_multiplier": "row and column multipliers",
     "col_multiplier": "row and column multipliers",
 }
-
-
-@dataclass(frozen=True)
-class LayerFacts:
-    """One Fairy2iMatMul node.
-
-    Attributes:
-        name: the module's name.
-        shape: (N, K), output and input features.
-        stages: residual stages.
-        scales: float32 [stages, 2 (U, W), 2 (re, im)].
-        code_counts: int64 [stages, 2 (U, W), 4]: how often each code k (for i^k) occurs, padding not counted; zeros for a U that
-            is not there.
-        conjugate: there is W alone (layout version 2), and what counts as a weight is complex.
-        row_multiplier: (smallest, mean, largest), or None.
-        col_multiplier: as row_multiplier.
-        bias: whether there is one.
-        stored_bytes: packed codes with padding, scales, multipliers.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    stages: int
-    scales: npt.NDArray[np.float32]
-    code_counts: I64
-    row_multiplier: tuple[float, float, float] | None
-    col_multiplier: tuple[float, float, float] | None
-    bias: bool
-    stored_bytes: int
-    conjugate: bool = False
-
-    @property
-    def parameters(self) -> int:
-        return self.shape[0] * self.shape[1] // (4 if self.conjugate else 1)
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.stored_bytes / self.parameters
-
-    @property
-    def stage_scales(self) -> npt.NDArray[np.float64]:
-        """Root mean square of the scales of each stage, float64 [stages]."""
-        return np.asarray(np.sqrt(np.square(self.scales, dtype=np.float64).mean(axis=(1, 2))))
-
-    @property
-    def entropy(self) -> npt.NDArray[np.float64]:
-        """Bits that a code carries, float64 [stages, 2]: 2 if all four are equally frequent; 0 where there are none."""
-        share = self.code_counts / np.maximum(self.code_counts.sum(axis=-1, keepdims=True), 1)
-        return np.asarray(-(share * np.log2(np.maximum(share, 1e-300))).sum(axis=-1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "stages": self.stages,
-            "scales": self.scales.tolist(),
-            "code_counts": self.code_counts.tolist(),
-            "row_multiplier": _named(self.row_multiplier),
-            "col_multiplier": _named(self.col_multiplier),
-            "bias": self.bias,
-            "bits_per_weight": self.bits_per_weight,
-            "bytes": self.stored_bytes,
-        }
 
 
 @dataclass(frozen=True)
@@ -171,42 +104,6 @@ def open_nodes(path: Path) -> tuple[Path, int | None, list[Node]]:
         folder = open_folder(path)
         model_file, context = folder.model_file, folder.context_length
     return model_file, context, read_nodes(model_file)
-
-
-def layer_facts(nodes: list[Node], done: Callable[[], None] = lambda: None) -> Iterator[LayerFacts]:
-    """Facts of every node, one layer unpacked at a time.
-
-    Raises:
-        FormatError: if operands contradict the format.
-    """
-    for node in nodes:
-        p = node.operands
-        try:
-            q = unpack(p)
-        except FormatError as error:
-            raise FormatError(f"node {node.name}: {error}") from error
-        conjugate = p.layout_version == LAYOUT_CONJUGATE
-        counts = np.zeros((p.stages, 2, 4), np.int64)
-        for place in np.ndindex(p.stages, 2):
-            if conjugate and place[1] == 0:
-                continue
-            codes = q.codes[place]
-            counts[place][1:] = [np.count_nonzero(codes == code) for code in (1, 2, 3)]
-            counts[place][0] = codes.size - counts[place][1:].sum()
-        operands = (p.packed, p.scales, p.row_multiplier, p.col_multiplier)
-        yield LayerFacts(
-            name=node.name,
-            shape=(2 * p.n, 2 * p.m),
-            stages=p.stages,
-            scales=np.asarray(p.scales),
-            code_counts=counts,
-            row_multiplier=_range(p.row_multiplier),
-            col_multiplier=_range(p.col_multiplier),
-            bias=node.bias is not None,
-            stored_bytes=sum(operand.nbytes for operand in operands if operand is not None),
-            conjugate=conjugate,
-        )
-        done()
 
 
 def model_facts(model_file: Path, context_length: int | None) -> ModelFacts:
@@ -295,11 +192,3 @@ def _shape(model_file: Path, model: ir.Model) -> ModelShape:
         vocab=_vocab(model.graph) or 0,
         selects=any(value.name == LOGITS_TO_KEEP for value in model.graph.inputs),
     )
-
-
-def _range(values: npt.NDArray[np.float32] | None) -> tuple[float, float, float] | None:
-    return None if values is None else (float(values.min()), float(values.mean()), float(values.max()))
-
-
-def _named(values: tuple[float, float, float] | None) -> dict[str, float] | None:
-    return None if values is None else dict(zip(("min", "mean", "max"), values, strict=True))

@@ -23,7 +23,8 @@ from fairy2i_runtime.measure.memory import memory_rows
 if TYPE_CHECKING:  # onnx and numpy take a while to import, and --help needs neither
     import numpy as np
 
-    from fairy2i_export.check.facts import LayerFacts, ModelFacts
+    from fairy2i_export.check.facts import ModelFacts
+    from fairy2i_export.check.layer_facts import LayerFacts
 
 _CODES = ("1", "i", "-1", "-i")
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -41,7 +42,8 @@ def inspect_command(
     as_json: Json = False,
 ) -> None:
     """Show what an exported model holds: layers, scales, codes, sizes, metadata, memory. Nothing is executed."""
-    from fairy2i_export.check.facts import checked_context, layer_facts, model_facts, open_nodes
+    from fairy2i_export.check.facts import checked_context, model_facts, open_nodes
+    from fairy2i_export.check.layer_facts import layer_facts
 
     model_file, known, nodes = open_nodes(path)
     facts = model_facts(model_file, checked_context(context_length, known))

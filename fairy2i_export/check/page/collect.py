@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fairy2i_export.check.facts import LayerFacts, ModelFacts, layer_facts, model_facts
+from fairy2i_export.check.facts import ModelFacts, model_facts
+from fairy2i_export.check.layer_facts import LayerFacts, layer_facts
 from fairy2i_export.check.page.agreement import Agreement, agreement
 from fairy2i_export.check.source_weights import SourceWeights, check_origin, torch_logits
 from fairy2i_export.codes.layout import unpack
