@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from fairy2i_export.errors import OptionError
@@ -16,7 +14,6 @@ from fairy2i_export.output.contract.nodes import open_finished, read_nodes
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_runtime.folder import LOGITS_TO_KEEP, is_rewritten, open_folder
 from fairy2i_runtime.measure.memory import DeviceMemory, ModelShape, model_memory, model_shape
-
 
 # what a tensor is, by the operator that reads it; the first that fits
 _KINDS = {
