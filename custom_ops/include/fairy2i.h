@@ -46,7 +46,8 @@ typedef struct f2i_weights {
   int64_t stages;
   int64_t layout_version; /* 1, or 2: layers without U, one stage */
   int64_t scale_scope;
-  const uint8_t *packed; /* [packed_bytes], any alignment */
+  int64_t activation_bits; /* 0; or 8, layout_version 2 only: halves of rows of x are rounded first, see f2i_matmul */
+  const uint8_t *packed;   /* [packed_bytes], any alignment */
   size_t packed_bytes;
   const float *scales; /* [stages][2 (U, W)][2 (re, im)]; version 2: those of W twice */
   size_t scales_count;
@@ -117,7 +118,10 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
 
 /* y[r][0..n) = layer(x[r][0..k)) for r in [0, rows), rows >= 0. ldx and ldy count floats between rows. bias is [n] or
  * NULL. A row of x with a NaN or an infinity gives a row of NaN. parallel may be NULL (one thread). x and y must not
- * overlap. Results do not depend on the number of threads, and those of "lut" and "dot" not on the ISA. */
+ * overlap. Results do not depend on the number of threads, and those of "lut" and "dot" not on the ISA.
+ * With activation_bits 8 each half of a row of x, col_multiplier applied, is replaced by q / a before the layer, in
+ * float32: a = 127 / max(largest magnitude of the half, 1e-5), q = x a rounded to the nearest whole number, halves to
+ * even. "lut" and "dot" add such numbers q exactly, and give the same results. */
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
                       int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
                       f2i_message *message);

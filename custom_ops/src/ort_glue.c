@@ -171,7 +171,14 @@ static OrtStatus *read_attributes(node *n, const OrtKernelInfo *info) {
       return fail(n->api, ORT_INVALID_GRAPH, n->name, text.text);
     }
   }
-  return NULL;
+  /* came after layout version 1, whose nodes need not have it; of others it is not guessed */
+  OrtStatus *status = n->api->KernelInfoGetAttribute_int64(info, "activation_bits", &n->weights.activation_bits);
+  if (status == NULL) return NULL;
+  n->api->ReleaseStatus(status);
+  n->weights.activation_bits = 0;
+  if (n->weights.layout_version == F2I_LAYOUT_VERSION) return NULL;
+  return fail(n->api, ORT_INVALID_GRAPH, n->name,
+              "attribute activation_bits: expected an integer with layout_version 2, found none");
 }
 
 /* Keeps the addresses of constant operands; *all_constant: every one that is given, X and bias apart, is. */
@@ -213,6 +220,9 @@ static OrtStatus *check_node(node *n, int all_constant) {
     size_t bytes = 0;
     status =
         f2i_layout_size(n->weights.layout_version, n->weights.k, n->weights.n, n->weights.stages, &bytes, &message);
+    if (status == F2I_OK) {
+      status = f2i_check_activation_bits(n->weights.layout_version, n->weights.activation_bits, &message);
+    }
   }
   return status == F2I_OK ? NULL : fail(n->api, ORT_INVALID_GRAPH, n->name, message.text);
 }

@@ -45,6 +45,16 @@ f2i_status f2i_packed_size_within(uint64_t limit, int64_t layout, int64_t k, int
   return f2i_ok(message);
 }
 
+f2i_status f2i_check_activation_bits(int64_t layout, int64_t bits, f2i_message *message) {
+  if (bits == 0 || (bits == F2I_ACTIVATION_BITS && layout == F2I_LAYOUT_CONJUGATE)) return f2i_ok(message);
+  if (layout != F2I_LAYOUT_CONJUGATE) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "activation_bits: expected 0 with layout_version %lld, got %lld",
+                    (long long)layout, (long long)bits);
+  }
+  return f2i_fail(message, F2I_INVALID_ARGUMENT, "activation_bits: expected 0 or %d, got %lld", F2I_ACTIVATION_BITS,
+                  (long long)bits);
+}
+
 f2i_status f2i_packed_size(int64_t k, int64_t n, int64_t stages, size_t *bytes, f2i_message *message) {
   return f2i_packed_size_within(F2I_SIZE_LIMIT, F2I_LAYOUT_VERSION, k, n, stages, bytes, message);
 }

@@ -15,7 +15,10 @@
 #include "base/layout.h"
 #include "fairy2i.h"
 
-enum { F2I_ALIGN = 64 }; /* of everything in the workspace */
+enum {
+  F2I_ALIGN = 64,          /* of everything in the workspace */
+  F2I_ACTIVATION_BITS = 8, /* that activations may be rounded to */
+};
 
 /* No buffer is larger: the difference of two pointers into one must be a number. Functions take the limit as an
  * argument so that tests can ask what another CPU would refuse. */
@@ -50,6 +53,11 @@ static inline uint64_t f2i_rows_bytes(uint64_t rows, uint64_t blocks, uint64_t o
   return f2i_unit_bytes(rows, blocks) + rows * blocks * operand_bytes;
 }
 
+/* Rounded activations of `rows` rows of x: rows <= 2^6. */
+static inline uint64_t f2i_rounded_bytes(uint64_t rows, int64_t k) {
+  return f2i_aligned(rows * (uint64_t)k * sizeof(float));
+}
+
 /* Workspace of a panel, panel.c: rows <= 2^6, operand_bytes and state_bytes <= 2^20. */
 static inline uint64_t f2i_panel_bytes(uint64_t rows, uint64_t blocks, uint64_t operand_bytes, uint64_t tiles,
                                        uint64_t state_bytes) {
@@ -59,6 +67,9 @@ static inline uint64_t f2i_panel_bytes(uint64_t rows, uint64_t blocks, uint64_t 
 /* f2i_layout_size for a CPU on which no buffer is larger than limit. */
 f2i_status f2i_packed_size_within(uint64_t limit, int64_t layout, int64_t k, int64_t n, int64_t stages, size_t *bytes,
                                   f2i_message *message);
+
+/* Whether a layer of this version may round activations to so many bits. */
+f2i_status f2i_check_activation_bits(int64_t layout, int64_t bits, f2i_message *message);
 
 /* *bytes = needed; if that is above the limit, a message that names the layer and the rows of x. */
 f2i_status f2i_workspace_within(uint64_t limit, uint64_t needed, const f2i_weights *w, int64_t rows, size_t *bytes,

@@ -62,7 +62,7 @@ static inline float f2i_build_dot(const float *re, const float *im, const float 
   }
   if (!finite) return NAN;
   if (largest < F2I_NEGLIGIBLE) return 0.0f;
-  const float inverse = 127.0f / largest;
+  const float inverse = scales == NULL ? 1.0f : 127.0f / largest;
   for (int j = 0; j < F2I_BLOCK_COLS; ++j) {
     const int group = j / 8, parity = j % 2, place = j % 8 / 2;
     out->re[group][parity][place] = (int8_t)rintf(re[j] * inverse);
@@ -70,7 +70,7 @@ static inline float f2i_build_dot(const float *re, const float *im, const float 
     out->minus_im[group][parity][place] = (int8_t)-out->im[group][parity][place];
     out->sum_re += out->re[group][parity][place];
   }
-  return largest / 127.0f * f2i_dot_grid(scales, stages);
+  return scales == NULL ? 1.0f : largest / 127.0f * f2i_dot_grid(scales, stages);
 }
 
 #endif

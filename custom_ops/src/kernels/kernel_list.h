@@ -9,25 +9,25 @@
 /* clang-format off */
 #if defined(F2I_HAVE_LUT_AVX512)
 F2I_KERNEL(FAMILY("lut") ISA("avx512") NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512)
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512)
            ORDER(f2i_order_lut__avx512) PANEL(f2i_panel_lut__avx512))
 #endif
 #if defined(F2I_HAVE_LUT_AVX2)
 F2I_KERNEL(FAMILY("lut") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
            ORDER(f2i_order_lut__avx2))
 #endif
 #if defined(F2I_HAVE_LOOKUP_NEON82)
 /* "lut" uses no dot products: having the instruction tells cores with a fast two-register TBL from older ones */
 F2I_KERNEL(FAMILY("lut") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon82))
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon82))
 #endif
 #if defined(F2I_HAVE_LUT_NEON)
 F2I_KERNEL(FAMILY("lut") ISA("neon") NEEDS(F2I_CPU_NEON) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon))
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon))
 #endif
 F2I_KERNEL(FAMILY("lut") ISA("scalar") OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           BUILD(f2i_build_lut__scalar) BLOCK(f2i_block_lut__scalar))
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__scalar) BLOCK(f2i_block_lut__scalar))
 #if defined(F2I_HAVE_EXACT_AVX512)
 F2I_KERNEL(FAMILY("exact") ISA("avx512") NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(4 * F2I_PLANE_ENTRIES)
            BUILD(f2i_build_exact__avx512) BLOCK(f2i_block_exact__avx512))
@@ -49,29 +49,29 @@ F2I_KERNEL(FAMILY("exact") ISA("scalar") OPERAND_BYTES(4 * F2I_PLANE_ENTRIES)
 #if defined(F2I_HAVE_DOT_AMX) && defined(F2I_HAVE_DOT_AVX512)
 /* tiles for many rows of x, else the next one */
 F2I_KERNEL(FAMILY("dot") ISA("amx") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI | F2I_CPU_AMX) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
            PANEL(f2i_panel_dot__amx) AUTO_ROWS(8))
 #endif
 #if defined(F2I_HAVE_DOT_AVX512)
 F2I_KERNEL(FAMILY("dot") ISA("avx512") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
            PANEL(f2i_panel_dot__avx512) AUTO_ROWS(8))
 #endif
 #if defined(F2I_HAVE_DOT_AVXVNNI)
 F2I_KERNEL(FAMILY("dot") ISA("avx_vnni") NEEDS(F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx_vnni) BLOCK(f2i_block_dot__avx_vnni))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx_vnni) BLOCK(f2i_block_dot__avx_vnni))
 #endif
 #if defined(F2I_HAVE_DOT_AVX2)
 F2I_KERNEL(FAMILY("dot") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2))
 #endif
 #if defined(F2I_HAVE_DOT_NEON86)
 F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_MATRIX_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86) AUTO_ROWS(8))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86) AUTO_ROWS(8))
 #endif
 #if defined(F2I_HAVE_DOT_NEON82)
 F2I_KERNEL(FAMILY("dot") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__neon82) BLOCK(f2i_block_dot__neon82))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon82) BLOCK(f2i_block_dot__neon82))
 #endif
 F2I_KERNEL(FAMILY("dot") ISA("scalar") OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) BUILD(f2i_build_dot__scalar) BLOCK(f2i_block_dot__scalar))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__scalar) BLOCK(f2i_block_dot__scalar))

@@ -26,6 +26,14 @@ enum {
   F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */
 };
 
+/* What a kernel makes of activations that are whole numbers of at most 127, of a layer of one stage whose scales are 0
+ * or 1: sums of whole numbers, exactly. It is asked to by `scales` NULL (build) and `whole` (prepare). */
+typedef enum f2i_whole {
+  F2I_WHOLE_NOT = 0, /* it has no such form */
+  F2I_WHOLE_SUMS,    /* outputs are the sums that they always are */
+  F2I_WHOLE_PAIRS,   /* outputs are those of whole_pairs.h, and take both parts of a step at once */
+} f2i_whole;
+
 /* A K-block whose activations (dot) or table entries (lut) are all smaller counts as zero. The layer sees to it that
  * the largest of a row is 2^-62 at least (layer/range.h), so what is dropped is less than 2^-37 of that. */
 #define F2I_NEGLIGIBLE 1e-30f
@@ -35,7 +43,8 @@ extern const uint8_t f2i_byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2];
 
 /* Operands of one K-block for one row of x.
  *   re, im    the block's activations, [F2I_BLOCK_COLS] each, zero beyond the matrix, column multiplier applied
- *   scales    [stages][2][2]; their sums over the stages do not overflow
+ *   scales    [stages][2][2]; their sums over the stages do not overflow. NULL: see f2i_whole; with F2I_WHOLE_PAIRS re
+ *             then are numbers for the low nibbles and im others for the high ones
  *   operands  out: operand_bytes(stages) bytes, 64-byte aligned
  *   returns   the value of one unit of a sum; NaN if an activation is not finite */
 typedef float f2i_build_fn(const float *re, const float *im, const float *scales, int stages, void *operands);
@@ -59,7 +68,7 @@ typedef struct f2i_block {
 typedef void f2i_block_fn(const f2i_block *block);
 
 /* Fills F2I_SHARED_BYTES bytes that all blocks of a call read, from the scales; NULL if a kernel needs none. */
-typedef void f2i_prepare_fn(const float *scales, int stages, void *shared);
+typedef void f2i_prepare_fn(const float *scales, int stages, int whole, void *shared);
 
 /* Many rows of x together, driven by panel.c: vectors can hold one value of each row, or weights are unpacked once for
  * all of them. The sums are those of `block` to the bit; where they are kept is the kernel's own business. */
@@ -98,6 +107,7 @@ typedef struct f2i_kernel {
   f2i_prepare_fn *prepare;
   f2i_build_fn *build;
   f2i_block_fn *block;
+  f2i_whole whole;
   const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
   const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
   int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */

@@ -9,6 +9,7 @@
 #include "base/sizes.h"
 #include "kernels/kernels.h"
 #include "layer/range.h"
+#include "layer/rounding.h"
 
 enum {
   F2I_STRIPS_PER_CPU = 4,    /* at least, so that threads find even work in small layers */
@@ -25,10 +26,12 @@ struct f2i_call {
   size_t tiles, blocks;  /* row tiles, K-blocks */
   size_t parts, columns; /* 1, m; or of a layer without U 2 and the columns of a half, see f2i_load_block */
   size_t steps;          /* all parts of all K-blocks, in the order in which sums are made */
-  size_t rows;           /* of this group */
+  size_t lanes;          /* rows that kernels see for a row of x: 1; or 2, its halves, rounded to whole numbers */
+  size_t rows;           /* of this group, as kernels see them */
   const float *scales;   /* [stages][2][2]: those of the layer, in range */
   float part_scales[2][F2I_MAX_STAGES * 4]; /* of each part */
   const f2i_range *range;                   /* how to bring the rows of this group into range, or NULL: they are */
+  const f2i_rounding *rounding;             /* of whole rows of this group, with two lanes; else NULL */
   const uint8_t *shared; /* what the kernel derived from the scales, F2I_SHARED_BYTES for each part */
   const f2i_parallel *parallel;
 };
@@ -105,8 +108,17 @@ static inline void f2i_load_block(const f2i_call *c, size_t row, size_t step, fl
   for (size_t j = 0; j < count && f2i_conjugates(c, step); ++j) im[j] = -im[j];
 }
 
+/* What kernels get of a row and step: activations, or, with two lanes, whole numbers. */
+static inline void f2i_load(const f2i_call *c, size_t row, size_t step, float *re, float *im) {
+  if (c->rounding != NULL) f2i_rounding_load(c, row, step, re, im);
+  else if (f2i_is_far(c, row)) f2i_range_load(c, row, step, re, im);
+  else f2i_load_block(c, row, step, re, im);
+}
+
 /* The scales of a step: with two parts only the place of its own counts. */
-static inline const float *f2i_step_scales(const f2i_call *c, size_t step) { return c->part_scales[step % c->parts]; }
+static inline const float *f2i_step_scales(const f2i_call *c, size_t step) {
+  return c->rounding != NULL ? NULL : c->part_scales[step % c->parts];
+}
 
 static inline const void *f2i_step_shared(const f2i_call *c, size_t step) {
   return c->shared + step % c->parts * F2I_SHARED_BYTES;

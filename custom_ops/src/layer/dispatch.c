@@ -13,6 +13,7 @@
 #define NEEDS(bits)
 #define OPERAND_BYTES(count)
 #define PREPARE(name) f2i_prepare_fn name;
+#define WHOLE(form)
 #define BUILD(name) f2i_build_fn name;
 #define BLOCK(name) f2i_block_fn name;
 #define ORDER(name) extern const uint8_t name[F2I_ACC_PER_TILE];
@@ -25,6 +26,7 @@
 #undef NEEDS
 #undef OPERAND_BYTES
 #undef PREPARE
+#undef WHOLE
 #undef BUILD
 #undef BLOCK
 #undef ORDER
@@ -38,6 +40,7 @@
 #define NEEDS(bits) .needs = bits,
 #define OPERAND_BYTES(count) .operand_bytes = count,
 #define PREPARE(name) .prepare = name,
+#define WHOLE(form) .whole = form,
 #define BUILD(name) .build = name,
 #define BLOCK(name) .block = name,
 #define ORDER(name) .order = name,

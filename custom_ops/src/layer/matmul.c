@@ -35,9 +35,9 @@ typedef struct rows_call {
 /* Takes the next rows of x off `rows` into c->rows; returns 1 if they are for the kernel's panel form. */
 static int next_group(f2i_call *c, int64_t rows) {
   const f2i_panel_kernel *panel = c->kernel->panel;
-  const int is_panel = panel != NULL && rows >= (int64_t)panel->least;
-  const size_t most = is_panel ? panel->rows : GROUP_ROWS;
-  c->rows = rows < (int64_t)most ? (size_t)rows : most;
+  const int is_panel = panel != NULL && rows >= (int64_t)(panel->least / c->lanes);
+  const size_t most = (is_panel ? panel->rows : GROUP_ROWS) / c->lanes;
+  c->rows = (rows < (int64_t)most ? (size_t)rows : most) * c->lanes;
   return is_panel;
 }
 
@@ -51,9 +51,14 @@ static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
                 .blocks = (size_t)f2i_blocks_of(w->layout_version, w->k),
                 .parts = (size_t)f2i_parts_of(w->layout_version),
                 .columns = (size_t)f2i_columns_of(w->layout_version, w->k)};
+  c.lanes = w->activation_bits != 0 && c.kernel->whole != F2I_WHOLE_NOT ? 2 : 1;
+  if (c.lanes == 2 && c.kernel->whole == F2I_WHOLE_PAIRS) c.parts = 1; /* both at once */
   c.steps = c.blocks * c.parts;
   return c;
 }
+
+/* Rows of x of the present group. */
+static int64_t group_rows(const f2i_call *c) { return (int64_t)(c->rows / c->lanes); }
 
 static size_t operand_bytes(const f2i_call *c) { return (size_t)c->w->stages * c->kernel->operand_bytes; }
 
@@ -64,9 +69,10 @@ f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64
   }
   f2i_call c = shape_call(plan, rows);
   uint64_t most = 0;
-  for (int64_t rest = rows; rest > 0; rest %= (int64_t)c.rows) { /* one of many equal groups, then smaller ones */
-    const uint64_t group =
+  for (int64_t rest = rows; rest > 0; rest %= group_rows(&c)) { /* one of many equal groups, then smaller ones */
+    uint64_t group =
         next_group(&c, rest) ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.steps, operand_bytes(&c));
+    if (c.w->activation_bits != 0) group += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
     most = group > most ? group : most;
   }
   return f2i_workspace_within(limit, F2I_ALIGN + most, c.w, rows, bytes, message);
@@ -83,27 +89,26 @@ static void build_task(void *arg, size_t index) {
   const f2i_call *c = r->c;
   float re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
   const size_t row = index % c->rows, step = index / c->rows;
-  if (f2i_is_far(c, row)) f2i_range_load(c, row, step, re, im);
-  else f2i_load_block(c, row, step, re, im);
+  f2i_load(c, row, step, re, im);
   r->units[index] =
       c->kernel->build(re, im, f2i_step_scales(c, step), (int)c->w->stages, r->operands + index * r->operand_bytes);
 }
 
-static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float *acc) {
+/* The accumulators of a tile in order: as they are, or in `sums`. */
+static const float *in_order(const f2i_call *c, const float *acc, float *sums) {
   const uint8_t *order = c->kernel->order;
-  if (order == NULL) {
-    f2i_finish(c, row, tile, acc);
-    return;
-  }
-  float sums[F2I_ACC_PER_TILE];
+  if (order == NULL) return acc;
   for (size_t i = 0; i < F2I_ACC_PER_TILE; ++i) sums[i] = acc[order[i]];
-  f2i_finish(c, row, tile, sums);
+  return sums;
 }
 
-static void finish_far(const f2i_call *c, size_t row, size_t tile, const float *acc) {
-  float sums[F2I_ACC_PER_TILE];
-  for (size_t i = 0; i < F2I_ACC_PER_TILE; ++i) sums[i] = acc[c->kernel->order == NULL ? i : c->kernel->order[i]];
-  f2i_range_finish(c, row, tile, sums);
+/* acc: of the row, and of the next one `stride` further on */
+static void finish_tile(const f2i_call *c, size_t row, size_t tile, const float *acc, size_t stride) {
+  float sums[F2I_ACC_PER_TILE], others[F2I_ACC_PER_TILE];
+  const float *ordered = in_order(c, acc, sums);
+  if (c->rounding != NULL) f2i_rounding_finish(c, row, tile, ordered, in_order(c, acc + stride, others));
+  else if (f2i_is_far(c, row)) f2i_range_finish(c, row, tile, ordered);
+  else f2i_finish(c, row, tile, ordered);
 }
 
 /* Work item: all rows of the group for one strip of row tiles. */
@@ -133,11 +138,11 @@ static void strip_task(void *arg, size_t index) {
       block.units = r->units + step * c->rows + row;
       c->kernel->block(&block);
     }
-    for (size_t i = 0; i < block.rows; ++i) {
+    for (size_t i = 0; i < block.rows; i += c->lanes) {
       const float *sums = acc + i * block.acc_stride;
-      const int far = f2i_is_far(c, row + i);
-      for (size_t t = 0; far && t < tiles; ++t) finish_far(c, row + i, first + t, sums + t * F2I_ACC_PER_TILE);
-      for (size_t t = 0; !far && t < tiles; ++t) finish_tile(c, row + i, first + t, sums + t * F2I_ACC_PER_TILE);
+      for (size_t t = 0; t < tiles; ++t) {
+        finish_tile(c, row + i, first + t, sums + t * F2I_ACC_PER_TILE, block.acc_stride);
+      }
     }
   }
 }
@@ -184,25 +189,32 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   void *aligned = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
   _Alignas(F2I_ALIGN) uint8_t shared[2 * F2I_SHARED_BYTES];
   f2i_range range;
+  f2i_rounding rounding;
   f2i_range_scales(&c, &range);
+  if (c.w->activation_bits != 0) f2i_rounding_init(&c, &rounding);
   split_scales(&c);
   for (size_t part = 0; part < c.parts && c.kernel->prepare != NULL; ++part) {
-    c.kernel->prepare(c.part_scales[part], (int)c.w->stages, shared + part * F2I_SHARED_BYTES);
+    c.kernel->prepare(c.part_scales[part], (int)c.w->stages, c.rounding != NULL, shared + part * F2I_SHARED_BYTES);
   }
   c.shared = shared;
   c.bias = bias;
-  c.ldx = ldx;
   c.ldy = ldy;
   c.parallel = parallel;
-  for (int64_t row = 0; row < rows; row += (int64_t)c.rows) {
+  for (int64_t row = 0; row < rows; row += group_rows(&c)) {
     const int is_panel = next_group(&c, rows - row);
+    uint8_t *memory = aligned;
     c.x = x + row * ldx;
+    c.ldx = ldx;
     c.y = y + row * ldy;
-    f2i_range_rows(&c, &range);
+    if (c.w->activation_bits != 0) {
+      f2i_rounding_rows(&c, &rounding, aligned);
+      memory += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
+    }
+    if (c.rounding == NULL) f2i_range_rows(&c, &range);
     if (is_panel) {
-      f2i_panel_group(&c, aligned);
+      f2i_panel_group(&c, memory);
     } else {
-      rows_group(&c, aligned);
+      rows_group(&c, memory);
     }
   }
   return f2i_ok(message);

@@ -36,8 +36,7 @@ static void build_task(void *arg, size_t step) {
   float re[F2I_PANEL_MOST * F2I_BLOCK_COLS], im[F2I_PANEL_MOST * F2I_BLOCK_COLS];
   for (size_t row = 0; row < p->c->rows; ++row) {
     float *row_re = re + row * F2I_BLOCK_COLS, *row_im = im + row * F2I_BLOCK_COLS;
-    if (f2i_is_far(p->c, row)) f2i_range_load(p->c, row, step, row_re, row_im);
-    else f2i_load_block(p->c, row, step, row_re, row_im);
+    f2i_load(p->c, row, step, row_re, row_im);
   }
   const size_t used = p->c->rows * F2I_BLOCK_COLS;
   memset(re + used, 0, sizeof re - used * sizeof(float));
@@ -66,9 +65,10 @@ static void strip_task(void *arg, size_t index) {
   float sums[F2I_PANEL_MOST * F2I_ACC_PER_TILE];
   for (size_t tile = 0; tile < tiles; ++tile) {
     p->kernel->read(state + tile * p->kernel->state_bytes, sums);
-    for (size_t row = 0; row < c->rows; ++row) {
+    for (size_t row = 0; row < c->rows; row += c->lanes) {
       const float *of_row = sums + row * F2I_ACC_PER_TILE;
-      if (f2i_is_far(c, row)) f2i_range_finish(c, row, first + tile, of_row);
+      if (c->rounding != NULL) f2i_rounding_finish(c, row, first + tile, of_row, of_row + F2I_ACC_PER_TILE);
+      else if (f2i_is_far(c, row)) f2i_range_finish(c, row, first + tile, of_row);
       else f2i_finish(c, row, first + tile, of_row);
     }
   }

@@ -22,6 +22,7 @@ f2i_status f2i_validate(const f2i_weights *w, f2i_message *message) {
   }
   size_t bytes = 0;
   f2i_status status = f2i_layout_size(w->layout_version, w->k, w->n, w->stages, &bytes, message);
+  if (status == F2I_OK) status = f2i_check_activation_bits(w->layout_version, w->activation_bits, message);
   if (status != F2I_OK) return status;
   if (w->packed == NULL || w->packed_bytes != bytes) {
     return f2i_fail(message, F2I_INVALID_ARGUMENT,

@@ -110,6 +110,7 @@ class Linear:
         isa: ISA to force, or None.
         layout_version: version of the packed bytes.
         scale_scope: what a scale covers.
+        activation_bits: 8 rounds the halves of every row of activations first (layout version 2); 0 does not.
 
     Raises:
         KernelError: if the operands contradict the format, or the kernel does not exist or cannot run here.
@@ -128,6 +129,7 @@ class Linear:
         isa: str | None = None,
         layout_version: int = 1,
         scale_scope: int = 0,
+        activation_bits: int = 0,
     ) -> None:
         ffi, lib = _library()
         self.k, self.n = k, n
@@ -140,6 +142,7 @@ class Linear:
         weights = ffi.new("f2i_weights *")
         weights.k, weights.n, weights.stages = k, n, scales.shape[0] if scales.ndim else 0
         weights.layout_version, weights.scale_scope = layout_version, scale_scope
+        weights.activation_bits = activation_bits
         weights.packed, weights.packed_bytes = self._pointer(0, "uint8_t[]")
         weights.scales, weights.scales_count = self._pointer(1, "float[]")
         weights.row_multiplier, weights.row_multiplier_count = self._pointer(2, "float[]")

@@ -93,6 +93,7 @@ static inline size_t place_of(int plane, int column) {
 }
 
 float f2i_build_lut__neon(const float *re, const float *im, const float *scales, int stages, void *tables) {
+  if (scales == NULL) return f2i_build_whole_pairs(re, im, tables);
   float inverse;
   const float unit = f2i_lut_unit(find_largest(re, im, scales, stages), &inverse);
   if (inverse == 0.0f) {

@@ -4,9 +4,9 @@
 f2i_build_fn f2i_build_dot__scalar;
 f2i_block_fn f2i_block_dot__scalar;
 
-void f2i_prepare_dot(const float *scales, int stages, void *shared) {
+void f2i_prepare_dot(const float *scales, int stages, int whole, void *shared) {
   f2i_dot_plane *planes = shared;
-  const float grid = f2i_dot_grid(scales, stages);
+  const float grid = whole ? 1.0f : f2i_dot_grid(scales, stages);
   const float steps = grid > 0.0f ? 1.0f / grid : 0.0f;
   /* by stored code (Gray): 1, i, -i, -1 */
   static const float unit_re[4] = {1, 0, 0, -1}, unit_im[4] = {0, 1, -1, 0};

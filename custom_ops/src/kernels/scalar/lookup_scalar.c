@@ -4,6 +4,7 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
+#include "kernels/whole_pairs.h"
 
 f2i_build_fn f2i_build_lut__scalar;
 f2i_block_fn f2i_block_lut__scalar;
@@ -67,6 +68,7 @@ static void store_bytes(void *state, size_t offset, const float sum[16]) {
 }
 
 float f2i_build_lut__scalar(const float *re, const float *im, const float *scales, int stages, void *tables) {
+  if (scales == NULL) return f2i_build_whole_pairs(re, im, tables);
   lut_state state = {tables, 0.0f, 0.0f};
   if (all_finite(re, im)) for_each_table(re, im, scales, stages, find_largest, &state);
   else state.largest = INFINITY;

@@ -5,6 +5,7 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
+#include "kernels/whole_pairs.h"
 
 f2i_build_fn f2i_build_lut__avx2;
 f2i_block_fn f2i_block_lut__avx2;
@@ -98,6 +99,7 @@ static inline column_pairs negated(column_pairs p) {
 }
 
 float f2i_build_lut__avx2(const float *re, const float *im, const float *scales, int stages, void *operands) {
+  if (scales == NULL) return f2i_build_whole_pairs(re, im, operands);
   float inverse;
   const float unit = f2i_lut_unit(find_largest(re, im, scales, stages), &inverse);
   if (inverse == 0.0f) {

@@ -45,7 +45,7 @@ static inline __m128i by_step(__m512 values, __m512 inverse) {
 static inline void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
                                float *units) {
   panel_operands *out = operands;
-  const float grid = f2i_dot_grid(scales, stages);
+  const float grid = scales == NULL ? 1.0f : f2i_dot_grid(scales, stages);
   const __m512 most = _mm512_set1_ps(FLT_MAX);
   for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
     const __m512 r[2] = {_mm512_loadu_ps(re), _mm512_loadu_ps(re + 16)};
@@ -60,10 +60,10 @@ static inline void build_panel(const float *re, const float *im, const float *sc
     }
     const float largest = finite == 0xFFFF ? _mm512_reduce_max_ps(_mm512_max_ps(size_r, size_i)) : 0.0f;
     const int usable = largest >= F2I_NEGLIGIBLE;
-    units[row] = finite != 0xFFFF ? NAN : usable ? largest / 127.0f * grid : 0.0f;
+    units[row] = finite != 0xFFFF ? NAN : !usable ? 0.0f : scales == NULL ? 1.0f : largest / 127.0f * grid;
     __m512i bytes = _mm512_setzero_si512();
     if (usable) {
-      const __m512 inverse = _mm512_set1_ps(127.0f / largest);
+      const __m512 inverse = _mm512_set1_ps(scales == NULL ? 1.0f : 127.0f / largest);
       const __m256i re_steps = _mm256_set_m128i(by_step(r[1], inverse), by_step(r[0], inverse));
       const __m256i im_steps = _mm256_set_m128i(by_step(i[1], inverse), by_step(i[0], inverse));
       const __m256i low = _mm256_unpacklo_epi32(re_steps, im_steps), high = _mm256_unpackhi_epi32(re_steps, im_steps);

@@ -9,6 +9,7 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
+#include "kernels/whole_pairs.h"
 #include "kernels/x86/avx512/byte_sums.h"
 
 extern const f2i_panel_kernel f2i_panel_lut__avx512;
@@ -138,9 +139,49 @@ static inline void store_table(const columns *x, int j, const float *scale, int 
   store_entry(table, 6, difference(b[0], b[1]), difference(d[1], d[0]), inverse);
 }
 
+/* The table of whole_pairs.h of columns j and j + 1. */
+static inline void store_whole_pair(const lanes *x, uint8_t *table) {
+  __m512i entries[2][4]; /* [half][signs of the two numbers] */
+  for (int half = 0; half < 2; ++half) {
+    const __m512i first = _mm512_cvtps_epi32(x[0].half[half]), second = _mm512_cvtps_epi32(x[1].half[half]);
+    const __m512i both = _mm512_add_epi32(first, second);
+    entries[half][0] = _mm512_srai_epi32(both, 1);
+    entries[half][1] = _mm512_srai_epi32(_mm512_sub_epi32(second, first), 1);
+    entries[half][2] = _mm512_srai_epi32(_mm512_sub_epi32(first, second), 1);
+    entries[half][3] = _mm512_srai_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), both), 1);
+  }
+  for (int i = 0; i < 16; ++i) {
+    const int real = f2i_whole_signs(i), imaginary = f2i_whole_signs(i >> 1);
+    const __m512i first = _mm512_packs_epi32(entries[0][real], entries[0][imaginary]);
+    const __m512i second = _mm512_packs_epi32(entries[1][real], entries[1][imaginary]);
+    const __m512i bytes = _mm512_packs_epi16(first, second);
+    _mm512_store_si512(table + i * ENTRY_BYTES, _mm512_add_epi8(bytes, _mm512_set1_epi8((char)0x80)));
+  }
+}
+
+/* What f2i_build_whole_pairs does, for all rows. */
+static void build_whole_pairs(const float *low, const float *high, uint8_t *table, float *units) {
+  columns x;
+  for (int half = 0; half < 2; ++half, low += HALF * F2I_BLOCK_COLS, high += HALF * F2I_BLOCK_COLS) {
+    for (int j = 0; j < F2I_BLOCK_COLS; j += 4) {
+      transpose(low + j, half, x.re + j);
+      transpose(high + j, half, x.im + j);
+    }
+  }
+  for (int j = 0; j < F2I_BLOCK_COLS; j += 2, table += 2 * TABLE_BYTES) {
+    store_whole_pair(x.re + j, table);
+    store_whole_pair(x.im + j, table + TABLE_BYTES);
+  }
+  for (int i = 0; i < ROWS; ++i) units[i] = 1.0f;
+}
+
 static void build(const float *re, const float *im, const float *scales, int stages, void *operands, float *units) {
   columns x;
   lanes inverse;
+  if (scales == NULL) {
+    build_whole_pairs(re, im, operands, units);
+    return;
+  }
   for (int half = 0; half < 2; ++half, re += HALF * F2I_BLOCK_COLS, im += HALF * F2I_BLOCK_COLS) {
     for (int j = 0; j < F2I_BLOCK_COLS; j += 4) {
       transpose(re + j, half, x.re + j);

@@ -7,6 +7,7 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
+#include "kernels/whole_pairs.h"
 
 f2i_build_fn f2i_build_lut__avx512;
 
@@ -102,6 +103,7 @@ static inline void store_tables(const __m512i re[4], const __m512i im[4], uint8_
 }
 
 float f2i_build_lut__avx512(const float *re, const float *im, const float *scales, int stages, void *operands) {
+  if (scales == NULL) return f2i_build_whole_pairs(re, im, operands);
   const pairs x_re = load_pairs(re), x_im = load_pairs(im);
   float inverse;
   const float unit = f2i_lut_unit(find_largest(x_re, x_im, scales, stages), &inverse);
