@@ -44,10 +44,15 @@ def checkpoint(folder: Path, model: str, **config: Any) -> Path:
 
 
 def leave_rounding_out(model: onnx.ModelProto) -> None:
-    """Make linear layers read what is not rounded."""
+    """Make linear layers read what is not rounded: those that do it themselves, or those whose input is rounded in the graph."""
     made = {output: node for node in model.graph.node for output in node.output}
     count = 0
     for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "activation_bits":
+                assert attribute.i == 8
+                attribute.i = 0
+                count += 1
         for index, name in enumerate(node.input):
             if name.removesuffix("/output").endswith(ROUNDED):
                 halves = made[f"{name.removesuffix('/output')}/halves/output"]

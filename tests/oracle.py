@@ -140,3 +140,16 @@ def nearest(
     found = codes[:, distance.argmin(axis=-1)]
     turn = np.where(found % 2 == 0, re < 0, im < 0)
     return ((found + 2 * turn) % 4).astype(np.uint8)
+
+
+def rounded_halves(x: npt.NDArray[np.float32], *, numbers: bool = False) -> npt.NDArray[np.float32]:
+    """Rows [..., 2 m] as a layer with activation_bits 8 reads them: q / a, or with ``numbers`` the whole numbers q."""
+    found = np.empty_like(x)
+    half = x.shape[-1] // 2
+    for index in np.ndindex(*x.shape[:-1]):
+        for part in (slice(0, half), slice(half, None)):
+            a = np.float32(127) / max(np.abs(x[index][part]).max(), np.float32(1e-5))
+            q = np.clip(np.round(x[index][part] * a), -128, 127)
+            assert q.dtype == np.float32
+            found[index][part] = q if numbers else q / a
+    return found

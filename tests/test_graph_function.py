@@ -18,15 +18,25 @@ from fairy2i_export.codes.layout import LAYOUT_CONJUGATE
 from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
 from fairy2i_export.onnx_graph.function import matmul_function
 from fairy2i_export.onnx_graph.operator import DOMAIN, INPUTS, OP_NAME, OPSET
+from oracle import rounded_halves
 
 OPTIONAL = ("bias", "row_multiplier", "col_multiplier")
 
 
 def one_node_model(
-    operands: dict[str, npt.NDArray[Any]], n: int, k: int, stages: int, dtype: int, x_dims: list[str | int], layout: int = 1
+    operands: dict[str, npt.NDArray[Any]],
+    n: int,
+    k: int,
+    stages: int,
+    dtype: int,
+    x_dims: list[str | int],
+    layout: int = 1,
+    bits: int = 0,
 ) -> onnx.ModelProto:
     names = [name if name in operands else "" for name in INPUTS[1:]]
     attributes = {"K": k, "N": n, "stages": stages, "layout_version": layout, "scale_scope": 0}
+    if layout == LAYOUT_CONJUGATE:
+        attributes["activation_bits"] = bits
     node = helper.make_node(OP_NAME, ["X", *names], ["Y"], domain=DOMAIN, **attributes)
     graph = helper.make_graph(
         [node],
@@ -35,7 +45,7 @@ def one_node_model(
         [helper.make_tensor_value_info("Y", dtype, [*x_dims[:-1], n])],
         [numpy_helper.from_array(array, name) for name, array in operands.items()],
     )
-    function = ir.serde.serialize_function(matmul_function())
+    function = ir.serde.serialize_function(matmul_function(rounding=layout == LAYOUT_CONJUGATE))
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
 
@@ -67,19 +77,21 @@ def test_equals_the_dequantized_product(n: int, k: int, stages: int, given: tupl
         assert np.abs(got - expected).max() <= 2e-6 * max(1.0, np.abs(expected).max())
 
 
+@pytest.mark.parametrize("bits", [0, 8])
 @pytest.mark.parametrize("given", [(), OPTIONAL])
 @pytest.mark.parametrize(("n", "k"), [(6, 10), (64, 64), (86, 172), (134, 70), (6, 260)])
-def test_equals_the_dequantized_product_without_u(n: int, k: int, given: tuple[str, ...]) -> None:
+def test_equals_the_dequantized_product_without_u(n: int, k: int, given: tuple[str, ...], bits: int) -> None:
     rng = np.random.default_rng(n * k)
     q = quantize_conjugate(rng.standard_normal((n, k // 2)), "fp32")
     sizes = {"bias": n, "row_multiplier": n, "col_multiplier": k}
     extra = {name: rng.standard_normal(sizes[name]).astype(np.float32) for name in given}
     p = pack(q, LAYOUT_CONJUGATE)
     x = rng.standard_normal((2, 3, k)).astype(np.float32)
-    expected = x.astype(np.float64) * extra.get("col_multiplier", 1)
+    read = x * extra.get("col_multiplier", np.float32(1))
+    expected = (rounded_halves(read) if bits else read).astype(np.float64)
     expected = expected @ q.dequantize("none").astype(np.float64).T * extra.get("row_multiplier", 1) + extra.get("bias", 0)
     operands = {"packed": p.packed, "scales": p.scales, **extra}
-    model = one_node_model(operands, n, k, 1, onnx.TensorProto.FLOAT, ["b", "s", k], layout=2)
+    model = one_node_model(operands, n, k, 1, onnx.TensorProto.FLOAT, ["b", "s", k], layout=2, bits=bits)
     for got in results(model, x):
         assert np.abs(got - expected).max() <= 2e-6 * max(1.0, np.abs(expected).max())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -214,10 +215,10 @@ def test_trusted_graphs_run(tmp_path: Path, exported: onnx.ModelProto) -> None:
 def test_the_body_that_is_exported_is_known() -> None:
     from onnx_ir import serde
 
-    for opset in (18, 21):
+    for opset, rounding in itertools.product((18, 21), (False, True)):
         model = onnx.ModelProto()
         model.graph.name = "g"
-        model.functions.append(serde.serialize_function(matmul_function(opset)))
+        model.functions.append(serde.serialize_function(matmul_function(opset, rounding=rounding)))
         assert digest(read_model(model.SerializeToString())["functions"][0]) in FUNCTION_DIGESTS
 
 

@@ -76,6 +76,20 @@ def test_logits_are_those_of_the_released_code(folder: Any, model: str, name: st
     np.testing.assert_allclose(found, expected[name].reshape(found.shape), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("kernel", ["lut", "dot"])
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("model", MODELS)
+def test_other_kernels_give_the_same_logits(folder: Any, model: str, name: str, kernel: str) -> None:
+    """They work on the numbers that the model itself rounds activations to, and round nothing else."""
+    expected, (options, prompt, positions) = golden(model), LOGITS[name]
+    if name not in expected:
+        return  # as above
+    if positions is not None:
+        positions = np.asarray(expected[positions] if isinstance(positions, str) else positions, np.int64).reshape(1, -1)
+    found, _ = Runner(folder(model, **options) / "model.onnx", kernel).run(ids_of(model), positions, prompt)
+    np.testing.assert_allclose(found, expected[name].reshape(found.shape), rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", UNROUNDED)
 @pytest.mark.parametrize("model", MODELS)
 def test_logits_without_rounding_of_activations(folder: Any, model: str, name: str) -> None:

@@ -27,6 +27,7 @@ class LayerFacts:
         scales: float32 [stages, 2 (U, W), 2 (re, im)].
         code_counts: int64 [stages, 2 (U, W), 4]: how often each code k (for i^k) occurs, padding not counted; zeros for a U that
             is not there.
+        activation_bits: that the layer rounds the halves of its input to; 0: it does not.
         conjugate: there is W alone (layout version 2), and what counts as a weight is complex.
         row_multiplier: (smallest, mean, largest), or None.
         col_multiplier: as row_multiplier.
@@ -44,6 +45,7 @@ class LayerFacts:
     bias: bool
     stored_bytes: int
     conjugate: bool = False
+    activation_bits: int = 0
 
     @property
     def parameters(self) -> int:
@@ -75,6 +77,7 @@ class LayerFacts:
             "row_multiplier": _named(self.row_multiplier),
             "col_multiplier": _named(self.col_multiplier),
             "bias": self.bias,
+            "activation_bits": self.activation_bits,
             "bits_per_weight": self.bits_per_weight,
             "bytes": self.stored_bytes,
         }
@@ -112,6 +115,7 @@ def layer_facts(nodes: list[Node], done: Callable[[], None] = lambda: None) -> I
             bias=node.bias is not None,
             stored_bytes=sum(operand.nbytes for operand in operands if operand is not None),
             conjugate=conjugate,
+            activation_bits=p.activation_bits,
         )
         done()
 

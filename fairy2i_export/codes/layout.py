@@ -32,6 +32,7 @@ import numpy.typing as npt
 from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.native import F32, F64, U8, Rows, each, pack_rows, row_blocks
 from fairy2i_export.codes.quantized import Coded, QuantizedLinear, relative_error
+from fairy2i_export.codes.rounding import ACTIVATION_BITS
 from fairy2i_export.errors import FormatError
 
 LAYOUT_VERSION = 1
@@ -64,6 +65,7 @@ class PackedLinear:
         col_multiplier: float32 [2m] or None.
         layout_version: version of the byte layout.
         scale_scope: what a scale covers; 0 = the whole matrix.
+        activation_bits: of the node: 8, with layout version 2, if it rounds its input (codes/rounding.py), else 0.
     """
 
     packed: U8
@@ -75,6 +77,7 @@ class PackedLinear:
     col_multiplier: F32 | None = None
     layout_version: int = LAYOUT_VERSION
     scale_scope: int = SCALE_SCOPE_MATRIX
+    activation_bits: int = 0
 
 
 def tiles_of(n: int) -> int:
@@ -231,6 +234,10 @@ def check_packed(p: PackedLinear) -> None:
         )
     if p.scale_scope != SCALE_SCOPE_MATRIX:
         raise FormatError(f"scale_scope: expected {SCALE_SCOPE_MATRIX} (matrix), got {p.scale_scope}")
+    known = ACTIVATION_BITS if p.layout_version == LAYOUT_CONJUGATE else (0,)
+    if p.activation_bits not in known:
+        expected_bits = f"{' or '.join(map(str, known))} with layout version {p.layout_version}"
+        raise FormatError(f"activation_bits: expected {expected_bits}, got {p.activation_bits}")
     if not 1 <= p.stages <= MAX_STAGES:
         raise FormatError(f"stages: expected 1 to {MAX_STAGES}, got {p.stages}")
     if not (1 <= p.n <= MAX_FEATURES // 2 and 1 <= p.m <= MAX_FEATURES // 2):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from fairy2i_export.codes.rounding import SMALLEST
 from fairy2i_export.onnx_graph.writer import CONSTANT, GraphWriter
-
-_SMALLEST = 1e-5  # largest magnitude of a half below which it is rounded as if it had this one; of the released code
 
 
 def rounded_halves(graph: GraphWriter, x: ir.Value, half: int, bits: int) -> ir.Value:
@@ -26,7 +25,7 @@ def rounded_halves(graph: GraphWriter, x: ir.Value, half: int, bits: int) -> ir.
         halves = g.op(f"{name}/halves", "Reshape", [x, g.ints(0, 0, 2, half)])
         magnitudes = g.op(f"{name}/magnitudes", "Abs", [halves])
         largest = g.op(f"{name}/largest", "ReduceMax", [magnitudes, g.ints(-1)], keepdims=1)
-        bounded = g.op(f"{name}/bounded", "Max", [largest, g.scalar(_SMALLEST)])
+        bounded = g.op(f"{name}/bounded", "Max", [largest, g.scalar(SMALLEST)])
         factor = g.op(f"{name}/factor", "Div", [g.scalar(top), bounded])
         steps = g.op(f"{name}/steps", "Mul", [halves, factor])
         rounded = g.op(f"{name}/round", "Round", [steps])

@@ -21,7 +21,7 @@ from fairy2i_export.onnx_graph.complex_values import complex_gate, halves_of_hea
 from fairy2i_export.onnx_graph.embedding import embedding_node
 from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node
 from fairy2i_export.onnx_graph.formats.base import Linear
-from fairy2i_export.onnx_graph.function import matmul_function
+from fairy2i_export.onnx_graph.function import define
 from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_VERSION, OPSET
 from fairy2i_export.onnx_graph.positions import Positions
 from fairy2i_export.onnx_graph.writer import CONTRIB, GraphWriter
@@ -108,7 +108,10 @@ class DecoderBuilder:
             opset_imports={"": OPSET, CONTRIB: 1, **({DOMAIN: OP_VERSION} if ours else {})},
             name=decoder.architecture,
         )
-        return ir.Model(graph, ir_version=FUNCTION_IR_VERSION, functions=[matmul_function()] if ours else [])
+        model = ir.Model(graph, ir_version=FUNCTION_IR_VERSION)
+        if ours:
+            define(model)
+        return model
 
     def _attention(self, layer: int, block: Block, x: ir.Value, past: list[ir.Value], present: list[ir.Value]) -> ir.Value:
         names, decoder, g = self.decoder.names, self.decoder, self.graph

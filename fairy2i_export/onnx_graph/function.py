@@ -4,6 +4,9 @@ Every exported model carries it, so that hosts without the C library (plain ONNX
 onnx.checker) understand and execute the file. It decodes the packed bytes (fairy2i_export/codes/layout.py, docs/format.md) to the
 dense matrix and multiplies: right but slow, and dense in memory. With the C library registered the body is never looked at.
 
+A body cannot ask for an attribute that may be absent either (not all evaluators know defaults): models with layers without U
+have ``activation_bits`` on every node and a body that reads it, others on none.
+
 ``parts`` is the layout version: 1, or 2 where the columns of W alone are stored as two halves and there is no U.
 
 The three optional inputs need care, because a function body cannot ask for an input that may be absent without naming it,
@@ -18,8 +21,19 @@ import onnx.parser
 import onnx_ir as ir
 
 from fairy2i_export.codes.choices import MAX_STAGES
-from fairy2i_export.codes.layout import BLOCK_COLS, CELL_BYTES, CELL_COLS, HALF_ROWS, TILE_ROWS, byte_planes
-from fairy2i_export.onnx_graph.operator import ATTRIBUTES, DOMAIN, INPUTS, OP_NAME, OPSET
+from fairy2i_export.codes.layout import BLOCK_COLS, CELL_BYTES, CELL_COLS, HALF_ROWS, LAYOUT_VERSION, TILE_ROWS, byte_planes
+from fairy2i_export.codes.rounding import SMALLEST
+from fairy2i_export.onnx_graph.operator import (
+    ATTRIBUTES,
+    DOMAIN,
+    INPUTS,
+    OP_NAME,
+    OPSET,
+    ROUNDING,
+    complete_attributes,
+    is_operator,
+    layout_of,
+)
 
 _HALVES = TILE_ROWS // HALF_ROWS
 _CELLS_PER_BLOCK = BLOCK_COLS // CELL_COLS
@@ -152,16 +166,45 @@ _BODY = """
 
   x = Cast <to = 1> (X)
   x_scaled = Mul (x, col)
-  product = MatMul (x_scaled, dense_t)
+{rounding}  product = MatMul ({read}, dense_t)
   y_scaled = Mul (product, row)
   y = Add (y_scaled, bias_row)
   Y = CastLike (y, X)
 }}
 """
 
+_ROUNDING = """
+  bits_scalar = Constant <value_int: int = @activation_bits> ()
+  no_bits = Constant <value_int = 0> ()
+  rounds = Greater (bits_scalar, no_bits)
+  smallest = Constant <value = float {{{smallest}}}> ()
+  most = Constant <value = float {{127}}> ()
+  least = Constant <value = float {{-128}}> ()
+  last = Constant <value_ints = [-1]> ()
+  x_shape = Shape (x_scaled)
+  leading = Shape <end = -1> (x_scaled)
+  halves_shape = Concat <axis = 0> (leading, i2, m_c)
+  halves = Reshape <allowzero = 1> (x_scaled, halves_shape)
+  magnitudes = Abs (halves)
+  largest = ReduceMax (magnitudes, last)
+  bounded = Max (largest, smallest)
+  steps = Div (most, bounded)
+  in_steps = Mul (halves, steps)
+  nearest = Round (in_steps)
+  whole = Clip (nearest, least, most)
+  rounded_halves = Div (whole, steps)
+  rounded = Reshape <allowzero = 1> (rounded_halves, x_shape)
+  x_read = Where (rounds, rounded, x_scaled)
+"""
 
-def function_text(opset: int = OPSET) -> str:
-    """The body in ONNX text syntax, for any number of stages; ``opset`` of the standard operators, 18 or newer."""
+
+def function_text(opset: int = OPSET, *, rounding: bool = False) -> str:
+    """The body in ONNX text syntax, for any number of stages.
+
+    Args:
+        opset: of the standard operators, 18 or newer.
+        rounding: for nodes that all have ``activation_bits``; else for nodes without it.
+    """
     orders: list[int] = []  # per number of stages: position of (stage, matrix) among the planes as they are stored
     for stages in range(1, MAX_STAGES + 1):
         stored = [plane for pair in byte_planes(stages) for plane in pair]
@@ -171,7 +214,9 @@ def function_text(opset: int = OPSET) -> str:
         domain=DOMAIN,
         op=OP_NAME,
         opset=opset,
-        attributes=", ".join(ATTRIBUTES),
+        attributes=", ".join([*ATTRIBUTES, ROUNDING] if rounding else ATTRIBUTES),
+        rounding=_ROUNDING.format(smallest=f"{SMALLEST:.6f}")[1:] if rounding else "",
+        read="x_read" if rounding else "x_scaled",
         inputs=", ".join(INPUTS),
         orders=", ".join(map(str, orders)),
         most_planes=2 * MAX_STAGES,
@@ -186,7 +231,21 @@ def function_text(opset: int = OPSET) -> str:
     )
 
 
-def matmul_function(opset: int = OPSET) -> ir.Function:
-    """The function to put into a model that imports ``opset`` of the standard operators (checkers want the two equal)."""
-    function: ir.Function = ir.serde.deserialize_function(onnx.parser.parse_function(function_text(opset)))
+def matmul_function(opset: int = OPSET, *, rounding: bool = False) -> ir.Function:
+    """The function to put into a model that imports ``opset`` of the standard operators (checkers want the two equal).
+
+    ``rounding``: as for :func:`function_text`; models with layers without U need it.
+    """
+    text = function_text(opset, rounding=rounding)
+    function: ir.Function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
     return function
+
+
+def define(model: ir.Model, opset: int = OPSET) -> None:
+    """Put the function into a model that has all its nodes, and give these the attributes that it demands."""
+    rounding = layout_of(model) != LAYOUT_VERSION
+    for node in filter(is_operator, model.graph.all_nodes()):
+        if rounding:
+            complete_attributes(node)
+    function = matmul_function(opset, rounding=rounding)
+    model.functions[function.identifier()] = function

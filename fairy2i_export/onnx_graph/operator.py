@@ -22,6 +22,7 @@ OPSET = 18  # of the standard operators in the function body: first with Bitwise
 FUNCTION_IR_VERSION = 8  # the first ONNX file format with model-local functions
 INPUTS = ("X", "packed", "scales", "bias", "row_multiplier", "col_multiplier")
 ATTRIBUTES = ("K", "N", "stages", "layout_version", "scale_scope")
+ROUNDING = "activation_bits"  # an attribute that nodes of layout version 1 need not have: 0
 _REQUIRED = 3  # of the inputs
 
 
@@ -72,14 +73,24 @@ def make_node(
     n: int,
     stages: int,
     layout: int = LAYOUT_VERSION,
+    activation_bits: int = 0,
 ) -> ir.Node:
     """A node that computes ``output`` [..., n] of ``x`` [..., k]; ``layout`` is that of the packed bytes.
 
-    It names all six inputs, absent ones with an empty name.
+    With ``activation_bits``, which only layers without U may have, it rounds ``x`` first. It names all six inputs, absent
+    ones with an empty name.
     """
     inputs = [x, *(getattr(operands, key) for key in INPUTS[1:])]
     attributes = {"K": k, "N": n, "stages": stages, "layout_version": layout, "scale_scope": SCALE_SCOPE_MATRIX}
+    if layout != LAYOUT_VERSION:
+        attributes[ROUNDING] = activation_bits
     return ir.node(OP_NAME, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=name)
+
+
+def complete_attributes(node: ir.Node) -> None:
+    """Give a node the attribute that the function body of a model with layers without U demands of all nodes."""
+    if ROUNDING not in node.attributes:
+        node.attributes[ROUNDING] = ir.AttrInt64(ROUNDING, 0)
 
 
 def complete_inputs(node: ir.Node) -> bool:
@@ -116,6 +127,7 @@ def read_node(node: ir.Node) -> Node:
 
     tensors = {key: operand(index) for index, key in enumerate(INPUTS) if index > 0}
     numbers = {key: attribute(key) for key in ATTRIBUTES}
+    old = numbers["layout_version"] == LAYOUT_VERSION and ROUNDING not in node.attributes
     packed = PackedLinear(
         packed=tensors["packed"],
         scales=tensors["scales"],
@@ -126,6 +138,7 @@ def read_node(node: ir.Node) -> Node:
         col_multiplier=tensors["col_multiplier"],
         layout_version=numbers["layout_version"],
         scale_scope=numbers["scale_scope"],
+        activation_bits=0 if old else attribute(ROUNDING),
     )
     x, y = node.inputs[0], node.outputs[0]
     if x is None or x.name is None or y.name is None:

@@ -39,7 +39,8 @@ def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bi
     made = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
     y = ir.Value(name=f"{linear.name}/output")
     operands = Operands(bias=bias, **made)
-    return graph.add(make_node(linear.name, x, operands, y, k=k, n=n, stages=stages, layout=layout))
+    bits = linear.activation_bits
+    return graph.add(make_node(linear.name, x, operands, y, k=k, n=n, stages=stages, layout=layout, activation_bits=bits))
 
 
 def _layout(linear: Linear) -> int:
@@ -59,4 +60,5 @@ FAIRY2I = Format(
     nodes=_nodes,
     stored_bytes=_stored_bytes,
     copied_bytes=lambda linear, settings: 0,
+    rounds_activations=True,
 )

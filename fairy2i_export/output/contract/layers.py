@@ -8,7 +8,7 @@ ones that reach the node when the model reads a text inside onnxruntime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.codes.rounding import rounded_activations
 from fairy2i_export.onnx_graph.operator import Node
 from fairy2i_runtime.engine.session import open_session
 from fairy2i_runtime.ops import core
@@ -181,7 +182,10 @@ def _check_layer(node: Node, gaussian: F32, taps: dict[str, tuple[F32, F32]], is
     """One node by the kernels that ``taps`` has its input and output (X, Y) for."""
     p = node.operands
     result = LayerResult(node.name, (2 * p.n, 2 * p.m))
-    expected, *real = dense_products(unpack(p), [gaussian, *(x for x, _ in taps.values())], node.bias)
+    q, given = unpack(p), [gaussian, *(x for x, _ in taps.values())]
+    if p.activation_bits and q.col_multiplier is not None:  # comes before the rounding
+        given, q = [x * q.col_multiplier for x in given], replace(q, col_multiplier=None)
+    expected, *real = dense_products(q, [rounded_activations(x, p.activation_bits) for x in given], node.bias)
     for (kernel, (_, y)), product in zip(taps.items(), real, strict=True):
         layer = core.Linear(
             p.packed,
@@ -193,6 +197,7 @@ def _check_layer(node: Node, gaussian: F32, taps: dict[str, tuple[F32, F32]], is
             kernel=kernel,
             isa=isa,
             layout_version=p.layout_version,
+            activation_bits=p.activation_bits,
         )
         result.errors[kernel, "gaussian"] = output_error(layer(gaussian, node.bias), expected)
         result.errors[kernel, "real"] = output_error(y, product)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.onnx_graph.function import matmul_function
-from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_NAME, OP_VERSION, complete_inputs
+from fairy2i_export.onnx_graph.function import define
+from fairy2i_export.onnx_graph.operator import (
+    DOMAIN,
+    FUNCTION_IR_VERSION,
+    OP_NAME,
+    OP_VERSION,
+    complete_inputs,
+)
 from fairy2i_export.rewrite.passes.find import operator_nodes
 
 _KEY = (DOMAIN, OP_NAME, "")
@@ -25,7 +31,7 @@ def define_operator(model: ir.Model, opset: int, *, rewritten: bool) -> int:
     nodes = operator_nodes(model)
     changes = sum(complete_inputs(node) for node in nodes)
     if nodes and (rewritten or _KEY not in model.functions):
-        model.functions[_KEY] = matmul_function(opset)
+        define(model, opset)
         model.graph.opset_imports[DOMAIN] = OP_VERSION
         model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
         changes += 1

@@ -238,7 +238,9 @@ def _attention(c: Call) -> list[Any]:
 def _ours(c: Call) -> list[Any]:
     c.count(3, 6)
     k, n, stages = c.take("K", 2, MOST), c.take("N", 2, MOST), c.take("stages", 1, 64)
-    c.take("layout_version", 1, 2)
+    layout = c.take("layout_version", 1, 2)
+    bits = c.take("activation_bits", 0, 8, 0 if layout == 1 else None)
+    c.need(bits == 0 or (bits == 8 and layout == 2), f"activation_bits 0, or 8 with layout_version 2, found {bits}")
     c.take("scale_scope", 0, 0)
     c.activation(0, k)
     c.tensor(1, UINT8, None)
