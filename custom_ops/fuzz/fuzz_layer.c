@@ -27,6 +27,7 @@ static void spoil(input *in, layer_input *l) {
   w->stages = an_attribute(in, w->stages);
   w->layout_version = an_attribute(in, w->layout_version);
   w->scale_scope = an_attribute(in, w->scale_scope);
+  w->activation_bits = an_attribute(in, w->activation_bits);
   w->packed_bytes = a_count(in, w->packed_bytes);
   w->scales_count = a_count(in, w->scales_count);
   w->row_multiplier_count = a_count(in, w->row_multiplier_count);

@@ -20,8 +20,9 @@ static inline int64_t a_size(input *in, int64_t rows) {
 static inline layer_input good_layer(input *in) {
   const int64_t rows = (int64_t)below(in, a_byte(in) % 16 == 0 ? 72 : 5);
   layer_input l = {.w = {.k = a_size(in, rows), .n = a_size(in, rows), .layout_version = 1}, .rows = rows};
-  l.w.stages = a_byte(in) % 5;
-  if (l.w.stages == 0) l.w.stages = 1, l.w.layout_version = 2; /* without U */
+  const uint8_t kind = a_byte(in) % 10;
+  l.w.stages = kind % 5;
+  if (l.w.stages == 0) l.w.stages = 1, l.w.layout_version = 2, l.w.activation_bits = kind == 5 ? 8 : 0; /* without U */
   if (f2i_layout_size(l.w.layout_version, l.w.k, l.w.n, l.w.stages, &l.w.packed_bytes, NULL) != F2I_OK) abort();
   l.w.scales_count = (size_t)l.w.stages * 4;
   const uint8_t given = a_byte(in);

@@ -64,6 +64,17 @@ static inline double *dense_matrix(const f2i_weights *w) {
   return a;
 }
 
+/* Rounds one half of a row, as a layer with activation_bits 8 does: q / a, in float64. values: float32 as yet */
+static inline void round_half(double *values, size_t count) {
+  float largest = 1e-5f;
+  for (size_t i = 0; i < count; ++i) largest = fmaxf(largest, fabsf((float)values[i]));
+  const float a = 127.0f / largest;
+  for (size_t i = 0; i < count; ++i) {
+    const float steps = (float)values[i] * a;
+    values[i] = (double)fminf(fmaxf(rintf(steps), -128.0f), 127.0f) / (double)a;
+  }
+}
+
 /* One row of x. */
 static inline void compute_reference(const f2i_weights *w, const double *dense, const float *x, const float *bias,
                                      reference *out) {
@@ -74,7 +85,10 @@ static inline void compute_reference(const f2i_weights *w, const double *dense, 
   for (size_t i = 0; i < 2 * m; ++i) {
     const float factor = w->col_multiplier == NULL ? 1.0f : w->col_multiplier[i];
     out->is_finite &= isfinite(x[i] * factor) != 0;
-    value[i] = (double)x[i] * (double)factor;
+    value[i] = w->activation_bits == 0 ? (double)x[i] * (double)factor : (double)(x[i] * factor);
+  }
+  for (size_t part = 0; part < 2 && w->activation_bits != 0 && out->is_finite; ++part) round_half(value + part * m, m);
+  for (size_t i = 0; i < 2 * m; ++i) {
     sum += fabs(value[i]);
     largest_x = fmax(largest_x, fabs(value[i]));
   }
@@ -103,6 +117,7 @@ static inline void compute_reference(const f2i_weights *w, const double *dense, 
   }
   const double dropped = ldexp(largest_x * one, -37) * 64.0 * (double)(m / BLOCK + 2) * (double)w->stages;
   out->exact = (out->size + one * largest_x) * 1e-5 + dropped;
+  if (w->activation_bits != 0) out->lut = out->dot = 0.0; /* they add whole numbers */
   out->lut += out->exact;
   out->dot += out->exact;
   for (size_t i = 0; i < 2 * n; ++i) {

@@ -37,7 +37,7 @@ typedef struct layer {
 /* stages: 0 for a layer without U */
 static layer random_layer(int64_t n, int64_t k, int64_t stages) {
   layer l = {.w = {.k = k, .n = n, .stages = stages, .layout_version = 1}};
-  if (stages == 0) l.w.layout_version = 2, l.w.stages = stages = 1;
+  if (stages == 0) l.w.layout_version = 2, l.w.stages = stages = 1, l.w.activation_bits = random_bits() & 1 ? 8 : 0;
   if (f2i_layout_size(l.w.layout_version, k, n, stages, &l.w.packed_bytes, NULL) != F2I_OK) exit(2);
   const size_t shift = random_bits() % 63 + 1; /* the bytes then lie at any alignment */
   l.packed = guarded(l.w.packed_bytes + shift);

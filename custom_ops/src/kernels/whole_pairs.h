@@ -4,7 +4,8 @@
  * q Re(c) + q Im(c), that is q (1 + i) times the code c. By the two stored bits of a code these are q or -q: bit 0 is
  * the sign of one, bit 1 of the other. The sum s of two neighbouring columns may be 254, but is odd or even whatever
  * the codes. With p = 1 if it is odd, else 0, an entry is (s - p) / 2, which fits int8 exactly. A sum E of entries then
- * stands for 2 E + P, with P the sum of the p of all pairs of columns (f2i_whole_odd). */
+ * stands for 2 E + P, with P the sum of the p of all pairs of columns (f2i_whole_odd).
+ */
 #ifndef F2I_WHOLE_PAIRS_H
 #define F2I_WHOLE_PAIRS_H
 
