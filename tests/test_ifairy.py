@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import fairy2i_runtime
 from fairy2i_export import export, rewrite_onnx
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.strategies.ifairy import quantize_conjugate
+from fairy2i_export.commands.tools import main
 from fairy2i_export.decoder.rope import ROPE_FREQUENCIES, Rope
 from fairy2i_export.onnx_graph.complex_values import rounded_halves
 from fairy2i_export.onnx_graph.operator import OPSET
@@ -131,6 +133,15 @@ def test_codes_and_scales_are_those_of_the_released_code(folder: Any, model: str
             # float32 sums over a matrix depend on their order in the last bit, what is rounded to bfloat16 does not
             tolerance = 1.2e-7 if kind == "scales_f32" else 0
             np.testing.assert_allclose(q.scales[0, -1], expected[f"{name}.{kind}"].astype(np.float32), rtol=tolerance)
+
+
+def test_inspect_says_that_layers_round_their_inputs(folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder("B_gqa", **FLOAT32)
+    assert main(["inspect", str(path)]) == 0
+    assert "14 of 14 layers round their inputs to 8 bits" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {layer["activation_bits"] for layer in found["layers"]} == {8}
 
 
 def unit() -> dict[str, npt.NDArray[Any]]:

@@ -10,6 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from fairy2i_export import export
+from fairy2i_export.errors import FormatError
+from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_runtime.engine.graph.call import GraphError
 from fairy2i_runtime.engine.graph.check import check_graph
 from ifairy_models import checkpoint
@@ -22,6 +24,12 @@ ACTIVATION = "model.embed_tokens/cast/output"
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hostile")
     return export(checkpoint(root / "model", "B_gqa"), root / "out", backend="matmulnbits").path
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("quantized")
+    return export(checkpoint(root / "model", "B_gqa"), root / "out").path
 
 
 def axes(model: onnx.ModelProto) -> None:
@@ -88,3 +96,33 @@ def test_other_graphs_are_refused(exported: Path, name: str) -> None:
     change(model)
     with pytest.raises(GraphError, match=words):
         check_graph(model.SerializeToString(), exported, 64)
+
+
+def without(model: onnx.ModelProto) -> None:
+    found = node(model, "Fairy2iMatMul").attribute
+    found.remove(next(item for item in found if item.name == "activation_bits"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without, "activation_bits from 0 to 8, found None"),
+        (attribute("Fairy2iMatMul", "activation_bits", 4), "activation_bits 0, or 8 with layout_version 2, found 4"),
+        (attribute("Fairy2iMatMul", "layout_version", 1), "activation_bits 0, or 8 with layout_version 2, found 8"),
+    ],
+)
+def test_rounding_is_neither_guessed_nor_passed_over(quantized: Path, change: Change, words: str) -> None:
+    model = onnx.load(quantized / "model.onnx", load_external_data=False)
+    check_graph(model.SerializeToString(), quantized, 64)
+    change(model)
+    with pytest.raises(GraphError, match=words):
+        check_graph(model.SerializeToString(), quantized, 64)
+    assert "Clip" not in {found.op_type for found in model.graph.node}  # the operator does it
+
+
+def test_a_tool_that_reads_a_node_wants_the_attribute(quantized: Path, tmp_path: Path) -> None:
+    model = onnx.load(quantized / "model.onnx")
+    without(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(FormatError, match="expected an attribute activation_bits"):
+        read_nodes(tmp_path / "model.onnx")

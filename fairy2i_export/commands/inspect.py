@@ -113,6 +113,9 @@ def _show_layers(out: Console, layers: list[LayerFacts]) -> None:
         "-1, -i occur; half-high bars are equal shares. bytes: codes with padding, scales, multipliers.",
         highlight=False,
     )
+    rounding = sum(layer.activation_bits != 0 for layer in layers)
+    if rounding:
+        out.print(f"{rounding} of {len(layers)} layers round their inputs to 8 bits, as they were trained.", highlight=False)
 
 
 def _show_stages(out: Console, layers: list[LayerFacts]) -> None:

@@ -10,6 +10,7 @@
 
 #include "kernels/arm/lookup_neon.h"
 #include "kernels/column_terms.h"
+#include "kernels/whole_pairs.h"
 
 f2i_build_fn f2i_build_lut__neon;
 f2i_block_fn f2i_block_lut__neon;
