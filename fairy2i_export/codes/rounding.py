@@ -24,4 +24,4 @@ def rounded_activations(x: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np
     halves = x.reshape(*x.shape[:-1], 2, -1)
     scale = top / np.maximum(np.abs(halves).max(axis=-1, keepdims=True), np.float32(SMALLEST))
     rounded = np.clip(np.rint(halves * scale), -top - 1, top) / scale
-    return rounded.reshape(x.shape).astype(np.float32)
+    return np.asarray(rounded.reshape(x.shape), np.float32)
