@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_ctrl_c_ends_it_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -
 
     def press() -> None:
         assert session.entered.wait(60)
+        time.sleep(0.2)  # a signal that comes just before the loop waits is heard when it wakes
         os.kill(os.getpid(), signal.SIGINT)
 
     pressing = threading.Thread(target=press)
