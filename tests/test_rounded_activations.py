@@ -94,6 +94,13 @@ def test_rows_do_not_depend_on_others_nor_outputs_on_the_kernel(family: str) -> 
         np.testing.assert_array_equal(np.concatenate([compiled(row[None]) for row in x]), expected, err_msg=isa)
 
 
+def test_auto_is_lut() -> None:
+    """What is faster for many rows of other layers is slower here."""
+    p = pack(layer(np.random.default_rng(0), 33, 70), LAYOUT_CONJUGATE)
+    found = core.Linear(p.packed, p.scales, 140, 66, kernel="auto", layout_version=2, activation_bits=8)
+    assert {rows: kernel.family for rows, kernel in found.kernels.items()} == {1: "lut"}
+
+
 @pytest.mark.parametrize(("family", "isa"), RUNNABLE)
 def test_golden_rounding_of_the_released_code(family: str, isa: str) -> None:
     """Rows of very different sizes, one of zeros, one below the smallest magnitude, through a layer."""

@@ -102,7 +102,8 @@ f2i_status f2i_validate(const f2i_weights *weights, f2i_message *message);
 
 /* Validates the weights and chooses a kernel. family and isa may be NULL or "": then the environment variables
  * FAIRY2I_KERNEL and FAIRY2I_ISA decide, then the default ("lut", best ISA this CPU has). The family "auto" is "lut"
- * for few rows and, where that was found to be faster on processors with this ISA, "dot" for many. */
+ * for few rows and, where that was found to be faster on processors with this ISA, "dot" for many; with activation_bits
+ * it is "lut". */
 f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
                          f2i_message *message);
 

@@ -124,8 +124,10 @@ static f2i_status select_kernel(const char *family, const char *isa, const f2i_k
 }
 
 /* The kernels named by family and isa (NULL or "" = environment, then default), or an error. "auto" is the default
- * family for few rows of x and for many rows the first other one that says so. */
-static f2i_status select_kernels(const char *family, const char *isa, f2i_plan *plan, f2i_message *message) {
+ * family for few rows of x and for many rows the first other one that says so; for any number where activations are
+ * rounded: "dot" then takes twice as long (layer/rounding.h). */
+static f2i_status select_kernels(const char *family, const char *isa, int rounds, f2i_plan *plan,
+                                 f2i_message *message) {
   const f2i_kernel *kernel = NULL;
   family = choice(family, "FAIRY2I_KERNEL");
   isa = choice(isa, "FAIRY2I_ISA");
@@ -134,7 +136,7 @@ static f2i_status select_kernels(const char *family, const char *isa, f2i_plan *
   f2i_status status = select_kernel(family, isa, &kernel, message);
   if (status != F2I_OK) return status;
   plan->kernel = kernel;
-  for (size_t i = 0; is_auto && i < kernels_count; ++i) {
+  for (size_t i = 0; is_auto && !rounds && i < kernels_count; ++i) {
     if (kernels[i].auto_rows == 0) continue;
     status = select_kernel(kernels[i].family, isa, &kernel, message);
     if (status != F2I_OK) return status;
@@ -180,7 +182,7 @@ f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char 
   memset(plan, 0, sizeof *plan);
   f2i_status status = f2i_validate(weights, message);
   if (status != F2I_OK) return status;
-  status = select_kernels(family, isa, plan, message);
+  status = select_kernels(family, isa, weights->activation_bits != 0, plan, message);
   if (status != F2I_OK) {
     plan->kernel = NULL;
     return status;
