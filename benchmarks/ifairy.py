@@ -53,6 +53,7 @@ def main(
         raise typer.BadParameter(f"--shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
     config = llama_config(**SHAPES[shape])
     results: dict[str, Any] = {}
+    work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ifairy-", dir=work) as folder:
         for is_float in (False, True):
             source = Path(folder) / "source"
