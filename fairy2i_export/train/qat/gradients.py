@@ -39,16 +39,16 @@ def gradients_of_learned(
         wanted: which of the three.
     """
     for_rows = for_scales = for_columns = None
-    if rows is not None and wanted[0]:
-        error = dense.to(torch.float32) - weight.to(torch.float32)
-        for_rows = ((error * grad).sum(dim=1) / rows).to(rows.dtype)
+    if (rows is not None and wanted[0]) or (columns is not None and wanted[2]):
+        pull = (dense.to(torch.float32) - weight.to(torch.float32)) * grad  # of every rounding error
+        if rows is not None and wanted[0]:
+            for_rows = (pull.sum(dim=1) / rows).to(rows.dtype)
+        if columns is not None and wanted[2]:
+            for_columns = (pull.sum(dim=0) / columns).to(columns.dtype)
     if scales is not None and wanted[1]:
         if codes is None:
             codes = torch_quantizer.codes_of(weight, options, rows, scales, columns)
         for_scales = _gradient_of_scales(codes, rows, scales, columns, grad).to(scales.dtype)
-    if columns is not None and wanted[2]:
-        error = dense.to(torch.float32) - weight.to(torch.float32)
-        for_columns = ((error * grad).sum(dim=0) / columns).to(columns.dtype)
     return for_rows, for_scales, for_columns
 
 
