@@ -32,7 +32,7 @@ import numpy.typing as npt
 from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.native import F32, F64, U8, Rows, each, pack_rows, row_blocks
 from fairy2i_export.codes.quantized import Coded, QuantizedLinear, relative_error
-from fairy2i_export.codes.rounding import ACTIVATION_BITS
+from fairy2i_export.codes.rounding import ACTIVATION_BITS, SMALLEST
 from fairy2i_export.errors import FormatError
 
 LAYOUT_VERSION = 1
@@ -273,6 +273,7 @@ def c_header() -> str:
         "CELL_BYTES", "CELL_COLS", "HALF_ROWS", "MAX_FEATURES",
     ]  # fmt: skip
     lines += [f"#define F2I_{name} {globals()[name]}" for name in names]
+    lines.append(f"#define F2I_SMALLEST_ROUNDED {SMALLEST!r}f /* largest activation of a half, at least; rounding.py */")
     lines.append("")
     lines.append("/* [stages - 1][byte plane][low, high nibble] = {stage, matrix (0 = U, 1 = W)} */")
     lines.append("#define F2I_BYTE_PLANES \\")

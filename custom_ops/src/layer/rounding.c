@@ -75,7 +75,8 @@ static void round_task(void *arg, size_t row) {
   }
   for (size_t half = 0; half < 2; ++half) {
     const size_t lane = 2 * row + half;
-    const float steps = 127.0f / (largest[half] > 1e-5f ? largest[half] : 1e-5f); /* per value */
+    const float steps =
+        127.0f / (largest[half] > F2I_SMALLEST_ROUNDED ? largest[half] : F2I_SMALLEST_ROUNDED); /* per value */
     float *q = values + half * c->m;
     if (finite) {
       for (size_t j = 0; j < c->m; ++j) q[j] = whole(q[j], steps);
