@@ -189,7 +189,7 @@ AT_ONCE = """
 import os, subprocess
 def run(arguments):
     try:
-        kill = subprocess.Popen(["bash", "-c", f"kill -s {first} {{os.getpid()}}; sleep 0.05; kill -s {second} {{os.getpid()}}"])
+        kill = subprocess.Popen(["bash", "-c", f"kill -s {first} {{os.getpid()}}; sleep 0.2; kill -s {second} {{os.getpid()}}"])
         sum(range(50_000_000))  # in C, where Python hears of no signal: both wait when it ends
         kill.wait()
     except BaseException as stop:
