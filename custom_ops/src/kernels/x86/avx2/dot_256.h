@@ -19,7 +19,8 @@ f2i_block_fn DOT(f2i_block_dot);
 enum { VECTORS = 4, GROUPS = F2I_BLOCK_CELLS / 2 };
 
 float DOT(f2i_build_dot)(const float *re, const float *im, const float *scales, int stages, void *operands) {
-  return f2i_build_dot(re, im, scales, stages, operands);
+  (void)stages;
+  return f2i_build_dot(re, im, scales, operands);
 }
 
 /* 16 rows of the upper half and 16 of the lower half of one byte column. */
@@ -98,7 +99,7 @@ static void tile_of_row(const f2i_block *b, size_t tile, size_t row) {
       if (planes[p].both) add_group(rows, planes[p].value[2], planes[p].value[3], 1, x, group, re, im);
     }
   }
-  const __m128 unit = _mm_set1_ps(b->units[row * b->unit_stride]);
+  const __m128 unit = _mm_set1_ps(f2i_dot_unit(planes, b->units[row * b->unit_stride]));
   float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
   for (int v = 0; v < VECTORS; ++v) {
     add_to(acc + 4 * v, unit, _mm256_castsi256_si128(re[v]));

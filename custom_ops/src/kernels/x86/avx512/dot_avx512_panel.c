@@ -4,30 +4,22 @@
 
 enum { AT_ONCE = 8 }; /* rows of x whose sums fill half the registers */
 
-static inline __m512i four(const int8_t *bytes) {
-  int32_t value;
-  memcpy(&value, bytes, sizeof value);
-  return _mm512_set1_epi32(value);
-}
-
 /* `count` rows of x and half a tile. The count is a constant where this is called: sums stay in registers. */
 static inline void multiply(const panel_weights *weights, int half, const panel_operands *x, size_t row,
-                            const int count, const float *units, panel_state *state) {
+                            const int count, const f2i_dot_plane *planes, const float *units, panel_state *state) {
   __m512i sums[AT_ONCE][2];
   for (int r = 0; r < count; ++r) sums[r][0] = sums[r][1] = _mm512_set1_epi32(x->bias[row + (size_t)r]);
   for (int step = 0; step < STEPS; ++step) {
-    for (int matrix = 0; matrix < 2; ++matrix) {
-      const __m512i re = _mm512_load_si512(weights->w[half][0][matrix][step]);
-      const __m512i im = _mm512_load_si512(weights->w[half][1][matrix][step]);
-      for (int r = 0; r < count; ++r) {
-        const __m512i values = four(x->x[row + (size_t)r][step]);
-        sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], re, values);
-        sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], im, values);
-      }
+    const __m512i re = _mm512_load_si512(weights->w[half][0][step]);
+    const __m512i im = _mm512_load_si512(weights->w[half][1][step]);
+    for (int r = 0; r < count; ++r) {
+      const __m512i values = four(x->x[row + (size_t)r][step]);
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], re, values);
+      sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], im, values);
     }
   }
   for (size_t r = 0; r < (size_t)count; ++r) {
-    const __m512 unit = _mm512_set1_ps(units[row + r]);
+    const __m512 unit = _mm512_set1_ps(f2i_dot_unit(planes, units[row + r]));
     for (int part = 0; part < 2; ++part) {
       float *out = state->sum[half][row + r][part];
       _mm512_store_ps(out, _mm512_add_ps(_mm512_load_ps(out), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sums[r][part]))));
@@ -45,10 +37,11 @@ static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel
     for (int half = 0; half < HALVES; ++half) {
       size_t row = 0;
       for (; row + AT_ONCE <= p->rows; row += AT_ONCE) {
-        multiply(&weights, half, p->operands, row, AT_ONCE, p->units, &state[tile]);
+        multiply(&weights, half, p->operands, row, AT_ONCE, p->shared, p->units, &state[tile]);
       }
-      for (; row + 4 <= p->rows; row += 4) multiply(&weights, half, p->operands, row, 4, p->units, &state[tile]);
-      for (; row < p->rows; ++row) multiply(&weights, half, p->operands, row, 1, p->units, &state[tile]);
+      for (; row + 4 <= p->rows; row += 4)
+        multiply(&weights, half, p->operands, row, 4, p->shared, p->units, &state[tile]);
+      for (; row < p->rows; ++row) multiply(&weights, half, p->operands, row, 1, p->shared, p->units, &state[tile]);
     }
   }
 }
