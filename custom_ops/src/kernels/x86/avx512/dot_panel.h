@@ -1,28 +1,16 @@
 /* dot_panel.h - "dot" for many rows of x: what VNNI and AMX share. Include where -mavx512bw is on.
  *
- * The weights of a tile and K-block are unpacked to the real 2x2 blocks of dot_operands.h once for all rows of x. A
- * step is the four columns of one byte column group and parity, and one of x_re, x_im: four bytes for each row of the
- * tile, and four of each row of x.
+ * The weights of a tile and K-block are unpacked to the real 2x2 blocks of dot_operands.h once for all rows of x.
  */
 #ifndef F2I_DOT_PANEL_H
 #define F2I_DOT_PANEL_H
 
+#include "kernels/dot_panel_operands.h"
 #include "kernels/x86/avx512/dot_unpack.h"
 
 extern const f2i_panel_kernel f2i_panel_dot__avx512; /* for few rows of x better than AMX, too */
 
-enum {
-  PANEL_ROWS = 64, /* of x */
-  STEPS = 2 * F2I_BLOCK_COLS / 4,
-  HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
-};
-
-/* Operands of a K-block. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights: bias is what that
- * adds to each sum of a row of x, with the sign changed. */
-typedef struct panel_operands {
-  int8_t x[PANEL_ROWS][STEPS][4];
-  int32_t bias[PANEL_ROWS];
-} panel_operands;
+enum { HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS };
 
 /* Unpacked weights: [half of the rows][real, imaginary output][step][row][column] */
 typedef struct panel_weights {
@@ -40,7 +28,7 @@ static inline __m128i by_step(__m512 values, __m512 inverse) {
   return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))), order);
 }
 
-/* What f2i_build_dot does, for all rows. */
+/* What f2i_build_dot does, for all rows. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights. */
 static inline void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
                                float *units) {
   panel_operands *out = operands;
