@@ -119,9 +119,9 @@ static inline void prefetch_cells(const uint8_t *ahead) {
 }
 
 /* stages is a constant where this is called: all values stay in registers */
-static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *packed, const uint8_t *ahead,
-                                                              const f2i_dot_plane *planes, const int stages,
-                                                              panel_weights *out) {
+static inline __attribute__((always_inline)) void unpack_stages(const uint8_t *packed, const uint8_t *ahead,
+                                                                const f2i_dot_plane *planes, const int stages,
+                                                                panel_weights *out) {
   for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES) {
     __m256i rows[F2I_MAX_STAGES][VECTORS];
     for (int p = 0; p < stages; ++p) {
@@ -140,6 +140,14 @@ static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *pac
       }
     }
   }
+}
+
+static void unpack_tile(const uint8_t *packed, const uint8_t *ahead, const f2i_dot_plane *planes, int stages,
+                        panel_weights *out) {
+  if (stages == 1) unpack_stages(packed, ahead, planes, 1, out);
+  if (stages == 2) unpack_stages(packed, ahead, planes, 2, out);
+  if (stages == 3) unpack_stages(packed, ahead, planes, 3, out);
+  if (stages == 4) unpack_stages(packed, ahead, planes, 4, out);
 }
 
 /* Sums of `count` rows of x and a vector of a tile; a constant where this is called: sums stay in registers.
@@ -178,23 +186,16 @@ static inline __attribute__((always_inline)) void add_rows(const f2i_panel *p, c
   }
 }
 
-static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel *p, const int stages) {
-  const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
+static void panel_block(const f2i_panel *p) {
+  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
   panel_state *state = p->state;
   _Alignas(32) panel_weights weights;
   for (size_t tile = 0; tile < p->tiles; ++tile) {
-    unpack_tile(p->packed + tile * tile_bytes, p->ahead + tile * tile_bytes, p->shared, stages, &weights);
+    unpack_tile(p->packed + tile * tile_bytes, p->ahead + tile * tile_bytes, p->shared, p->stages, &weights);
     size_t row = 0;
     for (; row + AT_ONCE <= p->rows; row += AT_ONCE) add_rows(p, &weights, row, AT_ONCE, &state[tile]);
     for (; row < p->rows; ++row) add_rows(p, &weights, row, 1, &state[tile]);
   }
-}
-
-static void panel_block(const f2i_panel *p) {
-  if (p->stages == 1) tiles_of_panel(p, 1);
-  if (p->stages == 2) tiles_of_panel(p, 2);
-  if (p->stages == 3) tiles_of_panel(p, 3);
-  if (p->stages == 4) tiles_of_panel(p, 4);
 }
 
 /* The rows of a tile that lane i of vector v is for. */
@@ -223,25 +224,6 @@ const f2i_panel_kernel DOT(f2i_panel_dot) = {.rows = PANEL_ROWS,
                                              .block = panel_block,
                                              .read = read_panel};
 
-/* One row of x at a time: where this is called there is only one. */
-static inline __attribute__((always_inline)) void tiles_of_row(const f2i_block *b, size_t row, const int stages) {
-  const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
-  const row_operands *x = (const void *)(b->operands + row * b->operand_stride);
-  const float unit = f2i_dot_unit(b->shared, b->units[row * b->unit_stride]);
-  float *acc = b->acc + row * b->acc_stride;
-  _Alignas(32) panel_weights weights;
-  for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {
-    unpack_tile(b->packed + tile * tile_bytes, b->ahead + tile * tile_bytes, b->shared, stages, &weights);
-    for (int v = 0; v < VECTORS; ++v) {
-      __m256i sums[1][2];
-      multiply(&weights, v, &x->x, &x->bias, 1, sums);
-      for (int part = 0; part < 2; ++part) {
-        add_to(acc + (v * 2 + part) * LANES, unit, sums[0][part]);
-      }
-    }
-  }
-}
-
 /* Where the driver finds the outputs among the accumulators of a tile, [vector][re, im][lane]. */
 #define PLACES_4(part, row)                                                               \
   (part) + (row) % 16 * 4 + (row) / 16 * 4, (part) + (row) % 16 * 4 + (row) / 16 * 4 + 1, \
@@ -251,11 +233,21 @@ static inline __attribute__((always_inline)) void tiles_of_row(const f2i_block *
 const uint8_t DOT(f2i_order_dot)[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(8, 0),
                                                       PLACES_16(8, 16)};
 
+/* Weights are unpacked for each row of x: where this is called there is only one. */
 void DOT(f2i_block_dot)(const f2i_block *b) {
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  _Alignas(32) panel_weights weights;
   for (size_t row = 0; row < b->rows; ++row) {
-    if (b->stages == 1) tiles_of_row(b, row, 1);
-    if (b->stages == 2) tiles_of_row(b, row, 2);
-    if (b->stages == 3) tiles_of_row(b, row, 3);
-    if (b->stages == 4) tiles_of_row(b, row, 4);
+    const row_operands *x = (const void *)(b->operands + row * b->operand_stride);
+    const float unit = f2i_dot_unit(b->shared, b->units[row * b->unit_stride]);
+    float *acc = b->acc + row * b->acc_stride;
+    for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {
+      unpack_tile(b->packed + tile * tile_bytes, b->ahead + tile * tile_bytes, b->shared, b->stages, &weights);
+      for (int v = 0; v < VECTORS; ++v) {
+        __m256i sums[1][2];
+        multiply(&weights, v, &x->x, &x->bias, 1, sums);
+        for (int part = 0; part < 2; ++part) add_to(acc + (v * 2 + part) * LANES, unit, sums[0][part]);
+      }
+    }
   }
 }

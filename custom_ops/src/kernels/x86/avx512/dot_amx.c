@@ -39,8 +39,8 @@ static inline void add_sums(const int32_t *sums, const float *units, float *out)
   }
 }
 
-static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel *p, const int stages) {
-  const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
+static void tiles_of_panel(const f2i_panel *p) {
+  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
   const panel_operands *x = p->operands;
   panel_state *state = p->state;
   _Alignas(64) panel_weights weights;
@@ -49,7 +49,7 @@ static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel
   for (size_t row = 0; row < PANEL_ROWS; ++row) units[row] = f2i_dot_unit(p->shared, p->units[row]);
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
-    unpack_tile(p->packed + tile * tile_bytes, p->shared, stages, 0, &weights);
+    unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, 0, &weights);
     for (int half = 0; half < HALVES; ++half) {
       _tile_loadd(0, weights.w[half][0], 64);
       _tile_loadd(1, weights.w[half][1], 64);
@@ -73,10 +73,7 @@ static void f2i_block_dot__amx_panel(const f2i_panel *p) {
     return;
   }
   configure();
-  if (p->stages == 1) tiles_of_panel(p, 1);
-  if (p->stages == 2) tiles_of_panel(p, 2);
-  if (p->stages == 3) tiles_of_panel(p, 3);
-  if (p->stages == 4) tiles_of_panel(p, 4);
+  tiles_of_panel(p);
   _tile_release();
 }
 

@@ -65,8 +65,8 @@ static inline void build_panel(const float *re, const float *im, const float *sc
 }
 
 /* Unpacks the K-block of one tile and adds `plus` to every weight. packed: [byte plane][F2I_PLANE_BYTES] */
-static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes,
-                                                              const int stages, const int plus, panel_weights *out) {
+static inline __attribute__((always_inline)) void unpack_stages(const uint8_t *packed, const f2i_dot_plane *planes,
+                                                                const int stages, const int plus, panel_weights *out) {
   for (int half = 0; half < HALVES; ++half) {
     for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
       const weights_of_group w = unpack_group(packed + group * 2 * F2I_CELL_BYTES, planes, half, stages, plus);
@@ -79,6 +79,14 @@ static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *pac
       }
     }
   }
+}
+
+static inline void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes, int stages, const int plus,
+                               panel_weights *out) {
+  if (stages == 1) unpack_stages(packed, planes, 1, plus, out);
+  if (stages == 2) unpack_stages(packed, planes, 2, plus, out);
+  if (stages == 3) unpack_stages(packed, planes, 3, plus, out);
+  if (stages == 4) unpack_stages(packed, planes, 4, plus, out);
 }
 
 static inline void read_panel(const void *state, float *out) {
