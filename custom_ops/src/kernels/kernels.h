@@ -82,7 +82,7 @@ typedef struct f2i_panel {
   size_t rows;          /* of x, at most those of the kernel */
   const void *operands; /* of the block, what build made; 64-byte aligned */
   const float *units;   /* of the block, [rows of the kernel] */
-  void *state;          /* [tiles][state_bytes], 64-byte aligned, zero before the first block */
+  void *state;          /* [tiles][state_bytes], 64-byte aligned, zero before the first block as row_bytes says */
 } f2i_panel;
 
 typedef struct f2i_panel_kernel {
@@ -91,13 +91,16 @@ typedef struct f2i_panel_kernel {
   size_t strip_least;   /* ... and so many that operands are worth loading */
   size_t operand_bytes; /* of one K-block of all rows of x, for each byte plane, plus ... */
   size_t extra_bytes;   /* ... once for each K-block */
-  size_t state_bytes;   /* of one row tile */
-  /* re, im   activations of a block, [rows][F2I_BLOCK_COLS], zero beyond the matrix and beyond the rows of x
+  size_t state_bytes;   /* of one row tile ... */
+  size_t row_bytes;     /* ... of which the first ones, so many for each row of x, have to be zero at the beginning */
+  /* re, im   activations of a block, [rows of the kernel][F2I_BLOCK_COLS], zero beyond the matrix and beyond `rows`
+   * rows     of x; operands of further ones are the kernel's own business
    * units    out: [rows], as f2i_build_fn returns them */
-  void (*build)(const float *re, const float *im, const float *scales, int stages, void *operands, float *units);
+  void (*build)(const float *re, const float *im, size_t rows, const float *scales, int stages, void *operands,
+                float *units);
   void (*block)(const f2i_panel *panel);
-  /* The finished sums of one row tile. out: [rows][F2I_ACC_PER_TILE] */
-  void (*read)(const void *state, float *out);
+  /* The finished sums of one row tile. out: [rows of x][F2I_ACC_PER_TILE] */
+  void (*read)(const void *state, size_t rows, float *out);
 } f2i_panel_kernel;
 
 typedef struct f2i_kernel {

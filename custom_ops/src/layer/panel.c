@@ -39,10 +39,11 @@ static void build_task(void *arg, size_t step) {
     f2i_load(p->c, row, step, row_re, row_im);
   }
   const size_t used = p->c->rows * F2I_BLOCK_COLS;
-  memset(re + used, 0, sizeof re - used * sizeof(float));
-  memset(im + used, 0, sizeof im - used * sizeof(float));
-  p->kernel->build(re, im, f2i_step_scales(p->c, step), (int)p->c->w->stages, p->operands + step * p->operand_bytes,
-                   p->units + step * p->kernel->rows);
+  const size_t rest = p->kernel->rows * F2I_BLOCK_COLS - used;
+  memset(re + used, 0, rest * sizeof(float));
+  memset(im + used, 0, rest * sizeof(float));
+  p->kernel->build(re, im, p->c->rows, f2i_step_scales(p->c, step), (int)p->c->w->stages,
+                   p->operands + step * p->operand_bytes, p->units + step * p->kernel->rows);
 }
 
 static void strip_task(void *arg, size_t index) {
@@ -52,7 +53,8 @@ static void strip_task(void *arg, size_t index) {
   const size_t tiles = f2i_strip_begin(c, p->strips, index + 1) - first;
   uint8_t *state = p->state + first * p->kernel->state_bytes;
   f2i_panel panel = {.tiles = tiles, .stages = (int)c->w->stages, .rows = c->rows, .state = state};
-  memset(state, 0, tiles * p->kernel->state_bytes);
+  for (size_t tile = 0; tile < tiles; ++tile)
+    memset(state + tile * p->kernel->state_bytes, 0, c->rows * p->kernel->row_bytes);
   for (size_t step = 0; step < c->steps; ++step) {
     const size_t k = step / c->parts;
     panel.shared = f2i_step_shared(c, step);
@@ -64,7 +66,7 @@ static void strip_task(void *arg, size_t index) {
   }
   float sums[F2I_PANEL_MOST * F2I_ACC_PER_TILE];
   for (size_t tile = 0; tile < tiles; ++tile) {
-    p->kernel->read(state + tile * p->kernel->state_bytes, sums);
+    p->kernel->read(state + tile * p->kernel->state_bytes, c->rows, sums);
     for (size_t row = 0; row < c->rows; row += c->lanes) {
       const float *of_row = sums + row * F2I_ACC_PER_TILE;
       if (c->rounding != NULL) f2i_rounding_finish(c, row, first + tile, of_row, of_row + F2I_ACC_PER_TILE);

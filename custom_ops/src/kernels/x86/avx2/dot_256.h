@@ -21,9 +21,9 @@ extern const uint8_t DOT(f2i_order_dot)[F2I_ACC_PER_TILE];
 
 enum { VECTORS = 4, GROUPS = F2I_BLOCK_CELLS / 2, LANES = F2I_TILE_ROWS / VECTORS };
 
-/* Sums of a tile: [vector][row of x][real, imaginary][lane] */
+/* Sums of a tile: [row of x][vector][real, imaginary][lane] */
 typedef struct panel_state {
-  float sum[VECTORS][PANEL_ROWS][2][LANES];
+  float sum[PANEL_ROWS][VECTORS][2][LANES];
 } panel_state;
 
 /* Unpacked weights of a tile: [vector][real, imaginary output][step][lane][column] */
@@ -45,11 +45,11 @@ float DOT(f2i_build_dot)(const float *re, const float *im, const float *scales, 
   return f2i_build_dot_row(re, im, scales, WEIGHT_BIAS, out->x, &out->bias);
 }
 
-static void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
+static void build_panel(const float *re, const float *im, size_t rows, const float *scales, int stages, void *operands,
                         float *units) {
   panel_operands *out = operands;
   (void)stages;
-  for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
+  for (size_t row = 0; row < rows; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
     units[row] = f2i_build_dot_row(re, im, scales, WEIGHT_BIAS, out->x[row], &out->bias[row]);
   }
 }
@@ -181,7 +181,7 @@ static inline __attribute__((always_inline)) void add_rows(const f2i_panel *p, c
     multiply(weights, v, x->x + row, x->bias + row, count, sums);
     for (int r = 0; r < count; ++r) {
       const float unit = f2i_dot_unit(p->shared, p->units[row + (size_t)r]);
-      for (int part = 0; part < 2; ++part) add_to(state->sum[v][row + (size_t)r][part], unit, sums[r][part]);
+      for (int part = 0; part < 2; ++part) add_to(state->sum[row + (size_t)r][v][part], unit, sums[r][part]);
     }
   }
 }
@@ -201,12 +201,12 @@ static void panel_block(const f2i_panel *p) {
 /* The rows of a tile that lane i of vector v is for. */
 static inline size_t row_of(size_t v, size_t i) { return 4 * v + i % 4 + i / 4 * F2I_HALF_ROWS; }
 
-static void read_panel(const void *state, float *out) {
+static void read_panel(const void *state, size_t rows, float *out) {
   const panel_state *s = state;
-  for (size_t row = 0; row < PANEL_ROWS; ++row, out += F2I_ACC_PER_TILE) {
+  for (size_t row = 0; row < rows; ++row, out += F2I_ACC_PER_TILE) {
     for (size_t v = 0; v < VECTORS; ++v) {
       for (size_t i = 0; i < 2 * LANES; ++i) {
-        out[i / LANES * F2I_TILE_ROWS + row_of(v, i % LANES)] = s->sum[v][row][i / LANES][i % LANES];
+        out[i / LANES * F2I_TILE_ROWS + row_of(v, i % LANES)] = s->sum[row][v][i / LANES][i % LANES];
       }
     }
   }
@@ -220,6 +220,7 @@ const f2i_panel_kernel DOT(f2i_panel_dot) = {.rows = PANEL_ROWS,
                                              .operand_bytes = 0,
                                              .extra_bytes = sizeof(panel_operands),
                                              .state_bytes = sizeof(panel_state),
+                                             .row_bytes = sizeof(panel_state) / PANEL_ROWS,
                                              .build = build_panel,
                                              .block = panel_block,
                                              .read = read_panel};

@@ -9,8 +9,6 @@
 
 extern const f2i_panel_kernel f2i_panel_dot__amx;
 
-enum { X_ROWS = 16 };
-
 /* 64 bytes that say how many rows and bytes the eight tile registers have; palette 1. */
 typedef struct tile_config {
   uint8_t palette, start_row, reserved[14];
@@ -24,8 +22,8 @@ static void configure(void) {
   _tile_loadconfig(&config);
 }
 
-/* out += unit * sum, for 16 rows of x. sums: [real, imaginary][row of x][row of the half]; out: [row of x][real,
- * imaginary][row of the half] */
+/* out += unit * sum, for 16 rows of x. sums: [real, imaginary][row of x][row of the half]; out: those of
+ * a panel_state */
 static inline void add_sums(const int32_t *sums, const float *units, float *out) {
   __asm__("" : "+r"(sums), "+r"(units), "+r"(out)); /* one base address each: gcc would keep 32 in vector registers */
 #pragma GCC unroll 16
@@ -33,7 +31,7 @@ static inline void add_sums(const int32_t *sums, const float *units, float *out)
     const __m512 unit = _mm512_set1_ps(units[r]);
     for (int part = 0; part < 2; ++part) {
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (part * X_ROWS + r) * F2I_HALF_ROWS));
-      float *to = out + (r * 2 + part) * F2I_HALF_ROWS;
+      float *to = out + (r * HALVES * 2 + part) * F2I_HALF_ROWS;
       _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), _mm512_mul_ps(unit, sum)));
     }
   }
@@ -46,7 +44,8 @@ static void tiles_of_panel(const f2i_panel *p) {
   _Alignas(64) panel_weights weights;
   _Alignas(64) int32_t sums[2][X_ROWS][F2I_HALF_ROWS];
   float units[PANEL_ROWS];
-  for (size_t row = 0; row < PANEL_ROWS; ++row) units[row] = f2i_dot_unit(p->shared, p->units[row]);
+  for (size_t row = 0; row < p->rows; ++row) units[row] = f2i_dot_unit(p->shared, p->units[row]);
+  for (size_t row = p->rows; row < PANEL_ROWS; ++row) units[row] = 0.0f;
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
     unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, 0, &weights);
@@ -61,7 +60,7 @@ static void tiles_of_panel(const f2i_panel *p) {
         _tile_dpbssd(4, 2, 1);
         _tile_stored(3, sums[0], 64);
         _tile_stored(4, sums[1], 64);
-        add_sums(sums[0][0], units + row, state[tile].sum[half][row][0]);
+        add_sums(sums[0][0], units + row, state[tile].sum[row][half][0]);
       }
     }
   }

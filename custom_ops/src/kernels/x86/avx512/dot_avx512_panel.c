@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) void multiply(const f2i_panel *p, c
     const size_t of_row = row + (size_t)(i / halves);
     const __m512 unit = _mm512_set1_ps(f2i_dot_unit(p->shared, p->units[of_row]));
     for (int part = 0; part < 2; ++part) {
-      float *out = state->sum[half + i % halves][of_row][part];
+      float *out = state->sum[of_row][half + i % halves][part];
       _mm512_store_ps(out, _mm512_add_ps(_mm512_load_ps(out), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sums[i][part]))));
     }
   }

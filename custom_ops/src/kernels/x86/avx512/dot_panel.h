@@ -10,16 +10,19 @@
 
 extern const f2i_panel_kernel f2i_panel_dot__avx512; /* for few rows of x better than AMX, too */
 
-enum { HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS };
+enum {
+  HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
+  X_ROWS = 16, /* of x, in a tile register of AMX */
+};
 
 /* Unpacked weights: [half of the rows][real, imaginary output][step][row][column] */
 typedef struct panel_weights {
   int8_t w[HALVES][2][STEPS][F2I_HALF_ROWS][4];
 } panel_weights;
 
-/* Sums of a tile: [half][row of x][real, imaginary][row of the half] */
+/* Sums of a tile: [row of x][half][real, imaginary][row of the half] */
 typedef struct panel_state {
-  float sum[HALVES][PANEL_ROWS][2][F2I_HALF_ROWS];
+  float sum[PANEL_ROWS][HALVES][2][F2I_HALF_ROWS];
 } panel_state;
 
 /* The 16 bytes of two groups of columns to [group][parity][place]. */
@@ -28,13 +31,15 @@ static inline __m128i by_step(__m512 values, __m512 inverse) {
   return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))), order);
 }
 
-/* What f2i_build_dot does, for all rows. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights. */
-static inline void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
-                               float *units) {
+/* What f2i_build_dot does, for all rows, and for rows of zeros that fill a tile register. VNNI multiplies unsigned by
+ * signed bytes, so 128 is added to its weights. */
+static inline void build_panel(const float *re, const float *im, size_t rows, const float *scales, int stages,
+                               void *operands, float *units) {
   panel_operands *out = operands;
   (void)stages;
   const __m512 most = _mm512_set1_ps(FLT_MAX);
-  for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
+  const size_t whole = (rows + X_ROWS - 1) / X_ROWS * X_ROWS; /* a tile register takes so many */
+  for (size_t row = 0; row < whole; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
     const __m512 r[2] = {_mm512_loadu_ps(re), _mm512_loadu_ps(re + 16)};
     const __m512 i[2] = {_mm512_loadu_ps(im), _mm512_loadu_ps(im + 16)};
     const __m512 size_r = _mm512_max_ps(_mm512_abs_ps(r[0]), _mm512_abs_ps(r[1]));
@@ -89,27 +94,27 @@ static inline void unpack_tile(const uint8_t *packed, const f2i_dot_plane *plane
   if (stages == 4) unpack_stages(packed, planes, 4, plus, out);
 }
 
-static inline void read_panel(const void *state, float *out) {
+static inline void read_panel(const void *state, size_t rows, float *out) {
   const panel_state *s = state;
-  for (size_t row = 0; row < PANEL_ROWS; ++row) {
+  for (size_t row = 0; row < rows; ++row, out += F2I_ACC_PER_TILE) {
     for (size_t i = 0; i < HALVES * 2; ++i) { /* half and part */
-      float *to = out + row * F2I_ACC_PER_TILE + i % 2 * F2I_TILE_ROWS + i / 2 * F2I_HALF_ROWS;
-      _mm512_storeu_ps(to, _mm512_loadu_ps(s->sum[i / 2][row][i % 2]));
+      _mm512_storeu_ps(out + i % 2 * F2I_TILE_ROWS + i / 2 * F2I_HALF_ROWS, _mm512_loadu_ps(s->sum[row][i / 2][i % 2]));
     }
   }
 }
 
 /* Four tiles at a time go through all blocks: their sums stay in the second-level cache, the operands in the first. */
-#define F2I_DOT_PANEL(block_fn)           \
-  {.rows = PANEL_ROWS,                    \
-   .least = 2,                            \
-   .strip_most = 4,                       \
-   .strip_least = 1,                      \
-   .operand_bytes = 0,                    \
-   .extra_bytes = sizeof(panel_operands), \
-   .state_bytes = sizeof(panel_state),    \
-   .build = build_panel,                  \
-   .block = block_fn,                     \
+#define F2I_DOT_PANEL(block_fn)                   \
+  {.rows = PANEL_ROWS,                            \
+   .least = 2,                                    \
+   .strip_most = 4,                               \
+   .strip_least = 1,                              \
+   .operand_bytes = 0,                            \
+   .extra_bytes = sizeof(panel_operands),         \
+   .state_bytes = sizeof(panel_state),            \
+   .row_bytes = sizeof(panel_state) / PANEL_ROWS, \
+   .build = build_panel,                          \
+   .block = block_fn,                             \
    .read = read_panel}
 
 #endif

@@ -175,7 +175,9 @@ static void build_whole_pairs(const float *low, const float *high, uint8_t *tabl
   for (int i = 0; i < ROWS; ++i) units[i] = 1.0f;
 }
 
-static void build(const float *re, const float *im, const float *scales, int stages, void *operands, float *units) {
+static void build(const float *re, const float *im, size_t rows, const float *scales, int stages, void *operands,
+                  float *units) {
+  (void)rows;
   columns x;
   lanes inverse;
   if (scales == NULL) {
@@ -303,12 +305,12 @@ static void f2i_block_lut__avx512_panel(const f2i_panel *p) {
   }
 }
 
-static void read(const void *state, float *out) {
+static void read(const void *state, size_t count, float *out) {
   const row_sums *sums = state;
   for (size_t row = 0; row < F2I_TILE_ROWS; ++row) {
     float values[4][HALF / 4][2][2]; /* [of x % 4][of x / 4 in its half][half][real, imaginary] */
     for (int i = 0; i < 4; ++i) _mm512_storeu_ps(values[i], sums[row].value[i]);
-    for (size_t x = 0; x < ROWS; ++x) {
+    for (size_t x = 0; x < count; ++x) {
       for (size_t part = 0; part < 2; ++part) {
         out[x * F2I_ACC_PER_TILE + part * F2I_TILE_ROWS + row] = values[x % 4][x % HALF / 4][x / HALF][part];
       }
@@ -323,6 +325,7 @@ const f2i_panel_kernel f2i_panel_lut__avx512 = {.rows = ROWS,
                                                 .operand_bytes = PLANE_TABLES * TABLE_BYTES,
                                                 .extra_bytes = 0,
                                                 .state_bytes = F2I_TILE_ROWS * sizeof(row_sums),
+                                                .row_bytes = F2I_TILE_ROWS * sizeof(row_sums) / ROWS,
                                                 .build = build,
                                                 .block = f2i_block_lut__avx512_panel,
                                                 .read = read};
