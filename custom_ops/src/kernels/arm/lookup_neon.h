@@ -25,24 +25,30 @@ static inline f2i_neon_sums f2i_neon_clear(int stages) {
   return s;
 }
 
-/* acc[0..7] += unit * sums */
-static inline void f2i_neon_add_rows(uint16x8_t sums, float32x4_t unit, float *acc) {
-  const int16x8_t v = vreinterpretq_s16_u16(sums);
-  const float32x4_t low = vmulq_f32(unit, vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))));
-  const float32x4_t high = vmulq_f32(unit, vcvtq_f32_s32(vmovl_high_s16(v)));
-  vst1q_f32(acc, vaddq_f32(vld1q_f32(acc), low));
-  vst1q_f32(acc + 4, vaddq_f32(vld1q_f32(acc + 4), high));
+/* Four of `sums` as floats, times the unit. */
+static inline float32x4_t f2i_neon_scaled(int32x4_t sums, float32x4_t unit) {
+  return vmulq_f32(unit, vcvtq_f32_s32(sums));
+}
+
+/* acc[0..15] += unit * sums, 8 of them in each vector; loads and stores lie together, as pairs */
+static inline void f2i_neon_add_rows(const uint16x8_t sums[2], float32x4_t unit, float *acc) {
+  const int16x8_t a = vreinterpretq_s16_u16(sums[0]), b = vreinterpretq_s16_u16(sums[1]);
+  const float32x4_t before[4] = {vld1q_f32(acc), vld1q_f32(acc + 4), vld1q_f32(acc + 8), vld1q_f32(acc + 12)};
+  const float32x4_t v0 = vaddq_f32(before[0], f2i_neon_scaled(vmovl_s16(vget_low_s16(a)), unit));
+  const float32x4_t v1 = vaddq_f32(before[1], f2i_neon_scaled(vmovl_high_s16(a), unit));
+  const float32x4_t v2 = vaddq_f32(before[2], f2i_neon_scaled(vmovl_s16(vget_low_s16(b)), unit));
+  const float32x4_t v3 = vaddq_f32(before[3], f2i_neon_scaled(vmovl_high_s16(b), unit));
+  vst1q_f32(acc, v0);
+  vst1q_f32(acc + 4, v1);
+  vst1q_f32(acc + 8, v2);
+  vst1q_f32(acc + 12, v3);
 }
 
 /* The accumulators of one row tile. */
 static inline void f2i_neon_flush(const f2i_neon_sums *sums, float unit, float *acc) {
   const float32x4_t units = vdupq_n_f32(unit);
-  for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < 2; ++i) {
-      f2i_neon_add_rows(sums->re[half][i], units, acc + 16 * half + 8 * i);
-      f2i_neon_add_rows(sums->im[half][i], units, acc + F2I_TILE_ROWS + 16 * half + 8 * i);
-    }
-  }
+  for (int half = 0; half < 2; ++half) f2i_neon_add_rows(sums->re[half], units, acc + 16 * half);
+  for (int half = 0; half < 2; ++half) f2i_neon_add_rows(sums->im[half], units, acc + F2I_TILE_ROWS + 16 * half);
 }
 
 /* --- "exact": entries of 24 bits, exact_neon.c --- */
