@@ -67,11 +67,17 @@ class Instruction:
         )
 
     @property
-    def loads_indexed_vector(self) -> bool:
-        """A 64-byte vector at base + index, unscaled: an entry of a table that holds a value for each row of x."""
-        return bool(re.fullmatch(r"vmovdq[au]\d*", self.mnemonic)) and bool(
-            re.match(r"(-?0x[0-9a-f]+)?\(%\w+,%\w+(,1)?\),%zmm", self.operands)
-        )
+    def indexed_vectors(self) -> int:
+        """How many vectors it loads of an entry of a table that holds a value for each row of x.
+
+        x86: one of 64 bytes at base + index, unscaled. ARM: one at base + index, or several where a register has the sum.
+        """
+        if re.fullmatch(r"vmovdq[au]\d*", self.mnemonic):
+            return int(bool(re.match(r"(-?0x[0-9a-f]+)?\(%\w+,%\w+(,1)?\),%zmm", self.operands)))
+        if self.mnemonic == "ldr":
+            return int(bool(re.fullmatch(r"q\d+, \[x\d+, x\d+\]", self.operands)))
+        found = re.fullmatch(r"\{v(\d+)\.16b[-,] ?v(\d+)\.16b\}, \[x\d+\]", self.operands)
+        return (int(found[2]) - int(found[1])) % 32 + 1 if found and self.mnemonic == "ld1" else 0
 
 
 Functions = dict[str, list[Instruction]]
@@ -188,7 +194,7 @@ def reachable(functions: Functions, names: list[str]) -> list[str]:
 
 
 def looks_up(body: list[Instruction]) -> bool:
-    return any(SHUFFLE.fullmatch(i.mnemonic) or i.loads_indexed_byte or i.loads_indexed_vector for i in body)
+    return any(SHUFFLE.fullmatch(i.mnemonic) or i.loads_indexed_byte or i.indexed_vectors for i in body)
 
 
 def inner_loops(functions: Functions, symbol: str) -> list[list[Instruction]]:
@@ -249,15 +255,16 @@ def functions(machine: str, tmp_path_factory: pytest.TempPathFactory) -> Functio
 
 def test_look_up_kernels_do_not_multiply(functions: Functions, machine: str) -> None:
     symbols = block_functions(functions, "lut")
-    expected = {"x86_64": {"scalar", "avx2", "avx512", "avx512_panel"}, "aarch64": {"scalar", "neon"}}.get(
-        machine, {"scalar"}
-    )
+    expected = {
+        "x86_64": {"scalar", "avx2", "avx512", "avx512_panel"},
+        "aarch64": {"scalar", "neon", "neon82", "neon_8_panel", "neon_16_panel", "neon_32_panel"},
+    }.get(machine, {"scalar"})
     assert expected <= {symbol.rpartition("__")[2] for symbol in symbols}
     for symbol in symbols:
         loops = inner_loops(functions, symbol)
         assert loops, f"{symbol}: no inner loop with look-ups was found, so nothing was checked"
         if symbol.endswith("panel"):
-            assert any(sum(i.loads_indexed_vector for i in body) >= 32 for body in loops), f"{symbol}: no look-ups"
+            assert any(sum(i.indexed_vectors for i in body) >= 32 for body in loops), f"{symbol}: no look-ups"
         elif not symbol.endswith("scalar"):
             assert any(SHUFFLE.fullmatch(i.mnemonic) for body in loops for i in body), f"{symbol}: no byte shuffles"
         found = [f"{i.address:x}: {i.mnemonic} {i.operands}" for body in loops for i in body if i.multiplies]

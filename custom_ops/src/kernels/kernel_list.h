@@ -24,7 +24,7 @@ F2I_KERNEL(FAMILY("lut") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_
 #endif
 #if defined(F2I_HAVE_LUT_NEON)
 F2I_KERNEL(FAMILY("lut") ISA("neon") NEEDS(F2I_CPU_NEON) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon))
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon) PANEL(f2i_panel_lut__neon))
 #endif
 F2I_KERNEL(FAMILY("lut") ISA("scalar") OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__scalar) BLOCK(f2i_block_lut__scalar))

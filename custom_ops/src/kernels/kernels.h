@@ -85,7 +85,7 @@ typedef struct f2i_panel {
 } f2i_panel;
 
 typedef struct f2i_panel_kernel {
-  size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` */
+  size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` and `fewer` */
   size_t strip_most;    /* row tiles that go through a block before the next one, at most ... */
   size_t strip_least;   /* ... and so many that operands are worth loading */
   size_t operand_bytes; /* of one K-block of all rows of x, for each byte plane, plus ... */
@@ -97,6 +97,7 @@ typedef struct f2i_panel_kernel {
   void (*block)(const f2i_panel *panel);
   /* The finished sums of one row tile. out: [rows][F2I_ACC_PER_TILE] */
   void (*read)(const void *state, float *out);
+  const struct f2i_panel_kernel *fewer; /* the form to take for less rows than `least`, or NULL */
 } f2i_panel_kernel;
 
 typedef struct f2i_kernel {
@@ -109,7 +110,7 @@ typedef struct f2i_kernel {
   f2i_block_fn *block;
   f2i_whole whole;
   const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
-  const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
+  const f2i_panel_kernel *panel; /* for the most rows; NULL: `block` does any number of rows */
   int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */
 } f2i_kernel;
 

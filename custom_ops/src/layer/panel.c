@@ -18,7 +18,7 @@ typedef struct panel_call {
 } panel_call;
 
 static panel_call shape(const f2i_call *c) {
-  const f2i_panel_kernel *kernel = c->kernel->panel;
+  const f2i_panel_kernel *kernel = c->panel;
   const panel_call p = {.c = c,
                         .kernel = kernel,
                         .strips = f2i_strips(c, kernel->strip_most, kernel->strip_least),

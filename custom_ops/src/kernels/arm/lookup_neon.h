@@ -9,6 +9,20 @@
 /* Inlined into each call with constant counts: the loops over them must unroll, or the sums would live in memory. */
 #define F2I_INLINE inline __attribute__((always_inline))
 
+/* Unrolls the loop that follows: what it indexes can then be in registers. */
+#if defined(__clang__)
+#define F2I_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define F2I_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Keeps a compiler from working out later addresses from earlier ones: loads then advance the pointer themselves. */
+#define F2I_ADVANCE(pointer, bytes) \
+  do {                              \
+    (pointer) += (bytes);           \
+    __asm__("" : "+r"(pointer));    \
+  } while (0)
+
 /* Both row halves of a tile: [row half][8 rows] sums of int8 entries, as 16-bit numbers that may wrap around. */
 typedef struct f2i_neon_sums {
   uint16x8_t re[2][2], im[2][2]; /* [row half][rows 0-7, 8-15] */
@@ -25,28 +39,23 @@ static inline f2i_neon_sums f2i_neon_clear(int stages) {
   return s;
 }
 
-/* Four of `sums` as floats, times the unit. */
-static inline float32x4_t f2i_neon_scaled(int32x4_t sums, float32x4_t unit) {
-  return vmulq_f32(unit, vcvtq_f32_s32(sums));
-}
-
-/* acc[0..15] += unit * sums, 8 of them in each vector; loads and stores lie together, as pairs */
-static inline void f2i_neon_add_rows(const uint16x8_t sums[2], float32x4_t unit, float *acc) {
+/* acc[0..15] += unit * sums, 8 of them in each vector, which have the units of both `units`. Step by step for all, so
+ * that cores that cannot reorder need not wait, and that loads and stores lie together, as pairs. */
+static inline void f2i_neon_add_rows(const uint16x8_t sums[2], const float32x4_t units[2], float *acc) {
   const int16x8_t a = vreinterpretq_s16_u16(sums[0]), b = vreinterpretq_s16_u16(sums[1]);
-  const float32x4_t before[4] = {vld1q_f32(acc), vld1q_f32(acc + 4), vld1q_f32(acc + 8), vld1q_f32(acc + 12)};
-  const float32x4_t v0 = vaddq_f32(before[0], f2i_neon_scaled(vmovl_s16(vget_low_s16(a)), unit));
-  const float32x4_t v1 = vaddq_f32(before[1], f2i_neon_scaled(vmovl_high_s16(a), unit));
-  const float32x4_t v2 = vaddq_f32(before[2], f2i_neon_scaled(vmovl_s16(vget_low_s16(b)), unit));
-  const float32x4_t v3 = vaddq_f32(before[3], f2i_neon_scaled(vmovl_high_s16(b), unit));
-  vst1q_f32(acc, v0);
-  vst1q_f32(acc + 4, v1);
-  vst1q_f32(acc + 8, v2);
-  vst1q_f32(acc + 12, v3);
+  const int32x4_t wide[4] = {vmovl_s16(vget_low_s16(a)), vmovl_high_s16(a), vmovl_s16(vget_low_s16(b)),
+                             vmovl_high_s16(b)};
+  float32x4_t before[4], v[4];
+  for (int i = 0; i < 4; ++i) before[i] = vld1q_f32(acc + 4 * i);
+  for (int i = 0; i < 4; ++i) v[i] = vcvtq_f32_s32(wide[i]);
+  for (int i = 0; i < 4; ++i) v[i] = vmulq_f32(units[i % 2], v[i]);
+  for (int i = 0; i < 4; ++i) v[i] = vaddq_f32(before[i], v[i]);
+  for (int i = 0; i < 4; ++i) vst1q_f32(acc + 4 * i, v[i]);
 }
 
 /* The accumulators of one row tile. */
 static inline void f2i_neon_flush(const f2i_neon_sums *sums, float unit, float *acc) {
-  const float32x4_t units = vdupq_n_f32(unit);
+  const float32x4_t units[2] = {vdupq_n_f32(unit), vdupq_n_f32(unit)};
   for (int half = 0; half < 2; ++half) f2i_neon_add_rows(sums->re[half], units, acc + 16 * half);
   for (int half = 0; half < 2; ++half) f2i_neon_add_rows(sums->im[half], units, acc + F2I_TILE_ROWS + 16 * half);
 }

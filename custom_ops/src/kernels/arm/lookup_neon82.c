@@ -28,17 +28,10 @@ static inline void split_half(const uint8_t *bytes, uint8x16_t low[2], uint8x16_
 /* Indices of one nibble of a cell: 8 rows in two columns each. */
 enum { CELL_INDICES = 2 * 2 * 16, TILE_INDICES = 2 * CELL_INDICES * F2I_MAX_STAGES * F2I_BLOCK_CELLS };
 
-/* Keeps a compiler from working out later addresses from earlier ones: loads then advance the pointer themselves. */
-#define ADVANCE(pointer, bytes)  \
-  do {                           \
-    (pointer) += (bytes);        \
-    __asm__("" : "+r"(pointer)); \
-  } while (0)
-
 /* Adds what the tables of two byte columns say for one output, and goes on to the next tables. */
 static inline void look_up(const uint8_t **table, const uint8x16_t index[2][2], uint16x8_t sums[2][2]) {
   const uint8x16x2_t t = vld1q_u8_x2(*table);
-  ADVANCE(*table, 32);
+  F2I_ADVANCE(*table, 32);
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 2; ++i) sums[half][i] = vpadalq_u8(sums[half][i], vqtbl2q_u8(t, index[half][i]));
   }
@@ -57,7 +50,7 @@ static F2I_INLINE void look_up_rows(const uint8_t *tables[2], const uint8x16_t i
 /* Takes the indices of one nibble of a cell from split_tile's. */
 static inline void next_indices(const uint8_t **indices, uint8x16_t index[2][2]) {
   const uint8x16x4_t v = vld1q_u8_x4(*indices);
-  ADVANCE(*indices, CELL_INDICES);
+  F2I_ADVANCE(*indices, CELL_INDICES);
   for (int i = 0; i < 4; ++i) index[i / 2][i % 2] = v.val[i];
 }
 
