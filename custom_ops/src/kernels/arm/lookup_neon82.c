@@ -25,6 +25,12 @@ static inline void split_half(const uint8_t *bytes, uint8x16_t low[2], uint8x16_
   split(vzip2q_u8(even, odd), &low[1], &high[1]);
 }
 
+/* Of a cell: [row half][rows 0-7, 8-15] */
+static inline void split_cell(const uint8_t *packed, uint8x16_t low[2][2], uint8x16_t high[2][2]) {
+  split_half(packed, low[0], high[0]);
+  split_half(packed + 32, low[1], high[1]);
+}
+
 /* Indices of one nibble of a cell: 8 rows in two columns each. */
 enum { CELL_INDICES = 2 * 2 * 16, TILE_INDICES = 2 * CELL_INDICES * F2I_MAX_STAGES * F2I_BLOCK_CELLS };
 
@@ -37,14 +43,23 @@ static inline void look_up(const uint8_t **table, const uint8x16_t index[2][2], 
   }
 }
 
+/* Has sums added before more tables are loaded: clang would look up much first, and keep it on the stack. */
+static inline void add_now(uint16x8_t sums[2][2]) {
+  __asm__ volatile("" : "+w"(sums[0][0]), "+w"(sums[0][1]), "+w"(sums[1][0]), "+w"(sums[1][1]));
+}
+
 /* The same for both outputs of `rows` (1 or 2) rows of x, which share the indices. */
 static F2I_INLINE void look_up_rows(const uint8_t *tables[2], const uint8x16_t index[2][2], f2i_neon_sums sums[2],
                                     const int rows) {
   look_up(&tables[0], index, sums[0].re);
+  if (rows == 2) add_now(sums[0].re);
   look_up(&tables[0], index, sums[0].im);
   if (rows == 1) return;
+  add_now(sums[0].im);
   look_up(&tables[1], index, sums[1].re);
+  add_now(sums[1].re);
   look_up(&tables[1], index, sums[1].im);
+  add_now(sums[1].im);
 }
 
 /* Takes the indices of one nibble of a cell from split_tile's. */
@@ -70,7 +85,7 @@ static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, con
     } else {
       __builtin_prefetch(ahead);
       ahead += F2I_CELL_BYTES;
-      for (int half = 0; half < 2; ++half) split_half(packed + 32 * half, low[half], high[half]);
+      split_cell(packed, low, high);
       packed += F2I_CELL_BYTES;
       look_up_rows(tables, low, sums, rows);
     }
@@ -89,7 +104,7 @@ static inline void split_tile(const f2i_block *b, size_t tile, uint8_t *indices)
     uint8x16_t low[2][2], high[2][2];
     __builtin_prefetch(ahead);
     ahead += F2I_CELL_BYTES;
-    for (int half = 0; half < 2; ++half) split_half(packed + 32 * half, low[half], high[half]);
+    split_cell(packed, low, high);
     for (int i = 0; i < 4; ++i) vst1q_u8(indices + 16 * i, low[i / 2][i % 2]);
     indices += CELL_INDICES;
     for (int i = 0; i < 4; ++i) vst1q_u8(indices + 16 * i, high[i / 2][i % 2]);
