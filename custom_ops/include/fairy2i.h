@@ -72,6 +72,7 @@ typedef struct f2i_plan {
   const void *kernel;
   const void *many_kernel; /* from many_rows rows of x on, if those are not 0 */
   int64_t many_rows;
+  int32_t dot_steps; /* how finely "dot" rounds the scales */
 } f2i_plan;
 
 /* Runs task(arg, i) for all i in [0, count), on any threads, and returns when all are done. */

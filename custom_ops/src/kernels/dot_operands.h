@@ -1,9 +1,15 @@
 /* dot_operands.h - what the "dot" kernels of every ISA share: int8 activations and int8 weights on one grid.
  *
  * The activations of a K-block are rounded to int8 with one scale. The weights of a byte plane are rounded to int8 on a
- * grid common to the whole layer, so that a 16-entry table turns two codes into a value. The grid is so coarse that
- * even all stages of U and W together are an int8 number. Products are accumulated in int32 by the CPU's dot-product
- * instructions: these kernels multiply.
+ * grid common to the whole layer, so that a 16-entry table turns two codes into a value. A complex column is the real
+ * 2x2 block
+ *
+ *     y_re += (u_re + w_re) x_re + (w_im - u_im) x_im
+ *     y_im += (u_im + w_im) x_re + (u_re - w_re) x_im
+ *
+ * since W multiplies conj(x), and the grid is so coarse that each of the four sums over all stages is an int8 number:
+ * kernels may add up a weight first and multiply once. Whether they do or multiply plane by plane, sums are the same.
+ * Products are accumulated in int32 by the CPU's dot-product instructions: these kernels multiply.
  */
 #ifndef F2I_DOT_OPERANDS_H
 #define F2I_DOT_OPERANDS_H
@@ -20,8 +26,8 @@ typedef struct f2i_dot_activations {
   int8_t re[F2I_BLOCK_CELLS / 2][2][4]; /* [group][parity][byte column] */
   int8_t im[F2I_BLOCK_CELLS / 2][2][4];
   int8_t minus_im[F2I_BLOCK_CELLS / 2][2][4];
-  int32_t sum_re; /* of all re */
-  int32_t unused[7];
+  int32_t sum_re, sum_im; /* of all re, of all im */
+  int32_t unused[6];
 } f2i_dot_activations; /* 128 bytes */
 
 /* Weight values in grid steps, by the two codes of a nibble pair (first code in the low two bits): real and imaginary
@@ -30,26 +36,22 @@ typedef struct f2i_dot_plane {
   int8_t value[4][16]; /* same matrix: re, im, -, -; else: re of U, im of U, re of W, im of W */
   int32_t both;        /* 1: the byte holds U and W of one stage; 0: two stages of `matrix` */
   int32_t matrix;
-  int32_t unused[14];
+  float grid; /* length of a grid step, the same in all planes */
+  int32_t unused[13];
 } f2i_dot_plane; /* 128 bytes */
 
-/* Length of a grid step: the largest sum of the scales of U or W and an axis over the stages is 127 steps, or 126 where
- * it is rounded in two byte planes, so that the sum of what they are rounded to is at most 127. 0 if all scales are. */
-static inline float f2i_dot_grid(const float *scales, int stages) {
-  float largest = 0.0f;
-  for (int i = 0; i < 4; ++i) {
-    float sum = 0.0f;
-    for (int t = 0; t < stages; ++t) sum += fabsf(scales[4 * t + i]);
-    largest = fmaxf(largest, sum);
-  }
-  return largest / (stages > 2 ? 126.0f : 127.0f);
-}
+/* dot_grid.c: into how many grid steps the largest sum of scales U and W on an axis is best divided, so that every
+ * weight is an int8 number and the weights of the layer are met well (each is one of a few numbers: some grids happen
+ * to meet them better than finer ones), and the length of one of so many. scales: [stages][2][2] */
+int f2i_dot_steps(const float *scales, int stages);
+float f2i_dot_grid(const float *scales, int stages, int steps);
 
 /* Fills [stages] f2i_dot_plane; dot_scalar.c. */
 f2i_prepare_fn f2i_prepare_dot;
 
-/* Rounds the activations of a block; returns the value of one unit of a sum, NaN if an activation is not finite. */
-static inline float f2i_build_dot(const float *re, const float *im, const float *scales, int stages, void *operands) {
+/* Rounds the activations of a block; returns the value of one unit of a sum in grid steps, NaN if an activation is not
+ * finite. */
+static inline float f2i_build_dot(const float *re, const float *im, const float *scales, void *operands) {
   f2i_dot_activations *out = operands;
   float largest = 0.0f;
   int finite = 1;
@@ -69,8 +71,12 @@ static inline float f2i_build_dot(const float *re, const float *im, const float 
     out->im[group][parity][place] = (int8_t)rintf(im[j] * inverse);
     out->minus_im[group][parity][place] = (int8_t)-out->im[group][parity][place];
     out->sum_re += out->re[group][parity][place];
+    out->sum_im += out->im[group][parity][place];
   }
-  return scales == NULL ? 1.0f : largest / 127.0f * f2i_dot_grid(scales, stages);
+  return scales == NULL ? 1.0f : largest / 127.0f;
 }
+
+/* What sums of a row of x are multiplied by. */
+static inline float f2i_dot_unit(const f2i_dot_plane *planes, float unit) { return unit * planes->grid; }
 
 #endif

@@ -50,20 +50,22 @@ F2I_KERNEL(FAMILY("exact") ISA("scalar") OPERAND_BYTES(4 * F2I_PLANE_ENTRIES)
 /* tiles for many rows of x, else the next one */
 F2I_KERNEL(FAMILY("dot") ISA("amx") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI | F2I_CPU_AMX) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
-           PANEL(f2i_panel_dot__amx) AUTO_ROWS(8))
+           PANEL(f2i_panel_dot__amx) AUTO_ROWS(4))
 #endif
 #if defined(F2I_HAVE_DOT_AVX512)
 F2I_KERNEL(FAMILY("dot") ISA("avx512") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
-           PANEL(f2i_panel_dot__avx512) AUTO_ROWS(8))
+           PANEL(f2i_panel_dot__avx512) AUTO_ROWS(4))
 #endif
 #if defined(F2I_HAVE_DOT_AVXVNNI)
 F2I_KERNEL(FAMILY("dot") ISA("avx_vnni") NEEDS(F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx_vnni) BLOCK(f2i_block_dot__avx_vnni))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx_vnni) BLOCK(f2i_block_dot__avx_vnni)
+           ORDER(f2i_order_dot__avx_vnni) PANEL(f2i_panel_dot__avx_vnni) AUTO_ROWS(16))
 #endif
 #if defined(F2I_HAVE_DOT_AVX2)
 F2I_KERNEL(FAMILY("dot") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2)
+           ORDER(f2i_order_dot__avx2) PANEL(f2i_panel_dot__avx2))
 #endif
 #if defined(F2I_HAVE_DOT_NEON86)
 F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_MATRIX_BYTES)

@@ -67,8 +67,9 @@ typedef struct f2i_block {
 
 typedef void f2i_block_fn(const f2i_block *block);
 
-/* Fills F2I_SHARED_BYTES bytes that all blocks of a call read, from the scales; NULL if a kernel needs none. */
-typedef void f2i_prepare_fn(const float *scales, int stages, int whole, void *shared);
+/* Fills F2I_SHARED_BYTES bytes that all blocks of a call read, from the scales and f2i_plan's dot_steps; NULL if a
+ * kernel needs none. */
+typedef void f2i_prepare_fn(const float *scales, int stages, int whole, int steps, void *shared);
 
 /* Many rows of x together, driven by panel.c: vectors can hold one value of each row, or weights are unpacked once for
  * all of them. The sums are those of `block` to the bit; where they are kept is the kernel's own business. */

@@ -4,7 +4,7 @@
 
 #include "base/cpu.h"
 #include "base/message.h"
-#include "kernels/kernels.h"
+#include "kernels/dot_operands.h"
 
 /* what rows name, declared */
 #define F2I_KERNEL(fields) fields
@@ -188,6 +188,7 @@ f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char 
     return status;
   }
   plan->weights = *weights;
+  plan->dot_steps = f2i_dot_steps(weights->scales, (int)weights->stages);
   return F2I_OK;
 }
 

@@ -199,7 +199,8 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   if (c.w->activation_bits != 0) f2i_rounding_init(&c, &rounding);
   split_scales(&c);
   for (size_t part = 0; part < c.parts && c.kernel->prepare != NULL; ++part) {
-    c.kernel->prepare(c.part_scales[part], (int)c.w->stages, c.rounding != NULL, shared + part * F2I_SHARED_BYTES);
+    c.kernel->prepare(c.part_scales[part], (int)c.w->stages, c.rounding != NULL, plan->dot_steps,
+                      shared + part * F2I_SHARED_BYTES);
   }
   c.shared = shared;
   c.bias = bias;

@@ -14,7 +14,8 @@ f2i_build_fn f2i_build_dot__neon82;
 f2i_block_fn f2i_block_dot__neon82;
 
 float f2i_build_dot__neon82(const float *re, const float *im, const float *scales, int stages, void *operands) {
-  return f2i_build_dot(re, im, scales, stages, operands);
+  (void)stages;
+  return f2i_build_dot(re, im, scales, operands);
 }
 
 /* Low plane's code in bits 0-1, high plane's in bits 2-3, of the even or odd columns. */
@@ -84,7 +85,7 @@ static INLINE void eight_rows(const f2i_block *b, size_t tile, size_t quarter, s
     }
   }
   for (int r = 0; r < count; ++r) {
-    const float32x4_t unit = vdupq_n_f32(b->units[(row + (size_t)r) * b->unit_stride]);
+    const float32x4_t unit = vdupq_n_f32(f2i_dot_unit(planes, b->units[(row + (size_t)r) * b->unit_stride]));
     float *out = b->acc + (row + (size_t)r) * b->acc_stride + tile * F2I_ACC_PER_TILE + 8 * quarter;
     for (int v = 0; v < 2; ++v) {
       add_to(out + 4 * v, unit, acc[r].re[v]);

@@ -21,8 +21,9 @@ typedef struct group_operands {
 _Static_assert(GROUPS * sizeof(group_operands) == F2I_DOT_MATRIX_BYTES, "operands of a block");
 
 float f2i_build_dot__neon86(const float *re, const float *im, const float *scales, int stages, void *operands) {
+  (void)stages;
   f2i_dot_activations x;
-  const float unit = f2i_build_dot(re, im, scales, stages, &x);
+  const float unit = f2i_build_dot(re, im, scales, &x);
   group_operands *out = operands;
   for (int g = 0; g < GROUPS; ++g) {
     for (int matrix = 0; matrix < 2; ++matrix) {
@@ -96,7 +97,7 @@ static INLINE void eight_rows(const f2i_block *b, size_t tile, size_t quarter, s
     }
   }
   for (int r = 0; r < count; ++r) {
-    const float32x4_t unit = vdupq_n_f32(b->units[(row + (size_t)r) * b->unit_stride]);
+    const float32x4_t unit = vdupq_n_f32(f2i_dot_unit(planes, b->units[(row + (size_t)r) * b->unit_stride]));
     float *out = b->acc + (row + (size_t)r) * b->acc_stride + tile * F2I_ACC_PER_TILE + 8 * quarter;
     for (int v = 0; v < 2; ++v) {
       const int32x4_t first = acc[r].rows[2 * v], second = acc[r].rows[2 * v + 1];

@@ -4,9 +4,9 @@
 f2i_build_fn f2i_build_dot__scalar;
 f2i_block_fn f2i_block_dot__scalar;
 
-void f2i_prepare_dot(const float *scales, int stages, int whole, void *shared) {
+void f2i_prepare_dot(const float *scales, int stages, int whole, int count, void *shared) {
   f2i_dot_plane *planes = shared;
-  const float grid = whole ? 1.0f : f2i_dot_grid(scales, stages);
+  const float grid = whole ? 1.0f : f2i_dot_grid(scales, stages, count);
   const float steps = grid > 0.0f ? 1.0f / grid : 0.0f;
   /* by stored code (Gray): 1, i, -i, -1 */
   static const float unit_re[4] = {1, 0, 0, -1}, unit_im[4] = {0, 1, -1, 0};
@@ -16,6 +16,7 @@ void f2i_prepare_dot(const float *scales, int stages, int whole, void *shared) {
     const float *a = scales + (low[0] * 2 + low[1]) * 2, *b = scales + (high[0] * 2 + high[1]) * 2;
     planes[p].both = low[1] != high[1];
     planes[p].matrix = low[1];
+    planes[p].grid = grid;
     for (int i = 0; i < 16; ++i) {
       const float values[4] = {a[0] * unit_re[i & 3], a[1] * unit_im[i & 3], b[0] * unit_re[i >> 2],
                                b[1] * unit_im[i >> 2]};
@@ -28,7 +29,8 @@ void f2i_prepare_dot(const float *scales, int stages, int whole, void *shared) {
 }
 
 float f2i_build_dot__scalar(const float *re, const float *im, const float *scales, int stages, void *operands) {
-  return f2i_build_dot(re, im, scales, stages, operands);
+  (void)stages;
+  return f2i_build_dot(re, im, scales, operands);
 }
 
 /* Adds the product of one column: w = (w_re, w_im) of U or W with the activation of that column. */
@@ -53,7 +55,7 @@ void f2i_block_dot__scalar(const f2i_block *b) {
   const f2i_dot_plane *planes = b->shared;
   for (size_t row = 0; row < b->rows; ++row) {
     const f2i_dot_activations *x = (const void *)(b->operands + row * b->operand_stride);
-    const float unit = b->units[row * b->unit_stride];
+    const float unit = f2i_dot_unit(planes, b->units[row * b->unit_stride]);
     const uint8_t *packed = b->packed;
     float *acc = b->acc + row * b->acc_stride;
     for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {

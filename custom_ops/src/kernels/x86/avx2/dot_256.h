@@ -1,25 +1,57 @@
 /* dot_256.h - "dot" with 32-byte vectors, for AVX2 and for AVX-VNNI. The including file defines first
  *
  *   DOT(name)                           name with the suffix of the ISA
- *   typedef weights                     eight rows x four bytes as dot_add wants them
- *   weights as_weights(__m256i)         from signed bytes
- *   __m256i dot_add(sum, weights, x)    sum += the four products of each 32-bit lane with the signed bytes of x
+ *   typedef dot_weights                 eight rows x four bytes as dot_add wants them
+ *   dot_weights as_weights(__m256i)     from signed bytes
+ *   __m256i dot_add(sum, w, x)          sum += the four products of each 32-bit lane with the signed bytes of x
  *   WEIGHT_BIAS                         what as_weights adds to every weight
+ *   AT_ONCE                             rows of x whose sums stay in registers beside a step's weights
  *
  * Byte columns are transposed in groups of four, so that a 32-bit lane is a row: vector v of 0..3 holds rows 4 v ... 4
  * v + 3 in its lower half and 16 rows further in its upper half.
  */
 #include <immintrin.h>
 
-#include "kernels/dot_operands.h"
+#include "kernels/dot_panel_operands.h"
 
 f2i_build_fn DOT(f2i_build_dot);
 f2i_block_fn DOT(f2i_block_dot);
+extern const f2i_panel_kernel DOT(f2i_panel_dot);
+extern const uint8_t DOT(f2i_order_dot)[F2I_ACC_PER_TILE];
 
-enum { VECTORS = 4, GROUPS = F2I_BLOCK_CELLS / 2 };
+enum { VECTORS = 4, GROUPS = F2I_BLOCK_CELLS / 2, LANES = F2I_TILE_ROWS / VECTORS };
+
+/* Sums of a tile: [vector][row of x][real, imaginary][lane] */
+typedef struct panel_state {
+  float sum[VECTORS][PANEL_ROWS][2][LANES];
+} panel_state;
+
+/* Unpacked weights of a tile: [vector][real, imaginary output][step][lane][column] */
+typedef struct panel_weights {
+  int8_t w[VECTORS][2][STEPS][LANES][4];
+} panel_weights;
+
+/* Operands of one row of x. */
+typedef struct row_operands {
+  int8_t x[STEPS][4];
+  int32_t bias;
+} row_operands;
+
+_Static_assert(sizeof(row_operands) <= F2I_DOT_BYTES, "operands of a row");
 
 float DOT(f2i_build_dot)(const float *re, const float *im, const float *scales, int stages, void *operands) {
-  return f2i_build_dot(re, im, scales, stages, operands);
+  row_operands *out = operands;
+  (void)stages;
+  return f2i_build_dot_row(re, im, scales, WEIGHT_BIAS, out->x, &out->bias);
+}
+
+static void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
+                        float *units) {
+  panel_operands *out = operands;
+  (void)stages;
+  for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
+    units[row] = f2i_build_dot_row(re, im, scales, WEIGHT_BIAS, out->x[row], &out->bias[row]);
+  }
 }
 
 /* 16 rows of the upper half and 16 of the lower half of one byte column. */
@@ -40,8 +72,9 @@ static inline void transpose(const uint8_t *cells, __m256i rows[VECTORS]) {
   rows[3] = _mm256_unpackhi_epi16(ab_high, cd_high);
 }
 
-static inline __m256i table(const int8_t *values) {
-  return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)values));
+static inline __m256i look_up(const int8_t *values, __m256i index) {
+  const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)values);
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index);
 }
 
 static inline __m256i four(const int8_t *bytes) {
@@ -58,58 +91,163 @@ static inline __m256i index_of(__m256i bytes, int parity) {
                 : _mm256_or_si256(_mm256_and_si256(bytes, low2), _mm256_and_si256(by2, next2));
 }
 
-/* One group of byte columns of one byte plane and matrix, for one row of x. re_values, im_values: 16-entry tables. */
-static inline void add_group(const __m256i rows[VECTORS], const int8_t *re_values, const int8_t *im_values, int matrix,
-                             const f2i_dot_activations *x, int group, __m256i re[VECTORS], __m256i im[VECTORS]) {
-  const __m256i re_table = table(re_values), im_table = table(im_values);
-  for (int parity = 0; parity < 2; ++parity) {
-    const int8_t *x_im = x->im[group][parity], *minus = x->minus_im[group][parity];
-    const __m256i a = four(x->re[group][parity]), c = four(matrix ? minus : x_im), d = four(matrix ? x_im : minus);
+/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
+static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
+
+/* Unpacks one group and parity of columns of a vector: [real, imaginary output][x_re, x_im]. rows: of all byte planes
+ */
+static inline void unpack(const __m256i *rows, const f2i_dot_plane *planes, int parity, const int stages,
+                          __m256i out[2][2]) {
+  __m256i u[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, w[2] = {u[0], u[0]};
+  for (int p = 0; p < stages; ++p) {
+    const int low = byte_planes[stages - 1][p][0][1], high = byte_planes[stages - 1][p][1][1]; /* matrices */
+    const __m256i index = index_of(rows[p], parity);
+    for (int part = 0; part < 2; ++part) {
+      if (low == 0) u[part] = _mm256_add_epi8(u[part], look_up(planes[p].value[part], index));
+      if (high == 1) w[part] = _mm256_add_epi8(w[part], look_up(planes[p].value[(low == 1 ? 0 : 2) + part], index));
+    }
+  }
+  out[0][0] = _mm256_add_epi8(u[0], w[0]);
+  out[0][1] = _mm256_sub_epi8(w[1], u[1]);
+  out[1][0] = _mm256_add_epi8(u[1], w[1]);
+  out[1][1] = _mm256_sub_epi8(u[0], w[0]);
+}
+
+static inline void prefetch_cells(const uint8_t *ahead) {
+  _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+  _mm_prefetch((const char *)ahead + F2I_CELL_BYTES, _MM_HINT_T1);
+}
+
+/* stages is a constant where this is called: all values stay in registers */
+static inline __attribute__((always_inline)) void unpack_stages(const uint8_t *packed, const uint8_t *ahead,
+                                                                const f2i_dot_plane *planes, const int stages,
+                                                                panel_weights *out) {
+  for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES) {
+    __m256i rows[F2I_MAX_STAGES][VECTORS];
+    for (int p = 0; p < stages; ++p) {
+      prefetch_cells(ahead + p * F2I_PLANE_BYTES);
+      transpose(packed + p * F2I_PLANE_BYTES, rows[p]);
+    }
     for (int v = 0; v < VECTORS; ++v) {
-      const __m256i index = index_of(rows[v], parity);
-      const weights w_re = as_weights(_mm256_shuffle_epi8(re_table, index));
-      const weights w_im = as_weights(_mm256_shuffle_epi8(im_table, index));
-      re[v] = dot_add(dot_add(re[v], w_re, a), w_im, d);
-      im[v] = dot_add(dot_add(im[v], w_re, c), w_im, a);
+      __m256i of_vector[F2I_MAX_STAGES];
+      for (int p = 0; p < stages; ++p) of_vector[p] = rows[p][v];
+      for (int parity = 0; parity < 2; ++parity) {
+        __m256i w[2][2];
+        unpack(of_vector, planes, parity, stages, w);
+        for (int i = 0; i < 4; ++i) {
+          _mm256_store_si256((__m256i *)(void *)out->w[v][i / 2][group * 4 + parity * 2 + i % 2], w[i / 2][i % 2]);
+        }
+      }
     }
   }
 }
 
-static inline void add_to(float *acc, __m128 unit, __m128i sum) {
-  _mm_storeu_ps(acc, _mm_add_ps(_mm_loadu_ps(acc), _mm_mul_ps(unit, _mm_cvtepi32_ps(sum))));
+static void unpack_tile(const uint8_t *packed, const uint8_t *ahead, const f2i_dot_plane *planes, int stages,
+                        panel_weights *out) {
+  if (stages == 1) unpack_stages(packed, ahead, planes, 1, out);
+  if (stages == 2) unpack_stages(packed, ahead, planes, 2, out);
+  if (stages == 3) unpack_stages(packed, ahead, planes, 3, out);
+  if (stages == 4) unpack_stages(packed, ahead, planes, 4, out);
 }
 
-static void tile_of_row(const f2i_block *b, size_t tile, size_t row) {
-  const f2i_dot_plane *planes = b->shared;
-  const f2i_dot_activations *x = (const void *)(b->operands + row * b->operand_stride);
-  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
-  const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
-  int matrices = 0; /* each plane that is added carries the bias of the weights */
-  for (int p = 0; p < b->stages; ++p) matrices += planes[p].both ? 2 : 1;
-  __m256i re[VECTORS], im[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) re[v] = im[v] = _mm256_set1_epi32(-WEIGHT_BIAS * matrices * x->sum_re);
-  for (int p = 0; p < b->stages; ++p) {
-    for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES) {
-      __m256i rows[VECTORS];
-      transpose(packed, rows);
-      _mm_prefetch((const char *)ahead, _MM_HINT_T1);
-      _mm_prefetch((const char *)ahead + F2I_CELL_BYTES, _MM_HINT_T1);
-      add_group(rows, planes[p].value[0], planes[p].value[1], planes[p].both ? 0 : planes[p].matrix, x, group, re, im);
-      if (planes[p].both) add_group(rows, planes[p].value[2], planes[p].value[3], 1, x, group, re, im);
+/* Sums of `count` rows of x and a vector of a tile; a constant where this is called: sums stay in registers.
+ * rows: [count], [STEPS][4] each; bias: [count] */
+static inline __attribute__((always_inline)) void multiply(const panel_weights *weights, int v,
+                                                           const int8_t (*rows)[STEPS][4], const int32_t *bias,
+                                                           const int count, __m256i sums[][2]) {
+  for (int r = 0; r < count; ++r) sums[r][0] = sums[r][1] = _mm256_set1_epi32(bias[r]);
+  for (int step = 0; step < STEPS; ++step) {
+    const dot_weights re = as_weights(_mm256_load_si256((const __m256i *)(const void *)weights->w[v][0][step]));
+    const dot_weights im = as_weights(_mm256_load_si256((const __m256i *)(const void *)weights->w[v][1][step]));
+    for (int r = 0; r < count; ++r) {
+      const __m256i x = four(rows[r][step]);
+      sums[r][0] = dot_add(sums[r][0], re, x);
+      sums[r][1] = dot_add(sums[r][1], im, x);
     }
   }
-  const __m128 unit = _mm_set1_ps(b->units[row * b->unit_stride]);
-  float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
+}
+
+static inline void add_to(float *out, float unit, __m256i sum) {
+  const __m256 product = _mm256_mul_ps(_mm256_set1_ps(unit), _mm256_cvtepi32_ps(sum));
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), product));
+}
+
+/* The rows of x from `row` on, `count` of them; a constant where this is called. */
+static inline __attribute__((always_inline)) void add_rows(const f2i_panel *p, const panel_weights *weights, size_t row,
+                                                           const int count, panel_state *state) {
+  const panel_operands *x = p->operands;
   for (int v = 0; v < VECTORS; ++v) {
-    add_to(acc + 4 * v, unit, _mm256_castsi256_si128(re[v]));
-    add_to(acc + 16 + 4 * v, unit, _mm256_extracti128_si256(re[v], 1));
-    add_to(acc + F2I_TILE_ROWS + 4 * v, unit, _mm256_castsi256_si128(im[v]));
-    add_to(acc + F2I_TILE_ROWS + 16 + 4 * v, unit, _mm256_extracti128_si256(im[v], 1));
+    __m256i sums[AT_ONCE][2];
+    multiply(weights, v, x->x + row, x->bias + row, count, sums);
+    for (int r = 0; r < count; ++r) {
+      const float unit = f2i_dot_unit(p->shared, p->units[row + (size_t)r]);
+      for (int part = 0; part < 2; ++part) add_to(state->sum[v][row + (size_t)r][part], unit, sums[r][part]);
+    }
   }
 }
 
+static void panel_block(const f2i_panel *p) {
+  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
+  panel_state *state = p->state;
+  _Alignas(32) panel_weights weights;
+  for (size_t tile = 0; tile < p->tiles; ++tile) {
+    unpack_tile(p->packed + tile * tile_bytes, p->ahead + tile * tile_bytes, p->shared, p->stages, &weights);
+    size_t row = 0;
+    for (; row + AT_ONCE <= p->rows; row += AT_ONCE) add_rows(p, &weights, row, AT_ONCE, &state[tile]);
+    for (; row < p->rows; ++row) add_rows(p, &weights, row, 1, &state[tile]);
+  }
+}
+
+/* The rows of a tile that lane i of vector v is for. */
+static inline size_t row_of(size_t v, size_t i) { return 4 * v + i % 4 + i / 4 * F2I_HALF_ROWS; }
+
+static void read_panel(const void *state, float *out) {
+  const panel_state *s = state;
+  for (size_t row = 0; row < PANEL_ROWS; ++row, out += F2I_ACC_PER_TILE) {
+    for (size_t v = 0; v < VECTORS; ++v) {
+      for (size_t i = 0; i < 2 * LANES; ++i) {
+        out[i / LANES * F2I_TILE_ROWS + row_of(v, i % LANES)] = s->sum[v][row][i / LANES][i % LANES];
+      }
+    }
+  }
+}
+
+/* Four tiles at a time go through all blocks: their sums stay in the second-level cache, the operands in the first. */
+const f2i_panel_kernel DOT(f2i_panel_dot) = {.rows = PANEL_ROWS,
+                                             .least = 2,
+                                             .strip_most = 4,
+                                             .strip_least = 1,
+                                             .operand_bytes = 0,
+                                             .extra_bytes = sizeof(panel_operands),
+                                             .state_bytes = sizeof(panel_state),
+                                             .build = build_panel,
+                                             .block = panel_block,
+                                             .read = read_panel};
+
+/* Where the driver finds the outputs among the accumulators of a tile, [vector][re, im][lane]. */
+#define PLACES_4(part, row)                                                               \
+  (part) + (row) % 16 * 4 + (row) / 16 * 4, (part) + (row) % 16 * 4 + (row) / 16 * 4 + 1, \
+      (part) + (row) % 16 * 4 + (row) / 16 * 4 + 2, (part) + (row) % 16 * 4 + (row) / 16 * 4 + 3
+#define PLACES_16(part, row) \
+  PLACES_4(part, row), PLACES_4(part, (row) + 4), PLACES_4(part, (row) + 8), PLACES_4(part, (row) + 12)
+const uint8_t DOT(f2i_order_dot)[F2I_ACC_PER_TILE] = {PLACES_16(0, 0), PLACES_16(0, 16), PLACES_16(8, 0),
+                                                      PLACES_16(8, 16)};
+
+/* Weights are unpacked for each row of x: where this is called there is only one. */
 void DOT(f2i_block_dot)(const f2i_block *b) {
-  for (size_t tile = 0; tile < b->tiles; ++tile) {
-    for (size_t row = 0; row < b->rows; ++row) tile_of_row(b, tile, row);
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  _Alignas(32) panel_weights weights;
+  for (size_t row = 0; row < b->rows; ++row) {
+    const row_operands *x = (const void *)(b->operands + row * b->operand_stride);
+    const float unit = f2i_dot_unit(b->shared, b->units[row * b->unit_stride]);
+    float *acc = b->acc + row * b->acc_stride;
+    for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {
+      unpack_tile(b->packed + tile * tile_bytes, b->ahead + tile * tile_bytes, b->shared, b->stages, &weights);
+      for (int v = 0; v < VECTORS; ++v) {
+        __m256i sums[1][2];
+        multiply(&weights, v, &x->x, &x->bias, 1, sums);
+        for (int part = 0; part < 2; ++part) add_to(acc + (v * 2 + part) * LANES, unit, sums[0][part]);
+      }
+    }
   }
 }

@@ -4,11 +4,12 @@
 
 #define DOT(name) name##__avx_vnni
 
-typedef __m256i weights;
-enum { WEIGHT_BIAS = 128 };
+enum { WEIGHT_BIAS = 128, AT_ONCE = 6 };
 
-static inline weights as_weights(__m256i values) { return _mm256_xor_si256(values, _mm256_set1_epi8((char)0x80)); }
+typedef __m256i dot_weights;
 
-static inline __m256i dot_add(__m256i sum, weights w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+static inline dot_weights as_weights(__m256i values) { return _mm256_xor_si256(values, _mm256_set1_epi8((char)0x80)); }
+
+static inline __m256i dot_add(__m256i sum, dot_weights w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
 
 #include "kernels/x86/avx2/dot_256.h"

@@ -2,8 +2,8 @@
 /* only on: Linux */
 /* dot_amx.c - "dot" with AMX tiles for many rows of x.
  *
- * One tile instruction is a whole K-block of U or W and one part of the output: 64 bytes of 16 rows of x times the 16
- * steps of 16 rows of the matrix.
+ * One tile instruction is a whole K-block of one part of the output: 64 bytes of 16 rows of x times the 16 steps of 16
+ * rows of the matrix.
  */
 #include "kernels/x86/avx512/dot_panel.h"
 
@@ -39,31 +39,29 @@ static inline void add_sums(const int32_t *sums, const float *units, float *out)
   }
 }
 
-static inline __attribute__((always_inline)) void tiles_of_panel(const f2i_panel *p, const int stages) {
-  const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
+static void tiles_of_panel(const f2i_panel *p) {
+  const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
   const panel_operands *x = p->operands;
   panel_state *state = p->state;
   _Alignas(64) panel_weights weights;
   _Alignas(64) int32_t sums[2][X_ROWS][F2I_HALF_ROWS];
+  float units[PANEL_ROWS];
+  for (size_t row = 0; row < PANEL_ROWS; ++row) units[row] = f2i_dot_unit(p->shared, p->units[row]);
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
-    unpack_tile(p->packed + tile * tile_bytes, p->shared, stages, 0, &weights);
+    unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, 0, &weights);
     for (int half = 0; half < HALVES; ++half) {
-      _tile_loadd(0, weights.w[half][0][0], 64);
-      _tile_loadd(1, weights.w[half][0][1], 64);
-      _tile_loadd(2, weights.w[half][1][0], 64);
-      _tile_loadd(3, weights.w[half][1][1], 64);
+      _tile_loadd(0, weights.w[half][0], 64);
+      _tile_loadd(1, weights.w[half][1], 64);
       for (size_t row = 0; row < p->rows; row += X_ROWS) {
-        _tile_loadd(4, x->x[row], 64);
-        _tile_zero(5);
-        _tile_zero(6);
-        _tile_dpbssd(5, 4, 0);
-        _tile_dpbssd(6, 4, 2);
-        _tile_dpbssd(5, 4, 1);
-        _tile_dpbssd(6, 4, 3);
-        _tile_stored(5, sums[0], 64);
-        _tile_stored(6, sums[1], 64);
-        add_sums(sums[0][0], p->units + row, state[tile].sum[half][row][0]);
+        _tile_loadd(2, x->x[row], 64);
+        _tile_zero(3);
+        _tile_zero(4);
+        _tile_dpbssd(3, 2, 0);
+        _tile_dpbssd(4, 2, 1);
+        _tile_stored(3, sums[0], 64);
+        _tile_stored(4, sums[1], 64);
+        add_sums(sums[0][0], units + row, state[tile].sum[half][row][0]);
       }
     }
   }
@@ -75,10 +73,7 @@ static void f2i_block_dot__amx_panel(const f2i_panel *p) {
     return;
   }
   configure();
-  if (p->stages == 1) tiles_of_panel(p, 1);
-  if (p->stages == 2) tiles_of_panel(p, 2);
-  if (p->stages == 3) tiles_of_panel(p, 3);
-  if (p->stages == 4) tiles_of_panel(p, 4);
+  tiles_of_panel(p);
   _tile_release();
 }
 

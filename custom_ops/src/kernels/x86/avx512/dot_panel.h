@@ -1,33 +1,20 @@
 /* dot_panel.h - "dot" for many rows of x: what VNNI and AMX share. Include where -mavx512bw is on.
  *
- * A column of U is the real 2x2 block y_re += u_re x_re - u_im x_im, y_im += u_im x_re + u_re x_im; one of W, which
- * meets the conjugate of x, y_re += w_re x_re + w_im x_im, y_im += w_im x_re - w_re x_im. The weights of a tile and
- * K-block are unpacked to such blocks once for all rows of x. A step is the four columns of one byte column group and
- * parity, and one of x_re, x_im: four bytes for each row of the tile, and four of each row of x.
+ * The weights of a tile and K-block are unpacked to the real 2x2 blocks of dot_operands.h once for all rows of x.
  */
 #ifndef F2I_DOT_PANEL_H
 #define F2I_DOT_PANEL_H
 
+#include "kernels/dot_panel_operands.h"
 #include "kernels/x86/avx512/dot_unpack.h"
 
 extern const f2i_panel_kernel f2i_panel_dot__avx512; /* for few rows of x better than AMX, too */
 
-enum {
-  PANEL_ROWS = 64, /* of x */
-  STEPS = 2 * F2I_BLOCK_COLS / 4,
-  HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
-};
+enum { HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS };
 
-/* Operands of a K-block. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights: bias is what that
- * adds to each sum of a row of x, with the sign changed. */
-typedef struct panel_operands {
-  int8_t x[PANEL_ROWS][STEPS][4];
-  int32_t bias[PANEL_ROWS];
-} panel_operands;
-
-/* Unpacked weights: [half of the rows][real, imaginary output][U, W][step][row][column] */
+/* Unpacked weights: [half of the rows][real, imaginary output][step][row][column] */
 typedef struct panel_weights {
-  int8_t w[HALVES][2][2][STEPS][F2I_HALF_ROWS][4];
+  int8_t w[HALVES][2][STEPS][F2I_HALF_ROWS][4];
 } panel_weights;
 
 /* Sums of a tile: [half][row of x][real, imaginary][row of the half] */
@@ -41,11 +28,11 @@ static inline __m128i by_step(__m512 values, __m512 inverse) {
   return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))), order);
 }
 
-/* What f2i_build_dot does, for all rows. */
+/* What f2i_build_dot does, for all rows. VNNI multiplies unsigned by signed bytes, so 128 is added to its weights. */
 static inline void build_panel(const float *re, const float *im, const float *scales, int stages, void *operands,
                                float *units) {
   panel_operands *out = operands;
-  const float grid = scales == NULL ? 1.0f : f2i_dot_grid(scales, stages);
+  (void)stages;
   const __m512 most = _mm512_set1_ps(FLT_MAX);
   for (size_t row = 0; row < PANEL_ROWS; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
     const __m512 r[2] = {_mm512_loadu_ps(re), _mm512_loadu_ps(re + 16)};
@@ -60,7 +47,7 @@ static inline void build_panel(const float *re, const float *im, const float *sc
     }
     const float largest = finite == 0xFFFF ? _mm512_reduce_max_ps(_mm512_max_ps(size_r, size_i)) : 0.0f;
     const int usable = largest >= F2I_NEGLIGIBLE;
-    units[row] = finite != 0xFFFF ? NAN : !usable ? 0.0f : scales == NULL ? 1.0f : largest / 127.0f * grid;
+    units[row] = finite != 0xFFFF ? NAN : !usable ? 0.0f : scales == NULL ? 1.0f : largest / 127.0f;
     __m512i bytes = _mm512_setzero_si512();
     if (usable) {
       const __m512 inverse = _mm512_set1_ps(scales == NULL ? 1.0f : 127.0f / largest);
@@ -73,62 +60,33 @@ static inline void build_panel(const float *re, const float *im, const float *sc
     _mm512_storeu_si512(out->x[row], bytes);
     const __m512i plus128 = _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80));
     const int sum = (int)_mm512_reduce_add_epi64(_mm512_sad_epu8(plus128, _mm512_setzero_si512()));
-    out->bias[row] = -128 * 2 * (sum - 128 * 2 * F2I_BLOCK_COLS);
+    out->bias[row] = -128 * (sum - 128 * 2 * F2I_BLOCK_COLS);
   }
 }
 
-static inline __m512i look_up(const int8_t *values, __m512i index) {
-  const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)values);
-  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
-}
-
-/* Four columns of one matrix. values: [re, im]. With 128 added, too: 0 - (v + 128) = -v + 128 in a byte. */
-static inline void store_blocks(const __m512i values[2], int matrix, int step,
-                                int8_t out[2][2][STEPS][F2I_HALF_ROWS][4]) {
-  const __m512i re = values[0], im = values[1], zero = _mm512_setzero_si512();
-  _mm512_store_si512(out[0][matrix][step], re);
-  _mm512_store_si512(out[0][matrix][step + 1], matrix ? im : _mm512_sub_epi8(zero, im));
-  _mm512_store_si512(out[1][matrix][step], im);
-  _mm512_store_si512(out[1][matrix][step + 1], matrix ? _mm512_sub_epi8(zero, re) : re);
-}
-
-/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
-static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
-
-/* Adds what a byte plane says about a matrix. values: [parity][re, im]; tables: [re, im][16] */
-static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], const __m512i index[2]) {
-  for (int part = 0; part < 2; ++part) {
-    values[0][part] = _mm512_add_epi8(values[0][part], look_up(tables[part], index[0]));
-    values[1][part] = _mm512_add_epi8(values[1][part], look_up(tables[part], index[1]));
-  }
-}
-
-/* Unpacks the K-block of one tile and adds `plus` to every weight. packed: [byte plane][F2I_PLANE_BYTES]. stages and
- * plus are constants where this is called: all values stay in registers. */
-static inline __attribute__((always_inline)) void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes,
-                                                              const int stages, const int plus, panel_weights *out) {
-  const __m512i start = _mm512_set1_epi8((char)plus);
+/* Unpacks the K-block of one tile and adds `plus` to every weight. packed: [byte plane][F2I_PLANE_BYTES] */
+static inline __attribute__((always_inline)) void unpack_stages(const uint8_t *packed, const f2i_dot_plane *planes,
+                                                                const int stages, const int plus, panel_weights *out) {
   for (int half = 0; half < HALVES; ++half) {
     for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
-      const uint8_t *cells = packed + group * 2 * F2I_CELL_BYTES;
-      __m512i u[2][2] = {{start, start}, {start, start}}, w[2][2] = {{start, start}, {start, start}};
-      __m512i index[2];
-      for (int p = 0; p < stages; ++p) {
-        const int low = byte_planes[stages - 1][p][0][1], high = byte_planes[stages - 1][p][1][1]; /* matrices */
-        indices(transpose(cells + p * F2I_PLANE_BYTES, half), index);
-        if (low == 0) add_plane(u, planes[p].value, index);
-        if (high == 1) add_plane(w, planes[p].value + (low == 1 ? 0 : 2), index);
-      }
+      const weights_of_group w = unpack_group(packed + group * 2 * F2I_CELL_BYTES, planes, half, stages, plus);
       for (int parity = 0; parity < 2; ++parity) {
-        store_blocks(u[parity], 0, group * 4 + parity * 2, out->w[half]);
-        store_blocks(w[parity], 1, group * 4 + parity * 2, out->w[half]);
+        const int step = group * 4 + parity * 2; /* of x_re; that of x_im is the next one */
+        _mm512_store_si512(out->w[half][0][step], w.re_re[parity]);
+        _mm512_store_si512(out->w[half][0][step + 1], w.re_im[parity]);
+        _mm512_store_si512(out->w[half][1][step], w.im_re[parity]);
+        _mm512_store_si512(out->w[half][1][step + 1], w.im_im[parity]);
       }
     }
   }
 }
 
-static inline void prefetch_tile(const uint8_t *ahead, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
+static inline void unpack_tile(const uint8_t *packed, const f2i_dot_plane *planes, int stages, const int plus,
+                               panel_weights *out) {
+  if (stages == 1) unpack_stages(packed, planes, 1, plus, out);
+  if (stages == 2) unpack_stages(packed, planes, 2, plus, out);
+  if (stages == 3) unpack_stages(packed, planes, 3, plus, out);
+  if (stages == 4) unpack_stages(packed, planes, 4, plus, out);
 }
 
 static inline void read_panel(const void *state, float *out) {
@@ -144,7 +102,7 @@ static inline void read_panel(const void *state, float *out) {
 /* Four tiles at a time go through all blocks: their sums stay in the second-level cache, the operands in the first. */
 #define F2I_DOT_PANEL(block_fn)           \
   {.rows = PANEL_ROWS,                    \
-   .least = 5,                            \
+   .least = 2,                            \
    .strip_most = 4,                       \
    .strip_least = 1,                      \
    .operand_bytes = 0,                    \

@@ -20,6 +20,12 @@ static inline __m512i transpose(const uint8_t *cells, int half) {
   return _mm512_shuffle_epi8(_mm512_permutex2var_epi32(a, four_rows, b), by_row);
 }
 
+static inline __m512i four(const int8_t *bytes) {
+  int32_t value;
+  memcpy(&value, bytes, sizeof value);
+  return _mm512_set1_epi32(value);
+}
+
 /* Table indices: low plane's code in bits 0-1, high plane's in bits 2-3, of the even and of the odd columns. */
 static inline void indices(__m512i bytes, __m512i index[2]) {
   const __m512i low2 = _mm512_set1_epi8(3), next2 = _mm512_set1_epi8(12);
@@ -27,6 +33,61 @@ static inline void indices(__m512i bytes, __m512i index[2]) {
   /* (a & b) | (c & d) in two steps: the second is one ternary operation */
   index[0] = _mm512_ternarylogic_epi32(_mm512_and_si512(bytes, low2), by2, next2, 0xF8);
   index[1] = _mm512_ternarylogic_epi32(_mm512_and_si512(by2, low2), by4, next2, 0xF8);
+}
+
+static inline __m512i look_up(const int8_t *values, int plus, __m512i index) {
+  const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)values);
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_add_epi8(table, _mm_set1_epi8((char)plus))), index);
+}
+
+/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
+static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
+
+/* Adds what a byte plane says about a matrix, and `plus`. values: [parity][re, im]; tables: [re, im][16] */
+static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], int plus, const __m512i index[2]) {
+  for (int parity = 0; parity < 2; ++parity) {
+    for (int part = 0; part < 2; ++part) {
+      const __m512i value = look_up(tables[part], plus, index[parity]);
+      values[parity][part] = _mm512_add_epi8(values[parity][part], value);
+    }
+  }
+}
+
+/* Weights of four byte columns of half a tile: [16 rows][4], for each parity of the columns, of an output (first name)
+ * by a part of x (second). */
+typedef struct weights_of_group {
+  __m512i re_re[2], re_im[2], im_re[2], im_im[2];
+} weights_of_group;
+
+/* Unpacks two cells and adds `plus` to every weight. cells: of the first byte plane; half: of the rows. stages and plus
+ * are constants where this is called: all values stay in registers. */
+static inline __attribute__((always_inline)) weights_of_group unpack_group(const uint8_t *cells,
+                                                                           const f2i_dot_plane *planes, int half,
+                                                                           const int stages, const int plus) {
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i u[2][2] = {{zero, zero}, {zero, zero}}, w[2][2] = {{zero, zero}, {zero, zero}};
+  for (int p = 0; p < stages; ++p) {
+    const int low = byte_planes[stages - 1][p][0][1], high = byte_planes[stages - 1][p][1][1]; /* matrices */
+    __m512i index[2];
+    indices(transpose(cells + p * F2I_PLANE_BYTES, half), index);
+    if (low == 0) add_plane(u, planes[p].value, p == 0 ? plus : 0, index); /* U comes first */
+    if (high == 1) add_plane(w, planes[p].value + (low == 1 ? 0 : 2), 0, index);
+  }
+  weights_of_group out;
+  for (int parity = 0; parity < 2; ++parity) {
+    out.re_re[parity] = _mm512_add_epi8(u[parity][0], w[parity][0]);
+    out.im_im[parity] = _mm512_sub_epi8(u[parity][0], w[parity][0]);
+    out.im_re[parity] = _mm512_add_epi8(u[parity][1], w[parity][1]);
+    /* w - u, and `plus` of u has the wrong sign: 128 is its own negative, in bytes, and 0 too */
+    out.re_im[parity] = _mm512_sub_epi8(w[parity][1], u[parity][1]);
+  }
+  return out;
+}
+
+/* gcc takes a function that does nothing else for one without effect, and drops its calls unless it inlines them early.
+ */
+static inline __attribute__((always_inline)) void prefetch_tile(const uint8_t *ahead, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
 }
 
 #endif

@@ -86,65 +86,90 @@ static inline void flush_row(const f2i_block *b, size_t row, size_t tile, const 
   flush(re, im, _mm512_set1_ps(b->units[row * b->unit_stride]), b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE);
 }
 
-/* One row of x, `count` (1 or 2) tiles `apart`: their bytes share the loaded tables. */
-static inline void tiles_of_row(const f2i_block *b, size_t row, size_t tile, size_t apart, const int count) {
-  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
-  const uint8_t *packed = b->packed + tile * tile_bytes, *end = packed + tile_bytes;
-  const uint8_t *ahead = b->ahead + tile * tile_bytes, *table = b->operands + row * b->operand_stride;
-  byte_sums re[2], im[2];
-  for (int t = 0; t < count; ++t) re[t] = im[t] = start(b->stages);
-  for (; packed < end; packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES) {
-    __m512i carry_re[2][2], carry_im[2][2];
-    for (int c = 0; c < 2; ++c) {
-      const cell_tables tables = load_tables(table + c * F2I_CELL_ENTRIES);
-      for (int t = 0; t < count; ++t) {
-        const size_t offset = (size_t)t * apart * tile_bytes + (size_t)c * F2I_CELL_BYTES;
-        _mm_prefetch((const char *)(ahead + offset), _MM_HINT_T1);
-        look_up(&re[t], &im[t], tables, split(packed + offset), &carry_re[t][c], &carry_im[t][c]);
-      }
-    }
-    for (int t = 0; t < count; ++t) {
-      add_fours(&re[t], carry_re[t][0], carry_re[t][1]);
-      add_fours(&im[t], carry_im[t][0], carry_im[t][1]);
-    }
-  }
-  for (int t = 0; t < count; ++t) flush_row(b, row, tile + (size_t)t * apart, &re[t], &im[t]);
+/* Sums of a tile, or of a row of x. */
+typedef struct both_sums {
+  byte_sums re, im;
+} both_sums;
+
+static inline both_sums start_both(int stages) {
+  const both_sums s = {start(stages), start(stages)};
+  return s;
 }
 
-enum { ROWS = 2 }; /* rows of x that share the split bytes of a tile; their sums fill half the registers */
+/* Two cells of a tile. */
+static inline void add_cells(both_sums *s, cell_tables first, nibbles a, cell_tables second, nibbles b) {
+  __m512i carry_re[2], carry_im[2];
+  look_up(&s->re, &s->im, first, a, &carry_re[0], &carry_im[0]);
+  look_up(&s->re, &s->im, second, b, &carry_re[1], &carry_im[1]);
+  add_fours(&s->re, carry_re[0], carry_re[1]);
+  add_fours(&s->im, carry_im[0], carry_im[1]);
+}
 
-static inline void tile_of_rows(const f2i_block *b, size_t row, size_t tile) {
+/* One row of x, two tiles `apart`: their bytes share the loaded tables. Sums are no arrays, which compilers would keep
+ * in memory before and behind the loop. */
+static inline void two_tiles(const f2i_block *b, size_t row, size_t tile, size_t apart) {
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES, other = apart * tile_bytes;
+  const uint8_t *packed = b->packed + tile * tile_bytes;
+  const uint8_t *ahead = b->ahead + tile * tile_bytes, *table = b->operands + row * b->operand_stride;
+  both_sums here = start_both(b->stages), there = start_both(b->stages);
+#pragma GCC unroll 2
+  for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
+    const cell_tables first = load_tables(table), second = load_tables(table + F2I_CELL_ENTRIES);
+    for (size_t c = 0; c < 2 * F2I_CELL_BYTES; c += F2I_CELL_BYTES) {
+      _mm_prefetch((const char *)ahead + c, _MM_HINT_T1);
+      _mm_prefetch((const char *)ahead + other + c, _MM_HINT_T1);
+    }
+    add_cells(&here, first, split(packed), second, split(packed + F2I_CELL_BYTES));
+    add_cells(&there, first, split(packed + other), second, split(packed + other + F2I_CELL_BYTES));
+    packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES;
+  }
+  flush_row(b, row, tile, &here.re, &here.im);
+  flush_row(b, row, tile + apart, &there.re, &there.im);
+}
+
+static inline void one_tile(const f2i_block *b, size_t row, size_t tile) {
   const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
-  const uint8_t *packed = b->packed + tile * tile_bytes, *end = packed + tile_bytes;
-  const uint8_t *table = b->operands + row * b->operand_stride;
-  byte_sums re[ROWS], im[ROWS];
+  const uint8_t *packed = b->packed + tile * tile_bytes;
+  const uint8_t *ahead = b->ahead + tile * tile_bytes, *table = b->operands + row * b->operand_stride;
+  both_sums here = start_both(b->stages);
+#pragma GCC unroll 2
+  for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
+    _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+    _mm_prefetch((const char *)ahead + F2I_CELL_BYTES, _MM_HINT_T1);
+    add_cells(&here, load_tables(table), split(packed), load_tables(table + F2I_CELL_ENTRIES),
+              split(packed + F2I_CELL_BYTES));
+    packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES;
+  }
+  flush_row(b, row, tile, &here.re, &here.im);
+}
+
+/* A tile, two rows of x that share its split bytes. */
+static inline void tile_of_two(const f2i_block *b, size_t row, size_t tile) {
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  const uint8_t *packed = b->packed + tile * tile_bytes, *table = b->operands + row * b->operand_stride;
+  const uint8_t *next = table + b->operand_stride;
+  both_sums upper = start_both(b->stages), lower = start_both(b->stages);
   for (size_t i = 0; row == 0 && i < tile_bytes; i += F2I_CELL_BYTES) {
     _mm_prefetch((const char *)b->ahead + tile * tile_bytes + i, _MM_HINT_T1); /* once for all rows */
   }
-  for (int r = 0; r < ROWS; ++r) re[r] = im[r] = start(b->stages);
-  for (; packed < end; packed += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES) {
-    const nibbles cells[2] = {split(packed), split(packed + F2I_CELL_BYTES)};
-    for (int r = 0; r < ROWS; ++r) {
-      const uint8_t *of_row = table + (size_t)r * b->operand_stride;
-      __m512i carry_re[2], carry_im[2];
-      for (int c = 0; c < 2; ++c) {
-        look_up(&re[r], &im[r], load_tables(of_row + c * F2I_CELL_ENTRIES), cells[c], &carry_re[c], &carry_im[c]);
-      }
-      add_fours(&re[r], carry_re[0], carry_re[1]);
-      add_fours(&im[r], carry_im[0], carry_im[1]);
-    }
+#pragma GCC unroll 2
+  for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
+    const nibbles first = split(packed), second = split(packed + F2I_CELL_BYTES);
+    add_cells(&upper, load_tables(table), first, load_tables(table + F2I_CELL_ENTRIES), second);
+    add_cells(&lower, load_tables(next), first, load_tables(next + F2I_CELL_ENTRIES), second);
+    packed += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES, next += 2 * F2I_CELL_ENTRIES;
   }
-  for (size_t r = 0; r < ROWS; ++r) flush_row(b, row + r, tile, &re[r], &im[r]);
+  flush_row(b, row, tile, &upper.re, &upper.im);
+  flush_row(b, row + 1, tile, &lower.re, &lower.im);
 }
 
 void f2i_block_lut__avx512(const f2i_block *b) {
   size_t row = 0;
-  for (; row + ROWS <= b->rows; row += ROWS) {
-    for (size_t tile = 0; tile < b->tiles; ++tile) tile_of_rows(b, row, tile);
+  for (; row + 2 <= b->rows; row += 2) {
+    for (size_t tile = 0; tile < b->tiles; ++tile) tile_of_two(b, row, tile);
   }
+  if (row == b->rows) return;
   const size_t half = b->tiles / 2; /* pairs this far apart come from memory faster than neighbours: two streams */
-  for (; row < b->rows; ++row) {
-    for (size_t tile = 0; tile < half; ++tile) tiles_of_row(b, row, tile, half, 2);
-    if (b->tiles % 2) tiles_of_row(b, row, 2 * half, 0, 1);
-  }
+  for (size_t tile = 0; tile < half; ++tile) two_tiles(b, row, tile, half);
+  if (b->tiles % 2) one_tile(b, row, 2 * half);
 }
