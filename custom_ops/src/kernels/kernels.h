@@ -20,7 +20,6 @@ enum {
   F2I_CELL_ENTRIES = 4 * 2 * 16,
   F2I_PLANE_ENTRIES = F2I_BLOCK_CELLS * F2I_CELL_ENTRIES,
   F2I_DOT_BYTES = 128,                     /* operands of a "dot" kernel for one K-block, dot_operands.h */
-  F2I_DOT_MATRIX_BYTES = 256,              /* the same, arranged for matrix instructions, dot_neon86.c */
   F2I_SHARED_BYTES = 128 * F2I_MAX_STAGES, /* what a kernel derives from the scales of a layer */
   F2I_ACC_PER_TILE = 2 * F2I_TILE_ROWS,    /* float accumulators of a row tile: [re, im][row] */
   F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */

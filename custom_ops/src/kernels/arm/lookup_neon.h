@@ -9,11 +9,14 @@
 /* Inlined into each call with constant counts: the loops over them must unroll, or the sums would live in memory. */
 #define F2I_INLINE inline __attribute__((always_inline))
 
-/* Unrolls the loop that follows: what it indexes can then be in registers. */
+/* F2I_UNROLL: unrolls the loop that follows: what it indexes can then be in registers. F2I_ROLLED: it has long rounds,
+ * and clang is not to unroll it: it would move loads of later rounds to the front and run out of registers. */
 #if defined(__clang__)
 #define F2I_UNROLL _Pragma("clang loop unroll(full)")
+#define F2I_ROLLED _Pragma("clang loop unroll(disable)")
 #else
 #define F2I_UNROLL _Pragma("GCC unroll 16")
+#define F2I_ROLLED
 #endif
 
 /* Keeps a compiler from working out later addresses from earlier ones: loads then advance the pointer themselves. */
