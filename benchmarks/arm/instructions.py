@@ -73,7 +73,9 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         counter = Counter(arguments.build, Path(folder))
-        records = [counter.record(*kernel, rows) for kernel in KERNELS for rows in ROWS if rows < 64 or kernel[1] != "scalar"]
+        records = [
+            counter.record(*kernel, rows) for kernel in KERNELS for rows in ROWS if rows < 64 or kernel[1] != "scalar"
+        ]
     old = json.loads(RECORDED.read_text(encoding="utf-8"))["records"] if RECORDED.exists() else []
     before = {(r["kernel"], r["isa"], r["M"]): r["instructions_per_weight"] for r in old}
     worse = 0
