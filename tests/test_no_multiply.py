@@ -94,7 +94,7 @@ def disassemble(library: Path, objdump: str = "objdump") -> Functions:
             current = functions.setdefault(header.group(1), [])
         elif found := re.match(r"\s*([0-9a-f]+):\t(.*)", line):
             words = re.sub(r"\s*(#|//).*", "", found.group(2)).split(maxsplit=1)
-            while len(words) > 1 and words[0] in ("rep", "repz", "bnd", "notrack", "cs", "ds", "data16"):
+            while len(words) > 1 and words[0] in ("rep", "repz", "bnd", "notrack", "cs", "ds", "data16", "{vex}"):
                 words = words[1].split(maxsplit=1)
             if words:
                 current.append(Instruction(int(found.group(1), 16), words[0], words[1] if len(words) > 1 else ""))
