@@ -21,13 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from loops import innermost_loops, run_mca
 
 OBJDUMP = "aarch64-linux-gnu-objdump"
-FILES = {  # object, and the function with the loops
+FILES = {  # object, and the function with the loops; the number is of the rows of x that a panel takes
     "lut/neon": ("lut_neon", "f2i_block_lut__neon"),
     "lut/neon82": ("lookup_neon82", "f2i_block_lut__neon82"),
+    "lut/neon, 8": ("lut_neon_panel", "f2i_block_lut__neon_8_panel"),
+    "lut/neon, 16": ("lut_neon_panel", "f2i_block_lut__neon_16_panel"),
+    "lut/neon, 32": ("lut_neon_panel", "f2i_block_lut__neon_32_panel"),
     "exact/neon": ("exact_neon", "f2i_block_exact__neon"),
     "exact/neon82": ("lookup_neon82", "f2i_block_exact__neon82"),
     "dot/neon82": ("dot_neon82", "f2i_block_dot__neon82"),
+    "dot/neon82, 64": ("dot_neon82", "multiply_rows"),
     "dot/neon86": ("dot_neon86", "f2i_block_dot__neon86"),
+    "dot/neon86, 64": ("dot_neon86", "multiply_rows"),
 }
 MULTIPLY = re.compile(
     r"f?n?m(ul|add|sub|la|ls|neg)|[su]m(ul|la|ls|add|sub|neg)|sq\w*mul|sqdml|sqrdml|pmul|\w*dot|\w*mmla|bfml"
@@ -53,15 +58,17 @@ class Loop:
     def weights(self, kernel: str) -> float:
         """Weights times rows of x that one iteration treats, by what each look-up or dot product covers."""
         lookups = sum(8 if ".8b" in operands.split(",")[0] else 16 for op, operands in self.body if op == "tbl")
-        if kernel.startswith("dot"):  # 16 products of int8 = 8 weights of 2 bits: two stages, real and imaginary output
-            return sum({"sdot": 8, "smmla": 16}.get(op, 0) for op, _ in self.body)
+        if kernel.startswith("dot"):  # products of int8, one for each weight
+            return sum({"sdot": 16, "smmla": 32}.get(op, 0) for op, _ in self.body)
+        if "," in kernel:  # entries that are loaded, and added by halves
+            return 8 * sum(op in ("uaddw", "uaddw2") for op, _ in self.body)
         return lookups / 3 if kernel.startswith("exact") else lookups
 
 
 def loops(path: Path) -> Iterator[Loop]:
-    """Innermost loops of an object file that look something up."""
+    """Innermost loops of an object file that look something up or, where weights are unpacked elsewhere, multiply."""
     for function, body in innermost_loops(path, OBJDUMP, r"b(\.|$)|cbn?z|tbn?z"):
-        if sum(op == "tbl" for op, _ in body) >= 8:
+        if sum(op in ("tbl", "uaddw2", "sdot", "smmla") for op, _ in body) >= 8:
             yield Loop(function, body)
 
 
@@ -95,7 +102,8 @@ def main() -> int:
     found: dict[str, list[Loop]] = {}
     for kernel, (name, function) in FILES.items():
         path = arguments.build / "CMakeFiles/fairy2i_ops.dir/src/kernels/arm" / f"{name}.c.o"
-        found[kernel] = [loop for loop in loops(path) if loop.function == function]
+        of_function = [loop for loop in loops(path) if loop.function == function]
+        found[kernel] = [loop for loop in of_function if loop.weights(kernel) > 0]  # "dot" has loops that only unpack
         problems += [] if found[kernel] else [f"{kernel}: no inner loop found"]
         for loop in found[kernel]:
             problems += check(kernel, loop)
@@ -110,7 +118,7 @@ def main() -> int:
             for kernel, of_kernel in found.items():
                 rows = {}
                 for loop in of_kernel:
-                    if list(CORES).index(core) >= list(CORES).index(OLDEST[kernel.split("/")[1]]):
+                    if list(CORES).index(core) >= list(CORES).index(OLDEST[re.split("[/,]", kernel)[1]]):
                         rows[loop.weights(kernel), len(loop.body)] = loop
                 for (weights, count), loop in sorted(rows.items()):
                     cycles, busiest = estimate(arguments.mca, loop, model)

@@ -24,7 +24,7 @@ F2I_KERNEL(FAMILY("lut") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_
 #endif
 #if defined(F2I_HAVE_LUT_NEON)
 F2I_KERNEL(FAMILY("lut") ISA("neon") NEEDS(F2I_CPU_NEON) OPERAND_BYTES(F2I_PLANE_ENTRIES)
-           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon))
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__neon) BLOCK(f2i_block_lut__neon) PANEL(f2i_panel_lut__neon))
 #endif
 F2I_KERNEL(FAMILY("lut") ISA("scalar") OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__scalar) BLOCK(f2i_block_lut__scalar))
@@ -68,12 +68,14 @@ F2I_KERNEL(FAMILY("dot") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_B
            ORDER(f2i_order_dot__avx2) PANEL(f2i_panel_dot__avx2))
 #endif
 #if defined(F2I_HAVE_DOT_NEON86)
-F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_MATRIX_BYTES)
-           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86) AUTO_ROWS(8))
+F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_BYTES)
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86)
+           PANEL(f2i_panel_dot__neon86) AUTO_ROWS(4))
 #endif
 #if defined(F2I_HAVE_DOT_NEON82)
 F2I_KERNEL(FAMILY("dot") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_DOT_BYTES)
-           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon82) BLOCK(f2i_block_dot__neon82))
+           PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon82) BLOCK(f2i_block_dot__neon82)
+           PANEL(f2i_panel_dot__neon82) AUTO_ROWS(5))
 #endif
 F2I_KERNEL(FAMILY("dot") ISA("scalar") OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__scalar) BLOCK(f2i_block_dot__scalar))

@@ -20,7 +20,6 @@ enum {
   F2I_CELL_ENTRIES = 4 * 2 * 16,
   F2I_PLANE_ENTRIES = F2I_BLOCK_CELLS * F2I_CELL_ENTRIES,
   F2I_DOT_BYTES = 128,                     /* operands of a "dot" kernel for one K-block, dot_operands.h */
-  F2I_DOT_MATRIX_BYTES = 256,              /* the same, arranged for matrix instructions, dot_neon86.c */
   F2I_SHARED_BYTES = 128 * F2I_MAX_STAGES, /* what a kernel derives from the scales of a layer */
   F2I_ACC_PER_TILE = 2 * F2I_TILE_ROWS,    /* float accumulators of a row tile: [re, im][row] */
   F2I_PANEL_MOST = 64,                     /* rows of x that a panel kernel takes together, at most */
@@ -82,17 +81,17 @@ typedef struct f2i_panel {
   size_t rows;          /* of x, at most those of the kernel */
   const void *operands; /* of the block, what build made; 64-byte aligned */
   const float *units;   /* of the block, [rows of the kernel] */
-  void *state;          /* [tiles][state_bytes], 64-byte aligned, zero before the first block as row_bytes says */
+  void *state;          /* [tiles][state_bytes], 64-byte aligned; before the first block zero, as row_bytes says */
 } f2i_panel;
 
 typedef struct f2i_panel_kernel {
-  size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` */
+  size_t rows, least;   /* rows of x: at most, and so many that it is faster than `block` and `fewer` */
   size_t strip_most;    /* row tiles that go through a block before the next one, at most ... */
   size_t strip_least;   /* ... and so many that operands are worth loading */
   size_t operand_bytes; /* of one K-block of all rows of x, for each byte plane, plus ... */
   size_t extra_bytes;   /* ... once for each K-block */
   size_t state_bytes;   /* of one row tile ... */
-  size_t row_bytes;     /* ... of which the first ones, so many for each row of x, have to be zero at the beginning */
+  size_t row_bytes;     /* ... that has to be zero at first: so much of it for each row of x; or 0: all of it */
   /* re, im   activations of a block, [rows of the kernel][F2I_BLOCK_COLS], zero beyond the matrix and beyond `rows`
    * rows     of x; operands of further ones are the kernel's own business
    * units    out: [rows], as f2i_build_fn returns them */
@@ -101,6 +100,7 @@ typedef struct f2i_panel_kernel {
   void (*block)(const f2i_panel *panel);
   /* The finished sums of one row tile. out: [rows of x][F2I_ACC_PER_TILE] */
   void (*read)(const void *state, size_t rows, float *out);
+  const struct f2i_panel_kernel *fewer; /* the form to take for less rows than `least`, or NULL */
 } f2i_panel_kernel;
 
 typedef struct f2i_kernel {
@@ -113,7 +113,7 @@ typedef struct f2i_kernel {
   f2i_block_fn *block;
   f2i_whole whole;
   const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
-  const f2i_panel_kernel *panel; /* NULL: `block` does any number of rows */
+  const f2i_panel_kernel *panel; /* for the most rows; NULL: `block` does any number of rows */
   int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */
 } f2i_kernel;
 

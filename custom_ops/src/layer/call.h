@@ -19,7 +19,8 @@ enum {
 struct f2i_call {
   const f2i_weights *w;
   const f2i_kernel *kernel;
-  const float *x, *bias; /* x, y: of the first row of the present group */
+  const f2i_panel_kernel *panel; /* the form that takes the rows of this group, or NULL: `block` of the kernel */
+  const float *x, *bias;         /* x, y: of the first row of the present group */
   float *y;
   int64_t ldx, ldy;
   size_t n, m;           /* complex rows and columns */

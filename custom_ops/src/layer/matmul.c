@@ -32,13 +32,18 @@ typedef struct rows_call {
   uint8_t *operands;    /* [steps][rows][operand_bytes] */
 } rows_call;
 
-/* Takes the next rows of x off `rows` into c->rows; returns 1 if they are for the kernel's panel form. */
-static int next_group(f2i_call *c, int64_t rows) {
+/* The panel form for so many rows of x, or NULL. */
+static const f2i_panel_kernel *panel_for(const f2i_call *c, int64_t rows) {
   const f2i_panel_kernel *panel = c->kernel->panel;
-  const int is_panel = panel != NULL && rows >= (int64_t)(panel->least / c->lanes);
-  const size_t most = (is_panel ? panel->rows : GROUP_ROWS) / c->lanes;
+  while (panel != NULL && rows < (int64_t)(panel->least / c->lanes)) panel = panel->fewer;
+  return panel;
+}
+
+/* Takes the next rows of x off `rows` into c->rows, and how to treat them into c->panel. */
+static void next_group(f2i_call *c, int64_t rows) {
+  c->panel = panel_for(c, rows);
+  const size_t most = (c->panel != NULL ? c->panel->rows : GROUP_ROWS) / c->lanes;
   c->rows = (rows < (int64_t)most ? (size_t)rows : most) * c->lanes;
-  return is_panel;
 }
 
 static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
@@ -70,8 +75,8 @@ f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64
   f2i_call c = shape_call(plan, rows);
   uint64_t most = 0;
   for (int64_t rest = rows; rest > 0; rest %= group_rows(&c)) { /* one of many equal groups, then smaller ones */
-    uint64_t group =
-        next_group(&c, rest) ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.steps, operand_bytes(&c));
+    next_group(&c, rest);
+    uint64_t group = c.panel != NULL ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.steps, operand_bytes(&c));
     if (c.w->activation_bits != 0) group += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
     most = group > most ? group : most;
   }
@@ -202,7 +207,7 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   c.ldy = ldy;
   c.parallel = parallel;
   for (int64_t row = 0; row < rows; row += group_rows(&c)) {
-    const int is_panel = next_group(&c, rows - row);
+    next_group(&c, rows - row);
     uint8_t *memory = aligned;
     c.x = x + row * ldx;
     c.ldx = ldx;
@@ -212,7 +217,7 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
       memory += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
     }
     if (c.rounding == NULL) f2i_range_rows(&c, &range);
-    if (is_panel) {
+    if (c.panel != NULL) {
       f2i_panel_group(&c, memory);
     } else {
       rows_group(&c, memory);

@@ -18,7 +18,7 @@ typedef struct panel_call {
 } panel_call;
 
 static panel_call shape(const f2i_call *c) {
-  const f2i_panel_kernel *kernel = c->kernel->panel;
+  const f2i_panel_kernel *kernel = c->panel;
   const panel_call p = {.c = c,
                         .kernel = kernel,
                         .strips = f2i_strips(c, kernel->strip_most, kernel->strip_least),
@@ -53,8 +53,8 @@ static void strip_task(void *arg, size_t index) {
   const size_t tiles = f2i_strip_begin(c, p->strips, index + 1) - first;
   uint8_t *state = p->state + first * p->kernel->state_bytes;
   f2i_panel panel = {.tiles = tiles, .stages = (int)c->w->stages, .rows = c->rows, .state = state};
-  for (size_t tile = 0; tile < tiles; ++tile)
-    memset(state + tile * p->kernel->state_bytes, 0, c->rows * p->kernel->row_bytes);
+  const size_t zeroed = p->kernel->row_bytes > 0 ? c->rows * p->kernel->row_bytes : p->kernel->state_bytes;
+  for (size_t tile = 0; tile < tiles; ++tile) memset(state + tile * p->kernel->state_bytes, 0, zeroed);
   for (size_t step = 0; step < c->steps; ++step) {
     const size_t k = step / c->parts;
     panel.shared = f2i_step_shared(c, step);

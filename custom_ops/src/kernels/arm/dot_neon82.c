@@ -2,104 +2,73 @@
 /* flags of gcc: -fno-schedule-insns -fno-tree-ter */
 /* dot_neon82.c - "dot" with the dot-product instructions of ARMv8.2.
  *
- * Eight rows and four byte columns are transposed at a time, so that a 32-bit lane is a row and its four bytes are the
- * four byte columns; each byte then splits into the table indices of an even and an odd column.
+ * A tile's weights are unpacked to memory, once for all rows of x, and multiplied from there. SDOT multiplies four rows
+ * and columns by four values of one row of x, a lane of a vector that holds sixteen.
  */
-#include <arm_neon.h>
-#include <stddef.h>
-
 #include "kernels/arm/dot_neon.h"
 
 f2i_build_fn f2i_build_dot__neon82;
 f2i_block_fn f2i_block_dot__neon82;
+extern const f2i_panel_kernel f2i_panel_dot__neon82;
 
 float f2i_build_dot__neon82(const float *re, const float *im, const float *scales, int stages, void *operands) {
   (void)stages;
-  return f2i_build_dot(re, im, scales, operands);
+  return build_row(re, im, scales, operands);
 }
 
-/* Low plane's code in bits 0-1, high plane's in bits 2-3, of the even or odd columns. */
-static inline uint8x16_t index_of(uint8x16_t bytes, const int parity) {
-  const uint8x16_t low2 = vdupq_n_u8(3), by2 = vshrq_n_u8(bytes, 2);
-  return parity ? vbslq_u8(low2, by2, vshrq_n_u8(bytes, 4)) : vandq_u8(vbslq_u8(low2, bytes, by2), vdupq_n_u8(15));
-}
+/* sums[0..count][rows 0-3, 4-7] += weights times four columns of each row of x, which are a lane of x. The lane has to
+ * be written as a number. */
+#define ADD_STEP(lane)                                                                         \
+  do {                                                                                         \
+    const int8x16_t a = vld1q_s8(weights + 32 * lane), b = vld1q_s8(weights + 32 * lane + 16); \
+    F2I_UNROLL                                                                                 \
+    for (int r = 0; r < count; ++r) {                                                          \
+      sums[r][0] = vdotq_laneq_s32(sums[r][0], a, x[r], lane);                                 \
+      sums[r][1] = vdotq_laneq_s32(sums[r][1], b, x[r], lane);                                 \
+    }                                                                                          \
+  } while (0)
 
-typedef struct sums {
-  int32x4_t re[2], im[2]; /* of rows 0-3, 4-7 */
-} sums;
-
-/* sum += weights times one lane of x */
-static inline int32x4_t add_lane(int32x4_t sum, int8x16_t weights, int8x8_t x, const int lane) {
-  return lane ? vdotq_lane_s32(sum, weights, x, 1) : vdotq_lane_s32(sum, weights, x, 0);
-}
-
-/* Adds one matrix of a byte plane for `count` rows of x; tables: re, im. */
-static INLINE void add_plane(const uint8_t *packed, const int8_t value[2][16], int matrix, const f2i_block *b,
-                             size_t row, const int count, sums *acc) {
-  const int8x16_t table_re = vld1q_s8(value[0]), table_im = vld1q_s8(value[1]);
-  /* U x: re - im, im + re; W conj(x): the same with -im for im */
-  const size_t plus = matrix ? offsetof(f2i_dot_activations, minus_im) : offsetof(f2i_dot_activations, im);
-  const size_t minus = matrix ? offsetof(f2i_dot_activations, im) : offsetof(f2i_dot_activations, minus_im);
-  const uint8_t *first = b->operands + row * b->operand_stride;
-#if !defined(__clang__)
-#pragma GCC unroll 1 /* unrolled, gcc moves the loads of all groups to the front and runs out of registers */
-#endif
-  for (int group = 0; group < GROUPS; ++group, packed += 2 * F2I_CELL_BYTES, first += 8) {
-    uint8x16_t rows[2];
-    transpose(packed, rows);
-    for (int v = 0; v < 2; ++v) {
-      for (int parity = 0; parity < 2; ++parity) {
-        const uint8x16_t index = index_of(rows[v], parity);
-        const int8x16_t re = vqtbl1q_s8(table_re, index), im = vqtbl1q_s8(table_im, index);
-        for (int r = 0; r < count; ++r) {
-          const int8_t *x = (const int8_t *)(first + (size_t)r * b->operand_stride);
-          const int8x8_t a = vld1_s8(x), c = vld1_s8(x + plus), d = vld1_s8(x + minus); /* [parity][byte column] */
-          acc[r].re[v] = add_lane(acc[r].re[v], re, a, parity);
-          acc[r].im[v] = add_lane(acc[r].im[v], re, c, parity);
-          acc[r].re[v] = add_lane(acc[r].re[v], im, d, parity);
-          acc[r].im[v] = add_lane(acc[r].im[v], im, a, parity);
-        }
-      }
-    }
+/* One output of eight rows of the matrix for the first `count` of some rows of x. weights: of a tile_weights; count is
+ * a constant where this is called: sums stay in registers. */
+static F2I_INLINE void multiply(const rows_of_x rows, const int count, const int8_t *weights) {
+  const int8_t *at = rows.x;
+  int32x4_t sums[8][2];
+  F2I_UNROLL
+  for (int r = 0; r < count; ++r) sums[r][0] = sums[r][1] = vdupq_n_s32(0);
+  F2I_ROLLED
+  for (const int8_t *end = weights + STEPS * 32; weights < end; weights += 4 * 32, at += 16) {
+    int8x16_t x[8];
+    F2I_UNROLL
+    for (int r = 0; r < count; ++r) x[r] = vld1q_s8(at + (size_t)r * rows.stride);
+    ADD_STEP(0);
+    ADD_STEP(1);
+    ADD_STEP(2);
+    ADD_STEP(3);
   }
+  float *acc = rows.acc;
+  F2I_UNROLL
+  for (int r = 0; r < count; ++r, acc += rows.acc_stride) add_to(acc, rows.units[r], sums[r][0], sums[r][1]);
 }
 
-/* A quarter of a tile, eight rows, for `count` rows of x. */
-static INLINE void eight_rows(const f2i_block *b, size_t tile, size_t quarter, size_t row, const int count) {
-  const f2i_dot_plane *planes = b->shared;
-  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
-  const uint8_t *packed = b->packed + tile * tile_bytes + quarter / 2 * 32 + quarter % 2 * 8;
-  const uint8_t *ahead = b->ahead + tile * tile_bytes;
-  const int32x4_t zero = vdupq_n_s32(0);
-  sums acc[ROWS];
-  for (int r = 0; r < count; ++r) acc[r] = (sums){{zero, zero}, {zero, zero}};
-  for (int p = 0; p < b->stages; ++p, packed += F2I_PLANE_BYTES, ahead += F2I_PLANE_BYTES) {
-    if (quarter < 2) {
-      for (size_t i = quarter; i < F2I_BLOCK_CELLS; i += 2) __builtin_prefetch(ahead + i * F2I_CELL_BYTES);
-    }
-    if (planes[p].both) {
-      add_plane(packed, planes[p].value, 0, b, row, count, acc);
-      add_plane(packed, planes[p].value + 2, 1, b, row, count, acc);
-    } else {
-      add_plane(packed, planes[p].value, planes[p].matrix, b, row, count, acc);
-    }
+/* A whole tile for these rows; then goes on to the next ones. */
+static F2I_INLINE void multiply_some(rows_of_x *rows, const int count, const tile_weights *weights) {
+  for (size_t i = 0; i < 2 * EIGHTS; ++i) { /* [eight][part] */
+    rows_of_x here = *rows;
+    here.acc += i % 2 * F2I_TILE_ROWS + i / 2 * 8;
+    multiply(here, count, weights->w[i / 2][i % 2]);
   }
-  for (int r = 0; r < count; ++r) {
-    const float32x4_t unit = vdupq_n_f32(f2i_dot_unit(planes, b->units[(row + (size_t)r) * b->unit_stride]));
-    float *out = b->acc + (row + (size_t)r) * b->acc_stride + tile * F2I_ACC_PER_TILE + 8 * quarter;
-    for (int v = 0; v < 2; ++v) {
-      add_to(out + 4 * v, unit, acc[r].re[v]);
-      add_to(out + F2I_TILE_ROWS + 4 * v, unit, acc[r].im[v]);
-    }
-  }
+  skip_rows(rows, (size_t)count);
 }
 
-void f2i_block_dot__neon82(const f2i_block *b) {
-  for (size_t tile = 0; tile < b->tiles; ++tile) {
-    for (size_t quarter = 0; quarter < 4; ++quarter) {
-      size_t row = 0;
-      for (; row + ROWS <= b->rows; row += ROWS) eight_rows(b, tile, quarter, row, ROWS);
-      for (; row < b->rows; ++row) eight_rows(b, tile, quarter, row, 1);
-    }
-  }
+static void multiply_rows(rows_of_x rows, const tile_weights *weights) {
+  while (rows.count >= 8) multiply_some(&rows, 8, weights);
+  if (rows.count >= 4) multiply_some(&rows, 4, weights);
+  if (rows.count >= 2) multiply_some(&rows, 2, weights);
+  if (rows.count >= 1) multiply_some(&rows, 1, weights);
 }
+
+void f2i_block_dot__neon82(const f2i_block *b) { walk_block(b, multiply_rows, 0); }
+
+static void f2i_block_dot__neon82_panel(const f2i_panel *p) { walk_panel(p, multiply_rows, 0); }
+
+const f2i_panel_kernel f2i_panel_dot__neon82 = {F2I_DOT_NEON_PANEL, .least = 9, .block = f2i_block_dot__neon82_panel};

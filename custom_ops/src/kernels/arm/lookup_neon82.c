@@ -25,47 +25,104 @@ static inline void split_half(const uint8_t *bytes, uint8x16_t low[2], uint8x16_
   split(vzip2q_u8(even, odd), &low[1], &high[1]);
 }
 
-/* Adds what the tables of two byte columns say for one output. */
-static inline void look_up(const uint8_t *table, const uint8x16_t index[2][2], uint16x8_t sums[2][2]) {
-  const uint8x16x2_t t = vld1q_u8_x2(table);
+/* Of a cell: [row half][rows 0-7, 8-15] */
+static inline void split_cell(const uint8_t *packed, uint8x16_t low[2][2], uint8x16_t high[2][2]) {
+  split_half(packed, low[0], high[0]);
+  split_half(packed + 32, low[1], high[1]);
+}
+
+/* Indices of one nibble of a cell: 8 rows in two columns each. */
+enum { CELL_INDICES = 2 * 2 * 16, TILE_INDICES = 2 * CELL_INDICES * F2I_MAX_STAGES * F2I_BLOCK_CELLS };
+
+/* Adds what the tables of two byte columns say for one output, and goes on to the next tables. */
+static inline void look_up(const uint8_t **table, const uint8x16_t index[2][2], uint16x8_t sums[2][2]) {
+  const uint8x16x2_t t = vld1q_u8_x2(*table);
+  F2I_ADVANCE(*table, 32);
   for (int half = 0; half < 2; ++half) {
     for (int i = 0; i < 2; ++i) sums[half][i] = vpadalq_u8(sums[half][i], vqtbl2q_u8(t, index[half][i]));
   }
 }
 
-static inline void look_up_all(const uint8_t *table, const uint8x16_t low[2][2], const uint8x16_t high[2][2],
-                               f2i_neon_sums *sums) {
-  look_up(table, low, sums->re);
-  look_up(table + 32, low, sums->im);
-  look_up(table + 64, high, sums->re);
-  look_up(table + 96, high, sums->im);
+/* Has sums added before more tables are loaded: clang would look up much first, and keep it on the stack. */
+static inline void add_now(uint16x8_t sums[2][2]) {
+  __asm__ volatile("" : "+w"(sums[0][0]), "+w"(sums[0][1]), "+w"(sums[1][0]), "+w"(sums[1][1]));
 }
 
-/* One tile for `rows` (1 or 2) rows of x, which share the indices. */
-static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, const int rows) {
+/* The same for both outputs of `rows` (1 or 2) rows of x, which share the indices. */
+static F2I_INLINE void look_up_rows(const uint8_t *tables[2], const uint8x16_t index[2][2], f2i_neon_sums sums[2],
+                                    const int rows) {
+  look_up(&tables[0], index, sums[0].re);
+  if (rows == 2) add_now(sums[0].re);
+  look_up(&tables[0], index, sums[0].im);
+  if (rows == 1) return;
+  add_now(sums[0].im);
+  look_up(&tables[1], index, sums[1].re);
+  add_now(sums[1].re);
+  look_up(&tables[1], index, sums[1].im);
+  add_now(sums[1].im);
+}
+
+/* Takes the indices of one nibble of a cell from split_tile's. */
+static inline void next_indices(const uint8_t **indices, uint8x16_t index[2][2]) {
+  const uint8x16x4_t v = vld1q_u8_x4(*indices);
+  F2I_ADVANCE(*indices, CELL_INDICES);
+  for (int i = 0; i < 4; ++i) index[i / 2][i % 2] = v.val[i];
+}
+
+/* One tile for `rows` (1 or 2) rows of x. indices: those of split_tile if `is_split`, else not used */
+static F2I_INLINE void lut_tile(const f2i_block *b, size_t row, size_t tile, const uint8_t *indices, const int is_split,
+                                const int rows) {
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS, tile_bytes = cells * F2I_CELL_BYTES;
   const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
-  const uint8_t *table = b->operands + row * b->operand_stride;
+  const uint8_t *tables[2] = {b->operands + row * b->operand_stride, b->operands + (row + 1) * b->operand_stride};
   f2i_neon_sums sums[2] = {f2i_neon_clear(b->stages), f2i_neon_clear(b->stages)};
-  for (size_t cell = 0; cell < cells; ++cell, packed += F2I_CELL_BYTES, table += F2I_CELL_ENTRIES) {
+  for (size_t cell = 0; cell < cells; ++cell) {
+    uint8x16_t low[2][2], high[2][2];
+    if (is_split) {
+      next_indices(&indices, low);
+      look_up_rows(tables, low, sums, rows);
+      next_indices(&indices, high);
+    } else {
+      __builtin_prefetch(ahead);
+      ahead += F2I_CELL_BYTES;
+      split_cell(packed, low, high);
+      packed += F2I_CELL_BYTES;
+      look_up_rows(tables, low, sums, rows);
+    }
+    look_up_rows(tables, high, sums, rows);
+  }
+  float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
+  f2i_neon_flush(&sums[0], b->units[row * b->unit_stride], acc);
+  if (rows == 2) f2i_neon_flush(&sums[1], b->units[(row + 1) * b->unit_stride], acc + b->acc_stride);
+}
+
+/* Stores the indices of a tile: [cell][low, high nibbles][row half][rows 0-7, 8-15]. */
+static inline void split_tile(const f2i_block *b, size_t tile, uint8_t *indices) {
+  const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
+  const uint8_t *packed = b->packed + tile * tile_bytes, *ahead = b->ahead + tile * tile_bytes;
+  for (const uint8_t *end = packed + tile_bytes; packed < end; packed += F2I_CELL_BYTES) {
+    uint8x16_t low[2][2], high[2][2];
     __builtin_prefetch(ahead);
     ahead += F2I_CELL_BYTES;
-    uint8x16_t low[2][2], high[2][2];
-    for (int half = 0; half < 2; ++half) split_half(packed + 32 * half, low[half], high[half]);
-    look_up_all(table, low, high, &sums[0]);
-    if (rows == 2) look_up_all(table + b->operand_stride, low, high, &sums[1]);
-  }
-  for (int r = 0; r < rows; ++r) {
-    const size_t x = row + (size_t)r;
-    f2i_neon_flush(&sums[r], b->units[x * b->unit_stride], b->acc + x * b->acc_stride + tile * F2I_ACC_PER_TILE);
+    split_cell(packed, low, high);
+    for (int i = 0; i < 4; ++i) vst1q_u8(indices + 16 * i, low[i / 2][i % 2]);
+    indices += CELL_INDICES;
+    for (int i = 0; i < 4; ++i) vst1q_u8(indices + 16 * i, high[i / 2][i % 2]);
+    indices += CELL_INDICES;
   }
 }
 
 void f2i_block_lut__neon82(const f2i_block *b) {
+  uint8_t indices[TILE_INDICES];
   for (size_t tile = 0; tile < b->tiles; ++tile) {
+    if (b->rows == 1) {
+      lut_tile(b, 0, tile, NULL, 0, 1);
+      continue;
+    }
+    split_tile(b, tile, indices);
     size_t row = 0;
-    for (; row + 2 <= b->rows; row += 2) lut_tile(b, row, tile, 2);
-    if (row < b->rows) lut_tile(b, row, tile, 1);
+    for (; row + 2 <= b->rows; row += 2) lut_tile(b, row, tile, indices, 1, 2);
+    if (row < b->rows) lut_tile(b, row, tile, indices, 1, 1);
   }
 }
 

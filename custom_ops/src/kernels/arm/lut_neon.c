@@ -45,52 +45,54 @@ static float find_largest(const float *re, const float *im, const float *scales,
   return vminvq_u32(finite) == UINT32_MAX ? vmaxvq_f32(largest) : INFINITY;
 }
 
-/* Terms of the columns of one plane: re and im outputs, [column][stored code]. */
-typedef struct plane_terms {
-  float re[F2I_BLOCK_COLS][4];
-  float im[F2I_BLOCK_COLS][4];
-} plane_terms;
+/* What turns a column into its four terms (column_terms.h) at one stage and matrix: re * [re, im, im, re] and
+ * im * [im, re, re, im]. */
+typedef struct factors {
+  float32x4_t re, im;
+} factors;
 
-/* Four columns' terms a, -b, b, -a. */
-static void store_terms(float32x4_t a, float32x4_t b, float *terms) {
-  const float32x4x4_t v = {{a, vnegq_f32(b), b, vnegq_f32(a)}};
-  vst4q_f32(terms, v);
+static inline factors factors_of(const float scale[2], int matrix) {
+  static const float signs[2][2][4] = {{{1, -1, 1, -1}, {1, 1, -1, -1}}, {{1, 1, -1, -1}, {-1, 1, -1, 1}}};
+  const float32x2_t v = vld1_f32(scale);
+  const float32x4_t sizes = vcombine_f32(v, vrev64_f32(v));
+  const factors f = {vmulq_f32(sizes, vld1q_f32(signs[matrix][0])), vmulq_f32(sizes, vld1q_f32(signs[matrix][1]))};
+  return f;
 }
 
-/* column_terms.h, four columns at a time */
-static void fill_terms(const float *re, const float *im, const float scale[2], int matrix, plane_terms *terms) {
-  for (int j = 0; j < F2I_BLOCK_COLS; j += 4) {
-    const float32x4_t x = vld1q_f32(re + j), y = vld1q_f32(im + j), z = matrix ? vnegq_f32(y) : y;
-    store_terms(vmulq_n_f32(x, scale[0]), vmulq_n_f32(z, scale[1]), terms->re[j]);
-    /* d, -d are the other way round here */
-    store_terms(vmulq_n_f32(z, scale[0]), vnegq_f32(vmulq_n_f32(x, scale[1])), terms->im[j]);
-  }
+/* Two neighbouring columns: the first as factors want it, the second in all lanes. */
+typedef struct column_pair {
+  float32x4_t for_re, for_im, second_re, second_im;
+} column_pair;
+
+/* column: re, im of the first, re, im of the second */
+static inline column_pair pair_of(float32x4_t column) {
+  const float64x2_t straight = vreinterpretq_f64_f32(column);
+  const float64x2_t swapped = vreinterpretq_f64_f32(vrev64q_f32(column));
+  const column_pair p = {vreinterpretq_f32_f64(vzip1q_f64(straight, swapped)),
+                         vreinterpretq_f32_f64(vzip1q_f64(swapped, straight)), vdupq_laneq_f32(column, 2),
+                         vdupq_laneq_f32(column, 3)};
+  return p;
 }
 
-/* Entries 0 to 7 of the table of two columns. */
-static inline int16x8_t half_table(const float *first, const float *second, float32x4_t inverse) {
-  const float32x4_t terms = vld1q_f32(first);
-  const int32x4_t a = vcvtnq_s32_f32(vmulq_f32(vaddq_f32(terms, vld1q_dup_f32(second)), inverse));
-  const int32x4_t b = vcvtnq_s32_f32(vmulq_f32(vaddq_f32(terms, vld1q_dup_f32(second + 1)), inverse));
+/* Entries 0 to 7 of a table: the terms of the first column with the first two of the second, in all lanes. */
+static inline int16x8_t half_table(float32x4_t terms, float32x4_t second0, float32x4_t second1, float32x4_t inverse) {
+  const int32x4_t a = vcvtnq_s32_f32(vmulq_f32(vaddq_f32(terms, second0), inverse));
+  const int32x4_t b = vcvtnq_s32_f32(vmulq_f32(vaddq_f32(terms, second1), inverse));
   return vuzp1q_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)); /* they fit 8 bits */
 }
 
 /* The tables of the real and the imaginary output. */
-static inline void store_tables(const plane_terms *terms, int column, float32x4_t inverse, uint8_t *out) {
-  const int16x8_t re = half_table(terms->re[column], terms->re[column + 1], inverse);
-  const int16x8_t im = half_table(terms->im[column], terms->im[column + 1], inverse);
+static inline void store_tables(const column_pair *p, const factors *f, float32x4_t inverse, uint8_t *out) {
+  const int16x8_t re = half_table(vmulq_f32(p->for_re, f->re), vmulq_laneq_f32(p->second_re, f->re, 0),
+                                  vmulq_laneq_f32(p->second_im, f->re, 1), inverse);
+  const int16x8_t im = half_table(vmulq_f32(p->for_im, f->im), vmulq_laneq_f32(p->second_im, f->im, 0),
+                                  vmulq_laneq_f32(p->second_re, f->im, 1), inverse);
   const int8x16_t half = vuzp1q_s8(vreinterpretq_s8_s16(re), vreinterpretq_s8_s16(im));
   const int8x16_t rest = vnegq_s8(vrev64q_s8(half)); /* entry 15 - i is minus entry i */
   const uint64x2_t first = vreinterpretq_u64_s8(veorq_s8(half, vdupq_n_s8(INT8_MIN)));
   const uint64x2_t last = vreinterpretq_u64_s8(veorq_s8(rest, vdupq_n_s8(INT8_MIN)));
   vst1q_u8(out, vreinterpretq_u8_u64(vzip1q_u64(first, last)));
   vst1q_u8(out + 32, vreinterpretq_u8_u64(vzip2q_u64(first, last)));
-}
-
-/* Place of the tables of a column pair among those of the block. */
-static inline size_t place_of(int plane, int column) {
-  return (size_t)plane * F2I_PLANE_ENTRIES + (size_t)column / F2I_CELL_COLS * F2I_CELL_ENTRIES +
-         (size_t)column % F2I_CELL_COLS / 2 * 16;
 }
 
 float f2i_build_lut__neon(const float *re, const float *im, const float *scales, int stages, void *tables) {
@@ -101,13 +103,23 @@ float f2i_build_lut__neon(const float *re, const float *im, const float *scales,
     memset(tables, 128, (size_t)stages * F2I_PLANE_ENTRIES);
     return unit;
   }
+  const float32x4_t all = vdupq_n_f32(inverse);
+  factors f[F2I_MAX_STAGES][2]; /* [plane][low, high nibble] */
   for (int plane = 0; plane < stages; ++plane) {
     for (int nibble = 0; nibble < 2; ++nibble) {
       const uint8_t *place = f2i_byte_planes[stages - 1][plane][nibble];
-      plane_terms terms;
-      fill_terms(re, im, scales + (place[0] * 2 + place[1]) * 2, place[1], &terms);
-      for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
-        store_tables(&terms, j, vdupq_n_f32(inverse), (uint8_t *)tables + place_of(plane, j) + 64 * nibble);
+      f[plane][nibble] = factors_of(scales + (place[0] * 2 + place[1]) * 2, place[1]);
+    }
+  }
+  uint8_t *cell = tables;
+  for (int j = 0; j < F2I_BLOCK_COLS; j += F2I_CELL_COLS, cell += F2I_CELL_ENTRIES) {
+    const float32x4_t x = vld1q_f32(re + j), y = vld1q_f32(im + j);
+    const column_pair even = pair_of(vzip1q_f32(x, y)), odd = pair_of(vzip2q_f32(x, y));
+    uint8_t *out = cell;
+    for (int plane = 0; plane < stages; ++plane, out += F2I_PLANE_ENTRIES) {
+      for (int nibble = 0; nibble < 2; ++nibble) {
+        store_tables(&even, &f[plane][nibble], all, out + 64 * nibble);
+        store_tables(&odd, &f[plane][nibble], all, out + 64 * nibble + 16);
       }
     }
   }

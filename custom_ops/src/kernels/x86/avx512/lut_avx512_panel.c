@@ -325,7 +325,6 @@ const f2i_panel_kernel f2i_panel_lut__avx512 = {.rows = ROWS,
                                                 .operand_bytes = PLANE_TABLES * TABLE_BYTES,
                                                 .extra_bytes = 0,
                                                 .state_bytes = F2I_TILE_ROWS * sizeof(row_sums),
-                                                .row_bytes = F2I_TILE_ROWS * sizeof(row_sums) / ROWS,
                                                 .build = build,
                                                 .block = f2i_block_lut__avx512_panel,
                                                 .read = read};
