@@ -22,7 +22,7 @@ C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custo
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chat test test-large test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz clean setup
+.PHONY: demo demo-chat test test-large test-load test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz clean setup
 
 $(BIN)/python: # a link to the machine's own, whose age says nothing: only whether it is there counts
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +77,11 @@ test-large: $(VENV)/.installed-test
 	$(PIP) gguf sentencepiece
 	$(BIN)/python examples/fetch_smollm2.py $(WORK)/smollm2
 	FAIRY2I_SMOLLM2=$(WORK)/smollm2 $(BIN)/pytest -m large -s
+
+# the server and a hundred clients at once, fifty times over: two minutes
+test-load: ROUNDS := 50
+test-load: $(VENV)/.installed-test
+	FAIRY2I_LOAD_ROUNDS=$(ROUNDS) $(BIN)/pytest tests/test_serve_load.py
 
 # the operator and exported models with older releases of onnxruntime, each in an environment of its own from PyPI (about 250 MB
 # each, and 2 minutes for all); RELEASES: a list of versions
