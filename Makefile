@@ -22,7 +22,7 @@ C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custo
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chat test test-large test-load test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz clean setup
+.PHONY: demo demo-chat test test-large test-load test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz fuzz-library fuzz-files clean setup
 
 $(BIN)/python: # a link to the machine's own, whose age says nothing: only whether it is there counts
 	$(PYTHON) -m venv $(VENV)
@@ -142,13 +142,15 @@ sanitize-threads:
 	cmake --build $(WORK)/threads --target test_threads
 	$(WORK)/threads/test_threads
 
-# needs clang with its libraries (Debian: clang libclang-rt-14-dev). SECONDS: of each target; JOBS: targets at a time. Inputs that
-# reach new code are kept in CORPUS/TARGET and are where the next run begins. What is found stays beside the targets,
-# $(WORK)/fuzz/TARGET-crash-...; run it again with $(WORK)/fuzz/TARGET FILE
+# SECONDS: of each target; JOBS: targets at a time. Inputs that reach new code are kept in CORPUS/TARGET and are where the next run
+# begins. What is found stays in $(WORK)/fuzz, TARGET-crash-... or TARGET-timeout-...
 fuzz: SECONDS := 60
 fuzz: JOBS := 1
 fuzz: CORPUS := $(abspath $(WORK))/fuzz/corpus
-fuzz:
+fuzz: fuzz-library fuzz-files
+
+# needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE
+fuzz-library:
 	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/fuzz -j$(JOBS)
@@ -156,6 +158,16 @@ fuzz:
 	  mkdir -p $(CORPUS)/TARGET && ./TARGET_seeds 200 $(CORPUS)/TARGET && \
 	  ./TARGET $(CORPUS)/TARGET -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- \
 	    -print_final_stats=1 2> TARGET.log; status=$$?; echo TARGET; tail -n 7 TARGET.log; exit $$status'
+
+# the readers of files, in Python: tests/fuzz. Run an input of files_onnx again with $(BIN)/python tests/fuzz/run.py onnx FILE
+fuzz-files: $(VENV)/.installed-test
+	$(BIN)/python -c 'import atheris' 2> /dev/null || $(PIP) $$($(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fuzz"])')
+	mkdir -p $(WORK)/fuzz
+	printf '%s\n' onnx checkpoint folder | xargs -P $(JOBS) -I TARGET sh -c '\
+	  $(BIN)/python tests/fuzz/run.py TARGET $(CORPUS)/files_TARGET -max_total_time=$(SECONDS) -timeout=60 -rss_limit_mb=4096 \
+	    -artifact_prefix=$(WORK)/fuzz/files_TARGET- -print_final_stats=1 > $(WORK)/fuzz/files_TARGET.log 2>&1; status=$$?; \
+	  echo files_TARGET; tail -n 7 $(WORK)/fuzz/files_TARGET.log; exit $$status'
 
 clean:
 	rm -rf $(VENV) $(WORK) build
