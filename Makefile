@@ -22,7 +22,7 @@ C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custo
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chat test test-large test-load test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz fuzz-library fuzz-files clean setup
+.PHONY: demo demo-chat test test-large test-load test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz fuzz-library fuzz-files lock clean setup
 
 $(BIN)/python: # a link to the machine's own, whose age says nothing: only whether it is there counts
 	$(PYTHON) -m venv $(VENV)
@@ -35,8 +35,9 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(PIP) .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed .ci/locks/lint.txt
 	$(PIP) $(TORCH)
+	$(PIP) --require-hashes -r .ci/locks/lint.txt
 	$(PIP) '.[train,test,lint,eval]' $(TORCH)
 	@touch $@
 
@@ -102,11 +103,20 @@ wheels: $(WORK)/release/.installed
 	$(RELEASE) scripts/wheels.py dist --only '$(TARGETS)'
 
 # an environment of its own, with nothing but the tools of the extra
-EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])
-$(WORK)/release/.installed: pyproject.toml
+$(WORK)/release/.installed: .ci/locks/release.txt
 	$(PYTHON) -m venv $(WORK)/release
-	$(RELEASE) -m pip install --quiet --disable-pip-version-check typer $$($(RELEASE) -c '$(EXTRA)')
+	$(RELEASE) -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/release.txt
 	@touch $@
+
+# the newest releases of the tools of these extras, with the hashes of all their files, for every system and Python; lint is pinned
+# in pyproject.toml
+LOCKS := fuzz lint release
+EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+lock:
+	$(PYTHON) -m venv $(WORK)/lock
+	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	for name in $(LOCKS); do $(PYTHON) -c '$(EXTRA)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
+	  --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -161,8 +171,7 @@ fuzz-library:
 
 # the readers of files, in Python: tests/fuzz. Run an input of files_onnx again with $(BIN)/python tests/fuzz/run.py onnx FILE
 fuzz-files: $(VENV)/.installed-test
-	$(BIN)/python -c 'import atheris' 2> /dev/null || $(PIP) $$($(BIN)/python -c 'import tomllib; \
-	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fuzz"])')
+	$(BIN)/python -c 'import atheris' 2> /dev/null || $(PIP) --require-hashes -r .ci/locks/fuzz.txt
 	mkdir -p $(WORK)/fuzz
 	printf '%s\n' onnx checkpoint folder | xargs -P $(JOBS) -I TARGET sh -c '\
 	  $(BIN)/python tests/fuzz/run.py TARGET $(CORPUS)/files_TARGET -max_total_time=$(SECONDS) -timeout=60 -rss_limit_mb=4096 \
