@@ -154,9 +154,9 @@ sanitize-threads:
 
 # SECONDS: of each target; JOBS: targets at a time. Inputs that reach new code are kept in CORPUS/TARGET and are where the next run
 # begins. What is found stays in $(WORK)/fuzz, TARGET-crash-... or TARGET-timeout-...
-fuzz: SECONDS := 60
-fuzz: JOBS := 1
-fuzz: CORPUS := $(abspath $(WORK))/fuzz/corpus
+fuzz fuzz-library fuzz-files: SECONDS := 60
+fuzz fuzz-library fuzz-files: JOBS := 1
+fuzz fuzz-library fuzz-files: CORPUS := $(abspath $(WORK))/fuzz/corpus
 fuzz: fuzz-library fuzz-files
 
 # needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE
