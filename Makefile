@@ -22,7 +22,7 @@ C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custo
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chat test test-large test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz clean setup
+.PHONY: demo demo-chat test test-large test-load test-onnxruntime bench wheels lint format sanitize sanitize-threads fuzz fuzz-library fuzz-files lock clean setup
 
 $(BIN)/python: # a link to the machine's own, whose age says nothing: only whether it is there counts
 	$(PYTHON) -m venv $(VENV)
@@ -35,8 +35,9 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(PIP) .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed .ci/locks/lint.txt
 	$(PIP) $(TORCH)
+	$(PIP) --require-hashes -r .ci/locks/lint.txt
 	$(PIP) '.[train,test,lint,eval]' $(TORCH)
 	@touch $@
 
@@ -78,6 +79,11 @@ test-large: $(VENV)/.installed-test
 	$(BIN)/python examples/fetch_smollm2.py $(WORK)/smollm2
 	FAIRY2I_SMOLLM2=$(WORK)/smollm2 $(BIN)/pytest -m large -s
 
+# the server and a hundred clients at once, fifty times over: two minutes
+test-load: ROUNDS := 50
+test-load: $(VENV)/.installed-test
+	FAIRY2I_LOAD_ROUNDS=$(ROUNDS) $(BIN)/pytest tests/test_serve_load.py
+
 # the operator and exported models with older releases of onnxruntime, each in an environment of its own from PyPI (about 250 MB
 # each, and 2 minutes for all); RELEASES: a list of versions
 RELEASES ?=
@@ -97,11 +103,20 @@ wheels: $(WORK)/release/.installed
 	$(RELEASE) scripts/wheels.py dist --only '$(TARGETS)'
 
 # an environment of its own, with nothing but the tools of the extra
-EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])
-$(WORK)/release/.installed: pyproject.toml
+$(WORK)/release/.installed: .ci/locks/release.txt
 	$(PYTHON) -m venv $(WORK)/release
-	$(RELEASE) -m pip install --quiet --disable-pip-version-check typer $$($(RELEASE) -c '$(EXTRA)')
+	$(RELEASE) -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/release.txt
 	@touch $@
+
+# the newest releases of the tools of these extras, with the hashes of all their files, for every system and Python; lint is pinned
+# in pyproject.toml
+LOCKS := fuzz lint release
+EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+lock:
+	$(PYTHON) -m venv $(WORK)/lock
+	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	for name in $(LOCKS); do $(PYTHON) -c '$(EXTRA)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
+	  --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -137,13 +152,15 @@ sanitize-threads:
 	cmake --build $(WORK)/threads --target test_threads
 	$(WORK)/threads/test_threads
 
-# needs clang with its libraries (Debian: clang libclang-rt-14-dev). SECONDS: of each target; JOBS: targets at a time. Inputs that
-# reach new code are kept in CORPUS/TARGET and are where the next run begins. What is found stays beside the targets,
-# $(WORK)/fuzz/TARGET-crash-...; run it again with $(WORK)/fuzz/TARGET FILE
-fuzz: SECONDS := 60
-fuzz: JOBS := 1
-fuzz: CORPUS := $(abspath $(WORK))/fuzz/corpus
-fuzz:
+# SECONDS: of each target; JOBS: targets at a time. Inputs that reach new code are kept in CORPUS/TARGET and are where the next run
+# begins. What is found stays in $(WORK)/fuzz, TARGET-crash-... or TARGET-timeout-...
+fuzz fuzz-library fuzz-files: SECONDS := 60
+fuzz fuzz-library fuzz-files: JOBS := 1
+fuzz fuzz-library fuzz-files: CORPUS := $(abspath $(WORK))/fuzz/corpus
+fuzz: fuzz-library fuzz-files
+
+# needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE
+fuzz-library:
 	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/fuzz -j$(JOBS)
@@ -151,6 +168,15 @@ fuzz:
 	  mkdir -p $(CORPUS)/TARGET && ./TARGET_seeds 200 $(CORPUS)/TARGET && \
 	  ./TARGET $(CORPUS)/TARGET -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- \
 	    -print_final_stats=1 2> TARGET.log; status=$$?; echo TARGET; tail -n 7 TARGET.log; exit $$status'
+
+# the readers of files, in Python: tests/fuzz. Run an input of files_onnx again with $(BIN)/python tests/fuzz/run.py onnx FILE
+fuzz-files: $(VENV)/.installed-test
+	$(BIN)/python -c 'import atheris' 2> /dev/null || $(PIP) --require-hashes -r .ci/locks/fuzz.txt
+	mkdir -p $(WORK)/fuzz
+	printf '%s\n' onnx checkpoint folder | xargs -P $(JOBS) -I TARGET sh -c '\
+	  $(BIN)/python tests/fuzz/run.py TARGET $(CORPUS)/files_TARGET -max_total_time=$(SECONDS) -timeout=60 -rss_limit_mb=4096 \
+	    -artifact_prefix=$(WORK)/fuzz/files_TARGET- -print_final_stats=1 > $(WORK)/fuzz/files_TARGET.log 2>&1; status=$$?; \
+	  echo files_TARGET; tail -n 7 $(WORK)/fuzz/files_TARGET.log; exit $$status'
 
 clean:
 	rm -rf $(VENV) $(WORK) build

@@ -64,7 +64,8 @@ def test_both_name_the_same_releases() -> None:
     for name in {*required("fairy2i_export"), *required("fairy2i_runtime")}:
         package, _, bound = name.partition(";")[0].partition(">=")
         bounds.setdefault(package, set()).add(bound)
-    assert not {name for name, found in bounds.items() if len(found - {""}) > 1 and name != "onnxruntime-genai"}
+    of_one = {"onnxruntime-genai", "atheris"}  # the one has a newer bound for tests, the other one for each Python
+    assert not {name for name, found in bounds.items() if len(found - {""}) > 1 and name not in of_one}
 
 
 def test_licence_of_the_runtime_is_the_projects() -> None:

@@ -7,14 +7,13 @@ the same bytes as an export that nothing happened to.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +23,13 @@ from fairy2i_export import export
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.rewrite import rewrite_onnx
 from fairy2i_export.train.loop import checkpoint_guard
-from faulty_exports import ONLY_WITH_AN_EARLIER, POINTS
+from faulty_runs import Ask, asking
+from named_points import EXPORT, ONLY_WITH_AN_EARLIER
 from rewrite_helpers import save_model
 from test_hostile_kills import in_a_child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, SIGKILL and LD_PRELOAD")
 HERE = Path(__file__).parent
-Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +57,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ask(shim: Path) -> Iterator[Ask]:
-    """What becomes of an export: see faulty_exports.py."""
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": str(shim),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    command = [sys.executable, str(HERE / "faulty_exports.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def answer(source: Path, out: Path, point: str | None = None, **variables: object) -> dict[str, Any]:
-            named = {name: str(value) for name, value in variables.items()}
-            order = {"source": str(source), "out": str(out), "point": point, "environment": named}
-            process.stdin.write(json.dumps(order) + "\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-            found: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-            assert not found["traceback"], found["traceback"]
-            return found
-
-        yield answer
-        process.stdin.close()
+    """What becomes of an export: see faulty_runs.py."""
+    with asking("export", LD_PRELOAD=str(shim)) as ask:
+        yield partial(ask, "export")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +95,7 @@ def check(ask: Ask, source: Path, out: Path, old: Path | None, new: Path) -> Non
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["nothing there", "an earlier export"])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", EXPORT)
 def test_killed_at(point: str, earlier: bool, ask: Ask, source: Path, old: Path, new: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if earlier:

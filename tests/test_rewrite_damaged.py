@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 from fairy2i_export.commands.export import main
 from fairy2i_export.errors import Fairy2iError, ModelError
 from fairy2i_export.output.contract.trial import try_model
 from fairy2i_export.rewrite import pipeline
+from fuzz.mutations import change_bytes, change_field
 from rewrite_helpers import function_calls, rewrite_onnx, run
 
 FLOAT = TensorProto.FLOAT
@@ -95,90 +94,6 @@ SOUND: dict[str, Callable[[], onnx.ModelProto]] = {
 
 # mutations
 
-NUMBERS = (0, 1, -1, 2, 3, 7, 99, 2**31 - 1, 2**40, -(2**40), 16)
-WORDS = ("", "Identity", "Gemm", "Cast", "Reshape", "MatMul", "Loop", "ai.fairy2i", "Fairy2iMatMul", "com.acme")
-
-
-def messages(message: Any) -> list[Any]:
-    found = [message]
-    for each in found:
-        for field, content in each.ListFields():
-            if isinstance(content, Message):
-                found.append(content)
-            elif field.message_type is not None:
-                found.extend(content)
-    return found
-
-
-def other(field: Any, everything: list[Any], dice: random.Random) -> Any:
-    """A value of a field's type."""
-    if field.type == FieldDescriptor.TYPE_STRING:
-        known = {v for m in everything for f, v in m.ListFields() if f.type == field.type and isinstance(v, str)}
-        return dice.choice([*sorted(known), *WORDS])
-    if field.type == FieldDescriptor.TYPE_BYTES:
-        return dice.choice([b"", b"\xff\xfe", b"abc", bytes(64)])
-    if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
-        return dice.choice([0.0, float("nan"), float("inf"), -1.0, 1e30])
-    if field.type == FieldDescriptor.TYPE_ENUM:
-        return dice.choice([entry.number for entry in field.enum_type.values])
-    return dice.choice(NUMBERS)
-
-
-def change_list(field: Any, items: Any, everything: list[Any], dice: random.Random) -> None:
-    what = dice.choice(["remove", "repeat", "swap", "new"])
-    place, second = (dice.randrange(len(items)), dice.randrange(len(items))) if len(items) else (0, 0)
-    if what == "remove":
-        del items[place : place + 1]
-    elif field.message_type is None:
-        items[place:place] = [items[second] if what == "repeat" and len(items) else other(field, everything, dice)]
-    elif what == "new" or not len(items):
-        items.add()
-    elif what == "repeat":
-        items.add().CopyFrom(items[place])
-    else:
-        kept = type(items[place])()
-        kept.CopyFrom(items[place])
-        items[place].CopyFrom(items[second])
-        items[second].CopyFrom(kept)
-
-
-def change_field(model: onnx.ModelProto, dice: random.Random) -> bytes:
-    """The file with one field of one message removed, repeated, exchanged or filled with something else."""
-    before = model.SerializeToString()
-    while True:
-        everything = messages(model)
-        message = dice.choice(everything)
-        fields = [field for field, _ in message.ListFields()] if dice.random() < 0.8 else list(message.DESCRIPTOR.fields)
-        if not fields:
-            continue
-        field = dice.choice(fields)
-        content = getattr(message, field.name)
-        try:
-            if isinstance(content, Message) or dice.random() < 0.2:
-                message.ClearField(field.name)
-            elif isinstance(content, (str, bytes, int, float)):
-                setattr(message, field.name, other(field, everything, dice))
-            else:
-                change_list(field, content, everything, dice)
-        except (ValueError, TypeError):  # a number that does not fit
-            continue
-        if model.SerializeToString() != before:
-            return model.SerializeToString()
-
-
-def change_bytes(model: onnx.ModelProto, dice: random.Random) -> bytes:
-    """The file with one bit turned, one byte set, or its end cut off."""
-    data = bytearray(model.SerializeToString())
-    place = dice.randrange(len(data))
-    what = dice.randrange(5)
-    if what < 3:
-        data[place] ^= 1 << dice.randrange(8)
-    elif what == 3:
-        data[place] = dice.choice([0, 0xFF, 0x80])
-    else:
-        del data[place:]
-    return bytes(data)
-
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
@@ -197,7 +112,7 @@ def test_mutations(name: str, tmp_path: Path) -> None:
     ends: Counter[str] = Counter()
     for round_ in range(60):
         change = change_bytes if round_ % 3 == 0 else change_field
-        path.write_bytes(change(SOUND[name](), dice))
+        path.write_bytes(change(SOUND[name]().SerializeToString(), dice))
         try:
             report = rewrite_onnx(path, out, trained=True, jobs=1)
         except Fairy2iError:

@@ -6,6 +6,7 @@ tensors of the shards that the index names count, whether it names them or not.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def _chosen(directory: Path, config: Mapping[str, Any]) -> str:
                 f"{directory / 'config.json'}: {_EXPLICIT}: expected the name of a file {' or '.join(endings)} beside it, got "
                 f"{explicit!r}"
             )
-        if not (directory / explicit).is_file():
+        if not os.path.isfile(directory / explicit):  # Path.is_file() raises for a name that is too long
             raise CheckpointError(f"{directory / explicit}: missing; config.json names it as {_EXPLICIT}")
         return explicit
     for name in (SINGLE, INDEX):
@@ -85,7 +86,7 @@ def _open_single(directory: Path, name: str) -> SafetensorsFile:
         return SafetensorsFile(directory / name)
     except CheckpointError as error:
         shards = _shards_named(directory / INDEX)
-        if not shards or not all((directory / shard).is_file() for shard in shards):
+        if not shards or not all(os.path.isfile(directory / shard) for shard in shards):
             raise
         raise CheckpointError(
             f"{error}; or, if the {len(shards)} shards of {INDEX} are the ones to read, move {name} away: it comes first, as in "
@@ -103,7 +104,7 @@ def _open_shards(index: Path) -> tuple[list[SafetensorsFile], dict[str, Safetens
                 f"{index}: tensor {tensor}: expected the name of a .safetensors file beside it, got {shard!r}"
             )
     directory, names = index.parent, sorted(set(weight_map.values()))
-    missing = [name for name in names if not (directory / name).exists()]
+    missing = [name for name in names if not os.path.exists(directory / name)]
     if missing:
         raise CheckpointError(
             f"{directory}: {len(missing)} of {len(names)} shards are missing, the first is {missing[0]}; download them"
@@ -134,7 +135,7 @@ def _notes(directory: Path, chosen: str, read: set[str]) -> tuple[str, ...]:
     others = sorted({path.name for glob in _OTHERS for path in directory.glob(glob)} - read)
     if chosen != INDEX and (directory / INDEX).is_file():
         shards = _shards_named(directory / INDEX)
-        there = [shard for shard in shards if (directory / shard).is_file() and shard not in read]
+        there = [shard for shard in shards if os.path.isfile(directory / shard) and shard not in read]
         others = [name for name in others if name not in there]
         what = "the shards of" if len(there) == len(shards) > 0 else "the left-over"
         notes.append(f"{directory}: read is {chosen}, as transformers does, and not {what} {INDEX}, which lies there too")

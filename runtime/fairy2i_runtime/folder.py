@@ -90,7 +90,7 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             f"{config_path}: model.decoder.filename: expected the name of a file in the folder, got {name!r}"
         )
     model_file = path / name
-    if not model_file.is_file():
+    if not os.path.isfile(model_file):  # Path.is_file() raises for a name that is too long
         raise ModelFolderError(f"{model_file} is missing: the folder is not a complete export; export the model again")
     context = model.get("context_length")
     if not isinstance(context, int) or isinstance(context, bool) or not 1 <= context <= MAX_CONTEXT:

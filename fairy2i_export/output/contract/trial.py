@@ -1,6 +1,6 @@
 """Whether ONNX Runtime takes a model: a session is made of it, with our operator library, and nothing is run.
 
-Weights are mapped, neither read nor packed again, so that models of any size take a moment.
+Weights are mapped, neither read nor packed again, so that models of any size take a moment. It is done in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairy2i_export.errors import reason_of
+from fairy2i_export.output.contract.trial_process import answer, refusal_of
 
 _NO_KERNEL = "NOT_IMPLEMENTED"  # the model is right, but the operator has no implementation for this processor and type
 
@@ -32,6 +33,11 @@ class Trial:
 
 def try_model(path: Path) -> Trial:
     """Make a session of a model, with our operators where the library is there and by their definition where not."""
+    return Trial(refusal_of(path, open_on_trial))
+
+
+def open_on_trial(path: Path) -> str:
+    """The same in this process; returns the refusal."""
     import onnxruntime as ort
 
     from fairy2i_runtime.engine.session import ISA_ENTRY
@@ -51,5 +57,10 @@ def try_model(path: Path) -> Trial:
     try:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exception classes have no common base
-        return Trial(reason_of(error).replace(str(path), path.name))
-    return Trial("")
+        return reason_of(error).replace(str(path), path.name)
+    return ""
+
+
+def serve() -> None:
+    """The process of trials."""
+    answer(open_on_trial)

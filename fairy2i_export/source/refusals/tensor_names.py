@@ -51,9 +51,9 @@ def check_names(directory: Path, config: Mapping[str, Any], names: Collection[st
 
 
 def _is_known(config: Mapping[str, Any]) -> bool:
-    named = config.get("architectures")
-    known = isinstance(named, list) and len(named) == 1 and named[0] in ARCHITECTURES
-    return known or config.get("model_type") in MODEL_TYPES
+    named, kind = config.get("architectures"), config.get("model_type")
+    known = isinstance(named, list) and len(named) == 1 and str(named[0]) in ARCHITECTURES
+    return known or (isinstance(kind, str) and kind in MODEL_TYPES)
 
 
 def _check_adapter(directory: Path, names: Collection[str]) -> None:

@@ -34,6 +34,7 @@ DATA = "data"  # of a replaced run: it is checked against the texts anyway
 PARTIAL = ".result"
 CURVES = ".curves.png"
 _LOCK, _ASIDE = ".lock", ".replaced"
+_BEGUN = (_LOCK, f".{RECIPE}")  # what a run leaves that is killed before the folder says what it is
 _OWN = (
     CHECKPOINTS,
     LOGS,
@@ -129,7 +130,6 @@ def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[Claim]:
     try:
         with _refusals(out):
             out.mkdir(parents=True, exist_ok=True)
-            new_lock = not (out / _LOCK).exists()
             lock = FileLock(out / _LOCK)
             lock.acquire(timeout=0)
         with lock:
@@ -148,9 +148,8 @@ def claimed(recipe: Recipe, global_batch: int, source: Path) -> Iterator[Claim]:
                 claim.settle()
                 made = []
             finally:
-                if new_lock:
-                    with suppress(OSError):  # Windows removes no open file
-                        (out / _LOCK).unlink()
+                with suppress(OSError):  # Windows removes no open file
+                    (out / _LOCK).unlink()  # also that of a run that was killed
     except Timeout as error:
         raise OutputError(f"{out}: another process trains into this folder; wait, or choose another") from error
     finally:
@@ -168,7 +167,7 @@ def check_place(recipe: Recipe, source: Path) -> None:
     if place != out and not place.is_dir():
         raise OutputError(f"{out}: cannot be made: {place} is no folder")
     with _refusals(out):
-        if out.exists() and (not out.is_dir() or any(path.name != _LOCK for path in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name not in _BEGUN for path in out.iterdir())):
             _earlier(out)
         if out.is_dir():
             check_own(out, inside=True)
@@ -235,7 +234,12 @@ def _is_finished(out: Path) -> bool:
 
 
 def _recover(out: Path) -> None:
-    """Put back what a run had put aside that was killed before it had anything to show."""
+    """Put right what a run left that was killed.
+
+    What it had put aside comes back if it has nothing to show yet; the empty folder of a result that is all in place goes.
+    """
+    if _is_finished(out) and not any(path.is_file() for path in (out / PARTIAL).rglob("*")):
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
     if (out / _ASIDE).is_dir():
         if (out / _ASIDE / RECIPE).is_file() and (good_checkpoints(out / CHECKPOINTS) or _is_finished(out)):
             shutil.rmtree(out / _ASIDE, ignore_errors=True)
