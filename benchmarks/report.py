@@ -13,7 +13,7 @@ from rich.table import Table
 
 Record = dict[str, Any]
 COLUMNS = ("engine", "M", "ms", "spread", "Gweights/s", "% of floor", "vs ort-q2")
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
+BEGIN, END = "<!-- results{} -->", "<!-- /results{} -->"
 
 
 def label(record: Record) -> str:
@@ -67,16 +67,17 @@ def markdown(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def insert(text: str, page: Path) -> None:
-    """Replace what stands between the two marks of a Markdown page.
+def insert(text: str, page: Path, section: str = "") -> None:
+    """Replace what stands between the two marks of a Markdown page, or of a section of it.
 
     Raises:
         ValueError: if the page has no such marks.
     """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    name = f" {section}" if section else ""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN.format(name))
+    _, end, after = rest.partition(END.format(name))
     if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN} and {END}")
+        raise ValueError(f"{page} has no lines {BEGIN.format(name)} and {END.format(name)}")
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
@@ -84,6 +85,7 @@ def main(
     results: Annotated[Path, typer.Argument(help="File written by bench_linear.py --json.")],
     shape: Annotated[list[str] | None, typer.Option(help="Only these: 7B, 135M, NxK; repeatable.")] = None,
     into: Annotated[Path | None, typer.Option(help="Replace the results in this page instead of printing.")] = None,
+    section: Annotated[str, typer.Option(help="Those of this name: a page may hold results of several processors.")] = "",
 ) -> None:
     """Print the records as Markdown tables."""
     try:
@@ -96,7 +98,7 @@ def main(
         print(text)
         return
     try:
-        insert(text, into)
+        insert(text, into, section)
     except (OSError, ValueError) as error:
         print(f"report: error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
