@@ -19,7 +19,9 @@ enum {
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
   ALONE_BLOCKS = 16, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
   ALONE_BYTES = 48 << 10,
-  GROUP_ROWS = 32, /* rows of x whose tables exist at one time, unless a panel takes more */
+  GROUP_ROWS = 32,         /* rows of x whose tables exist at one time, unless a panel takes more */
+  SHARE_MOST = 1 << 20,    /* bytes of weights that every thread may walk, each for some of the rows of x ... */
+  SHARE_LEAST = 128 << 10, /* ... if there is so much to do, bytes times rows */
 };
 _Static_assert((int)GROUP_ROWS <= (int)F2I_PANEL_MOST, "f2i_range has room for a group");
 _Static_assert(STRIP_TILES *F2I_ACC_PER_TILE <= ACC_FLOATS, "accumulators of a single row fit too");
@@ -67,12 +69,23 @@ static int64_t group_rows(const f2i_call *c) { return (int64_t)(c->rows / c->lan
 
 static size_t operand_bytes(const f2i_call *c) { return (size_t)c->w->stages * c->kernel->operand_bytes; }
 
-f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
-                                     f2i_message *message) {
-  if (plan == NULL || plan->kernel == NULL || bytes == NULL || rows < 0) {
-    return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an initialized plan and rows >= 0");
-  }
-  f2i_call c = shape_call(plan, rows);
+/* How many rows of x a thread takes for itself, or all: then threads share the operands of all rows, and each has some
+ * of the weights. Operands that another core has written come from its cache, which for small layers takes longer than
+ * computing with them. */
+static int64_t rows_of_share(const f2i_call *c, int64_t rows) {
+  const int64_t cpus = (int64_t)f2i_cpu_count();
+  const uint64_t bytes = (uint64_t)c->w->packed_bytes;
+  if (cpus == 1 || rows < 2 || bytes > SHARE_MOST || (uint64_t)rows * bytes < SHARE_LEAST) return rows;
+  const f2i_panel_kernel *panel = panel_for(c, rows);
+  /* what does not take longer for fewer rows: single ones, four of a panel that keeps rows apart, half of another */
+  const int64_t least = panel == NULL ? 1 : panel->row_bytes > 0 ? 4 : (int64_t)(panel->rows / c->lanes / 2);
+  const int64_t share = ((rows + cpus - 1) / cpus + least - 1) / least * least;
+  return share < rows ? share : rows;
+}
+
+/* Bytes of workspace for the rows of a share. */
+static uint64_t share_bytes(const f2i_call *call, int64_t rows) {
+  f2i_call c = *call;
   uint64_t most = 0;
   for (int64_t rest = rows; rest > 0; rest %= group_rows(&c)) { /* one of many equal groups, then smaller ones */
     next_group(&c, rest);
@@ -80,7 +93,19 @@ f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64
     if (c.w->activation_bits != 0) group += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
     most = group > most ? group : most;
   }
-  return f2i_workspace_within(limit, F2I_ALIGN + most, c.w, rows, bytes, message);
+  return (most + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN;
+}
+
+f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
+                                     f2i_message *message) {
+  if (plan == NULL || plan->kernel == NULL || bytes == NULL || rows < 0) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an initialized plan and rows >= 0");
+  }
+  const f2i_call c = shape_call(plan, rows);
+  const int64_t share = rows_of_share(&c, rows);
+  const uint64_t alone = share_bytes(&c, rows); /* what it takes without other threads */
+  const uint64_t shared = share < rows ? (uint64_t)((rows + share - 1) / share) * share_bytes(&c, share) : 0;
+  return f2i_workspace_within(limit, F2I_ALIGN + (alone > shared ? alone : shared), c.w, rows, bytes, message);
 }
 
 f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes, f2i_message *message) {
@@ -174,6 +199,46 @@ static void split_scales(f2i_call *c) {
   }
 }
 
+/* A call whose rows of x are shared out. */
+typedef struct shares_call {
+  const f2i_call *c; /* without a group */
+  const f2i_range *range;
+  const f2i_rounding *rounding;
+  int64_t rows, share; /* of x: in all, and of a share */
+  uint8_t *memory;     /* [shares][bytes] */
+  size_t bytes;
+} shares_call;
+
+/* Work item: some rows of x. */
+static void share_task(void *arg, size_t index) {
+  const shares_call *s = arg;
+  const int64_t first = (int64_t)index * s->share, rest = s->rows - first;
+  const int64_t end = first + (rest < s->share ? rest : s->share);
+  f2i_call c = *s->c;
+  f2i_range range;
+  f2i_rounding rounding;
+  range.scale_exponent = s->range->scale_exponent;
+  if (c.w->activation_bits != 0) rounding = *s->rounding;
+  if (c.rounding != NULL) c.rounding = &rounding;
+  for (int64_t row = first; row < end; row += group_rows(&c)) {
+    uint8_t *memory = s->memory + index * s->bytes;
+    next_group(&c, end - row);
+    c.x = s->c->x + row * s->c->ldx;
+    c.ldx = s->c->ldx;
+    c.y = s->c->y + row * c.ldy;
+    if (c.w->activation_bits != 0) {
+      f2i_rounding_rows(&c, &rounding, (float *)(void *)memory);
+      memory += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
+    }
+    if (c.rounding == NULL) f2i_range_rows(&c, &range);
+    if (c.panel != NULL) {
+      f2i_panel_group(&c, memory);
+    } else {
+      rows_group(&c, memory);
+    }
+  }
+}
+
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
                       int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
                       f2i_message *message) {
@@ -191,7 +256,7 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
                     workspace == NULL ? (size_t)0 : workspace_bytes);
   }
   f2i_call c = shape_call(plan, rows);
-  void *aligned = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
+  const int64_t share = parallel != NULL ? rows_of_share(&c, rows) : rows;
   _Alignas(F2I_ALIGN) uint8_t shared[2 * F2I_SHARED_BYTES];
   f2i_range range;
   f2i_rounding rounding;
@@ -204,24 +269,18 @@ f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_
   }
   c.shared = shared;
   c.bias = bias;
+  c.x = x;
+  c.ldx = ldx;
+  c.y = y;
   c.ldy = ldy;
-  c.parallel = parallel;
-  for (int64_t row = 0; row < rows; row += group_rows(&c)) {
-    next_group(&c, rows - row);
-    uint8_t *memory = aligned;
-    c.x = x + row * ldx;
-    c.ldx = ldx;
-    c.y = y + row * ldy;
-    if (c.w->activation_bits != 0) {
-      f2i_rounding_rows(&c, &rounding, aligned);
-      memory += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
-    }
-    if (c.rounding == NULL) f2i_range_rows(&c, &range);
-    if (c.panel != NULL) {
-      f2i_panel_group(&c, memory);
-    } else {
-      rows_group(&c, memory);
-    }
-  }
+  c.parallel = share < rows ? NULL : parallel;
+  shares_call s = {.c = &c,
+                   .range = &range,
+                   .rounding = &rounding,
+                   .rows = rows,
+                   .share = share,
+                   .memory = (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN),
+                   .bytes = share < rows ? (size_t)share_bytes(&c, share) : 0};
+  f2i_run(parallel, share_task, (size_t)((rows + share - 1) / share), &s);
   return f2i_ok(message);
 }
