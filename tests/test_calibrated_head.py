@@ -22,13 +22,16 @@ from fairy2i_export.codes.layout import pack, unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.commands import tools
 from fairy2i_export.commands.export import main
+from fairy2i_export.compile.calibrate.head import calibrate_rows, sensitivity
+from fairy2i_export.compile.calibrate.matrix.metric import Statistics
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.onnx_graph.formats.base import Linear
 from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.checkpoint import open_checkpoint
 from fairy2i_runtime.commands.console import USER_ERROR
-from test_calibrate import assert_equals_torch, dequantized, output_error, write_text
+from test_calibrate import assert_equals_torch, correlated, dequantized, output_error, write_text
 from test_codes_from import contents
 from test_export_resume import Recorder, assert_same
 
@@ -142,6 +145,46 @@ def test_a_new_head_beats_rounding(source: Path, text: Path, earlier: Path, rene
     rounded = quantize(weight.numpy(), 3, "fp32", quantizer="joint", row_multiplier="rms").dequantize("none")
     chosen = linears(renewed)["lm_head"].dequantize("none")
     assert output_error(caught[0], weight, chosen) < 0.9 * output_error(caught[0], weight, rounded)
+
+
+def test_rows_that_matter_are_kept_better() -> None:
+    """Of the two real rows of a complex one, the one that matters gets most of what their common codes can tell."""
+    inputs, weight = correlated(60, 3000), torch.randn(80, 60, generator=torch.Generator().manual_seed(1))
+    statistics = Statistics(60)
+    for half, part in enumerate(inputs[:2000].chunk(2)):
+        statistics.add(part, half)
+    head = Linear("lm_head", "lm_head.weight", None, 60, 80, "fairy2i", "", stages=2)
+    matters = torch.cat([torch.ones(40), torch.full((40,), 1e-4)])
+    chosen, alike = (
+        calibrate_rows(weight, statistics, head, rows, 2).linear.dequantize("none") for rows in (matters, torch.ones(80))
+    )
+    heavy, light = slice(0, 40), slice(40, 80)
+    errors = {
+        (name, rows.start): output_error(inputs[2000:], weight[rows], dense[rows])
+        for name, dense in (("chosen", chosen), ("alike", alike))
+        for rows in (heavy, light)
+    }
+    assert errors["chosen", 0] < 0.75 * errors["alike", 0]
+    assert errors["alike", 40] < errors["chosen", 40] < 1
+    assert errors["alike", 0] == pytest.approx(errors["alike", 40], rel=0.2)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.5])
+def test_how_much_a_logit_matters(softcap: float | None) -> None:
+    """The divergence that small independent errors of all logits cause, to second order, is half their squares times this."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(600, 12, generator=generator), 0.5 * torch.randn(40, 12, generator=generator)
+    found = sensitivity(states, weight, softcap)
+
+    def logs(logits: torch.Tensor) -> torch.Tensor:
+        return (logits if softcap is None else softcap * torch.tanh(logits / softcap)).log_softmax(-1)
+
+    logits = states.double() @ weight.double().T
+    for index in (0, 17, 39):
+        moved = logits.clone()
+        moved[:, index] += 1e-3
+        divergence = float((logs(logits).exp() * (logs(logits) - logs(moved))).sum(-1).mean())
+        assert float(found[index]) == pytest.approx(2e6 * divergence, rel=5e-3)
 
 
 def test_a_renewed_model_equals_torch(source: Path, renewed: Path) -> None:
