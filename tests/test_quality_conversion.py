@@ -304,3 +304,26 @@ def test_forms_of_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for form, result in first.items():
         assert second[form]["texts"] == result["texts"]
     assert "| 2 stages |" in capsys.readouterr().out
+
+
+def test_weighted_rows_of_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The float head is the one without loss, and predictions of weighted rows are nearer to it than those of others."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from conversion import head_rows
+
+    source = float_checkpoint(tmp_path / "source")
+    for name in ("text", "other"):
+        (tmp_path / name).write_text(words(3000, seed=len(name)))
+    monkeypatch.setattr(head_rows, "WINDOW", 48)
+    head_rows.main(
+        source, calibrate=[tmp_path / "text"], text=[tmp_path / "other"], calibrate_tokens=1200, tokens=480, stages="2"
+    )
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in rows[2:]] == ["float", "2 stages, rows alike", "2 stages, rows weighted"]
+    nats = [float(row[2]) for row in rows[2:]]
+    assert nats[0] == 0 < nats[2] < nats[1]
+    with pytest.raises(typer.BadParameter, match="expected texts of 960 tokens"):
+        head_rows.windows_of(source, words(500), 960)
