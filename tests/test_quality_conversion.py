@@ -21,7 +21,7 @@ from runtime_models import stories_folder
 sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
 
 import marked
-from conversion import ablation, reports, tasks, texts
+from conversion import ablation, heads, reports, tasks, texts
 from conversion.cloze import CONTEXT_WORDS, CONTINUATION_WORDS, Item, continuations, last_words
 from conversion.grid import CASES, STAGES_OFF
 from conversion.samples import prose_part
@@ -266,3 +266,64 @@ def test_docs_have_the_places() -> None:
     for name in ("bits", "kernels", "ablation", "speech", "tasks", "types"):
         assert f"<!-- conversion-{name} -->" in text
         assert f"<!-- /conversion-{name} -->" in text
+
+
+def test_forms_of_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Made and measured once, timed when asked for; ratios are to the first form."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    source = float_checkpoint(tmp_path / "source")
+    (source / "tokenizer_config.json").write_text("{}")
+    for name in ("text", "wikitext", "tale"):
+        (tmp_path / name).write_text(words(3000))
+    export(source, tmp_path / "converted", calibrate=[tmp_path / "text"], calibrate_tokens=300, stages=2, jobs=1)
+    monkeypatch.setattr(texts, "LENGTHS", {"wiki-2k": 96, "wiki-16k": 96, "other": 96})
+    monkeypatch.setattr(texts.texts_of, "__defaults__", (48,))
+    monkeypatch.setattr(heads, "NEW", 4)
+    given: dict[str, Any] = {
+        "work": tmp_path / "work",
+        "calibrate": [tmp_path / "text"],
+        "calibrate_tokens": 300,
+        "other": tmp_path / "tale",
+        "answers": None,
+        "forms": "int8,3 stages,2 stages",
+        "threads": 1,
+    }
+    heads.main(source, tmp_path / "converted", **given)
+    first = json.loads((tmp_path / "work" / "heads.json").read_text())
+    assert list(first) == ["int8", "3 stages", "2 stages"]
+    assert first["2 stages"]["bytes"] < first["3 stages"]["bytes"]
+    assert "not measured" in capsys.readouterr().out
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/model.onnx")}
+    monkeypatch.setattr(heads, "measured", lambda *_: pytest.fail("measured again"))
+    heads.main(source, tmp_path / "converted", **given, rounds=3)
+    second = json.loads((tmp_path / "work" / "heads.json").read_text())
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/model.onnx")}
+    assert second["int8"]["decode"] == [1.0, 1.0, 1.0]
+    assert len(second["3 stages"]["decode"]) == 3
+    for form, result in first.items():
+        assert second[form]["texts"] == result["texts"]
+    assert "| 2 stages |" in capsys.readouterr().out
+
+
+def test_weighted_rows_of_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The float head is the one without loss, and predictions of weighted rows are nearer to it than those of others."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from conversion import head_rows
+
+    source = float_checkpoint(tmp_path / "source")
+    for name in ("text", "other"):
+        (tmp_path / name).write_text(words(3000, seed=len(name)))
+    monkeypatch.setattr(head_rows, "WINDOW", 48)
+    head_rows.main(
+        source, calibrate=[tmp_path / "text"], text=[tmp_path / "other"], calibrate_tokens=1200, tokens=480, stages="2"
+    )
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in rows[2:]] == ["float", "2 stages, rows alike", "2 stages, rows weighted"]
+    nats = [float(row[2]) for row in rows[2:]]
+    assert nats[0] == 0 < nats[2] < nats[1]
+    with pytest.raises(typer.BadParameter, match="expected texts of 960 tokens"):
+        head_rows.windows_of(source, words(500), 960)

@@ -64,16 +64,21 @@ class Watched:
         self.calls = 0
 
     def __call__(self, student: Any, teacher: Any, ids: Any, softcap: float | None, schedule: Any, done: Any) -> Tuned:
-        def logits(hidden: torch.Tensor) -> F32:
+        def logits(hidden: torch.Tensor, head: torch.Tensor) -> F32:
             with torch.no_grad():
-                found = hidden @ student.head.T
+                found = hidden @ head.T
                 capped = found if softcap is None else softcap * torch.tanh(found / softcap)
             return np.array(capped.numpy(), np.float32)
 
+        def own() -> F32:
+            with torch.no_grad():
+                head = student.head if student.head_factor is None else student.head_factor[:, None] * student.head
+                return logits(student.hidden(ids), head)
+
         self.calls += 1
-        self.ids, self.teacher, self.before = ids, logits(teacher), logits(student.hidden(ids).detach())
+        self.ids, self.teacher, self.before = ids, logits(teacher, student.float_head), own()
         self.tuned = tune(student, teacher, ids, softcap, self.schedule, done)
-        self.after = logits(student.hidden(ids).detach())
+        self.after = own()
         return self.tuned
 
 
@@ -103,14 +108,18 @@ def nats(student: F32, teacher: F32) -> float:
     return float(kl_div(found, expected, log_target=True, reduction="batchmean"))
 
 
+@pytest.mark.parametrize("head", ["float", "fairy2i"])
 @pytest.mark.parametrize(("kind", "settings"), KINDS, ids=[kind for kind, _ in KINDS])
-def test_what_is_tuned_is_what_runs(kind: str, settings: dict[str, Any], watched: Watched, tmp_path: Path) -> None:
+def test_what_is_tuned_is_what_runs(
+    kind: str, settings: dict[str, Any], head: str, watched: Watched, tmp_path: Path
+) -> None:
     """The student is the model that would be written otherwise; the folder is the student when it is tuned, and better."""
     from transformers import AutoModelForCausalLM
 
     source, text = save_tiny(tmp_path / "model", kind, **settings), write_text(tmp_path / "text")
-    export(source, tmp_path / "tuned", calibrate=[text], calibrate_tokens=300, **FORM)
-    export(source, tmp_path / "plain", calibrate=[text], calibrate_tokens=300, calibrate_without="tuning", **FORM)
+    options: dict[str, Any] = {"calibrate": [text], "calibrate_tokens": 300, **FORM, "lm_head": head}
+    export(source, tmp_path / "tuned", **options)
+    export(source, tmp_path / "plain", **options, calibrate_without="tuning")
     assert watched.calls == 1
     original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
     assert difference(watched.teacher, reference_logits(original, watched.ids, np.ones_like(watched.ids))) < TOLERANCE
@@ -124,14 +133,16 @@ def test_what_is_tuned_is_what_runs(kind: str, settings: dict[str, Any], watched
     assert set(watched.tuned.rows) == {node.name for node in read_nodes(tmp_path / "tuned" / "model.onnx")}
 
 
+@pytest.mark.parametrize("factored", [False, True])
 @pytest.mark.parametrize("softcap", [None, 2.5])
-def test_the_loss_is_the_divergence(softcap: float | None) -> None:
+def test_the_loss_is_the_divergence(softcap: float | None, factored: bool) -> None:
     """Value and gradient against torch's own in float64, over three parts of the tokens, the last one short."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(600, 12, generator=generator) for _ in range(2))
     heads = [torch.randn(40, 12, generator=generator) for _ in range(2)]
     student.requires_grad_()
-    found = divergence(student, teacher, *heads, softcap)
+    factor = (0.5 + torch.rand(40, generator=generator)).requires_grad_() if factored else None
+    found = divergence(student, teacher, *heads, softcap, factor)
     (3 * found).backward()
 
     def log_probabilities(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
@@ -139,20 +150,28 @@ def test_the_loss_is_the_divergence(softcap: float | None) -> None:
         return log_softmax(logits if softcap is None else softcap * torch.tanh(logits / softcap), -1)
 
     other = student.detach().clone().requires_grad_()
+    rows = torch.ones(40, requires_grad=True) if factor is None else factor.detach().clone().requires_grad_()
     wanted = kl_div(
-        log_probabilities(other, heads[0]), log_probabilities(teacher, heads[1]), log_target=True, reduction="batchmean"
+        log_probabilities(other, rows[:, None] * heads[0]),
+        log_probabilities(teacher, heads[1]),
+        log_target=True,
+        reduction="batchmean",
     )
     (3 * wanted).backward()
     assert student.grad is not None
     assert other.grad is not None
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     assert torch.allclose(student.grad, other.grad, rtol=1e-4, atol=1e-4 * float(other.grad.abs().max()))
+    if factor is not None:
+        assert rows.grad is not None
+        assert torch.allclose(factor.grad, rows.grad, rtol=1e-4, atol=1e-4 * float(rows.grad.abs().max()))
     assert float(divergence(teacher, teacher, heads[1], heads[1], softcap)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:
     class Broken:
-        head = torch.ones(3, 4)
+        head = float_head = torch.ones(3, 4)
+        head_factor = None
         parameter = torch.nn.Parameter(torch.zeros(4))
 
         def parameters(self) -> list[Any]:

@@ -65,14 +65,14 @@ class Choices(Protocol):
     def scales(self) -> ScaleChoice: ...
 
 
-def check_stages(value: Any) -> int:
-    """A number of stages.
+def check_stages(value: Any, name: str = "stages") -> int:
+    """A number of stages, of an option of that name.
 
     Raises:
         OptionError: anything but an integer from 1 to MAX_STAGES.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STAGES:
-        raise OptionError(f"stages: expected a number from 1 to {MAX_STAGES}, got {value!r}")
+        raise OptionError(f"{name}: expected a number from 1 to {MAX_STAGES}, got {value!r}")
     return value
 
 

@@ -6,6 +6,8 @@ Finding codes takes long when a text decides about them; what is stored around t
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from fairy2i_export.codes.calibrated import ScaledCalibrated
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.codes.quantized import QuantizedLinear
+from fairy2i_export.compile.calibrate.text import CalibrationText
 from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.compile.plan import Plan
 from fairy2i_export.errors import CheckpointError, FormatError, OptionError
@@ -32,6 +35,7 @@ from fairy2i_runtime.folder import CONFIG_FILE
 
 _FIXED = ("stages", "profile", "quantizer", "row_multiplier")  # what an option could contradict
 _TRAINED = ("col_multiplier", "scales")  # no options
+_HEAD = "lm_head"  # key of what metadata says about the text of an lm_head whose codes were chosen later
 _INHERITED = ("lm_head", "embedding", "kv_cache", "rope_scaling")  # stay as they were unless something else is asked for
 
 
@@ -76,6 +80,32 @@ class EarlierExport:
         model = hashlib.sha256((self.folder / MODEL).read_bytes()).hexdigest()
         return f"{model}:{status.st_size}:{status.st_mtime_ns}"
 
+    def check_new_head(self, request: Request) -> None:
+        """Check a request with a text (--calibrate): beside these codes it can choose those of a new lm_head only.
+
+        Raises:
+            OptionError: it asks for something else, or these codes were not chosen on a text.
+        """
+        if request.lm_head != "fairy2i":
+            raise OptionError(
+                "calibrate: --codes-from brings codes that were found already, and a text can only choose those of a new lm_head "
+                "beside them; add --lm-head fairy2i, or leave one of the two out"
+            )
+        if not self.metadata.is_calibrated:
+            raise OptionError(
+                f"calibrate: expected codes that were chosen on a text, too, found those of rounded weights in {self.folder}; "
+                "leave --calibrate out, or export without --codes-from"
+            )
+        if request.bits is not None:
+            raise OptionError(
+                f"bits: the layers' stages are those in {self.folder}, got bits {request.bits!r}; use --lm-head-stages for lm_head"
+            )
+        decided = [step for step in ("rotation", "tuning") if step in request.calibrate_without]
+        if decided:
+            raise OptionError(
+                f"calibrate without: what {self.folder} has of {' and '.join(decided)} stays; leave out descent, or nothing"
+            )
+
     def complete(self, request: Request) -> Request:
         """A request with everything as it was in the earlier export that it does not ask for.
 
@@ -105,12 +135,42 @@ class EarlierExport:
         """Options with what only the earlier export decides."""
         fixed: Any = {key: self.metadata.get(key) for key in ("row_multiplier", *_TRAINED)}
         bits = float(self.metadata.get("bits")) if self.metadata.get("bits") else None
-        return replace(options, **fixed, bits=bits, calibrated_by=f"codes:{self.identity}")
+        text = "" if options.calibrated_by is None else f" {options.calibrated_by}"  # of a new lm_head
+        return replace(options, **fixed, bits=bits, calibrated_by=f"codes:{self.identity}{text}")
 
-    def as_there(self, plan: Plan) -> Plan:
-        """The plan with the stages of every layer, and column multipliers where they are, as in the earlier export."""
+    def calibration(self, text: CalibrationText | None, options: ExportOptions) -> str | None:
+        """What the metadata of a model with these codes says about the texts that decided; None: it was the weights alone.
+
+        Args:
+            text: that a new lm_head is chosen on, or None.
+            options: in force.
+
+        Raises:
+            OptionError: what it says of these codes cannot be read.
+        """
+        said = self.metadata.get("calibration")
+        if not said or (text is None and options.lm_head == "fairy2i"):
+            return said or None
+        try:
+            layers = dict(json.loads(said))
+        except (TypeError, ValueError) as error:
+            raise OptionError(
+                f"codes from {self.folder}: metadata fairy2i.calibration: expected an object of JSON, found {said[:80]!r}"
+            ) from error
+        layers.pop(_HEAD, None)
+        return json.dumps(layers if text is None else {**layers, _HEAD: text.facts(options.calibrate_without)})
+
+    def as_there(self, plan: Plan, new: Collection[str]) -> Plan:
+        """The plan with the stages of every layer, and column multipliers where they are, as in the earlier export.
+
+        Args:
+            plan: from the options.
+            new: layers whose codes are not taken from there.
+        """
         linears = dict(plan.linears)
         for linear in plan.rewritten:
+            if linear.name in new:
+                continue
             found = self.nodes[linear.name].operands
             columns = found.col_multiplier is not None
             linears[linear.name] = replace(linear, stages=found.stages, col_multiplier=columns)
@@ -133,12 +193,13 @@ class EarlierExport:
                 "export of another model, or of another config.json"
             )
 
-    def check_layers(self, names: dict[str, tuple[int, int]], lm_head: str) -> tuple[str, ...]:
+    def check_layers(self, names: dict[str, tuple[int, int]], lm_head: str, new: Collection[str]) -> tuple[str, ...]:
         """Layers that are to be quantized and have no codes: they stay float as they were.
 
         Args:
             names: (out features, in features) of all layers to be quantized by name.
             lm_head: name of the head.
+            new: layers whose codes are not taken from there.
 
         Raises:
             OptionError: if there are codes of another shape, or none for the head.
@@ -151,12 +212,17 @@ class EarlierExport:
                     f"codes from {self.folder}: {name} is {found[0]} x {found[1]} there and {shape[0]} x {shape[1]} in the "
                     "source: it is an export of another model"
                 )
-        if lm_head in names and lm_head not in self.nodes:
+        if missing := [name for name in new if name not in names]:
+            raise OptionError(
+                f"calibrate: beside the codes in {self.folder} a text chooses those of {missing[0]}, and that is left float "
+                "(--include, --exclude or its size); leave --calibrate out"
+            )
+        if lm_head in names and lm_head not in self.nodes and lm_head not in new:
             raise OptionError(
                 f"codes from {self.folder}: no codes for lm_head, which is {self.metadata.get('lm_head')} there; "
-                "expected --lm-head int8, int4 or float"
+                "expected --lm-head int8, int4 or float, or --calibrate TEXT to choose them"
             )
-        return tuple(name for name in names if name not in self.nodes)
+        return tuple(name for name in names if name not in self.nodes and name not in new)
 
     def check_source(self, checkpoint: Checkpoint, sha256: str) -> None:
         """Raise CheckpointError unless the codes were made from these very files."""

@@ -60,7 +60,7 @@ def calibration_bytes(prepared: Prepared) -> int:
     if prepared.text is None:
         return 0
     most = max(_walk_bytes(prepared), _stages_bytes(prepared))
-    if "tuning" not in prepared.options.calibrate_without:
+    if prepared.earlier is None and "tuning" not in prepared.options.calibrate_without:
         most = max(most, _tuning_bytes(prepared))
     return _TORCH_RAM + most
 
@@ -84,7 +84,11 @@ def calibration_seconds(prepared: Prepared) -> float:
     without, effort = prepared.options.calibrate_without, prepared.options.calibrate_effort
     passes = ROUNDS + _FITS + (0 if "descent" in without else SWEEPS[effort])
     inside = operations = 0.0
-    for linear in prepared.plan.rewritten:
+    if prepared.earlier is not None:  # both models run the text
+        layers = prepared.decoder.layers * _layer(prepared)
+        operations += 2 * layers * 2 * tokens * bfloat16
+        without = (*without, "tuning")
+    for linear in prepared.on_text.values():
         rows, columns = linear.out_features, linear.in_features
         inside += linear.parameters if linear.name != names.lm_head else 0
         operations += linear.parameters * (2 * tokens * _FORWARD * bfloat16 + 16 * columns)
@@ -101,8 +105,8 @@ def _walk_bytes(prepared: Prepared) -> int:
     """Two decoder layers, hidden states, what a float layer read, the statistics of a group and the largest matrix."""
     assert prepared.text is not None
     decoder, tokens = prepared.decoder, prepared.text.ids.size
-    widest = max(linear.in_features for linear in prepared.plan.rewritten)
-    largest = max(linear.parameters for linear in prepared.plan.rewritten)
+    widest = max(linear.in_features for linear in prepared.on_text.values())
+    largest = max(linear.parameters for linear in prepared.on_text.values())
     hidden = 4 * 2 * tokens * decoder.hidden_size
     read = 2 * tokens * (4 * decoder.hidden_size + decoder.intermediate_size)
     metric = widest**2 * (8 if widest <= PRECISE else 4) * 8
@@ -114,7 +118,7 @@ def _walk_bytes(prepared: Prepared) -> int:
 
 def _stages_bytes(prepared: Prepared) -> int:
     """The choice of stages: inputs of all layers, a layer, what is in it, and the inputs' metrics."""
-    if prepared.options.bits is None:
+    if prepared.options.bits is None or prepared.earlier is not None:
         return 0
     assert prepared.text is not None
     decoder, windows, length = prepared.decoder, *map(int, prepared.text.ids.shape)
@@ -129,10 +133,11 @@ def _tuning_bytes(prepared: Prepared) -> int:
     assert prepared.text is not None
     decoder, windows, length = prepared.decoder, *map(int, prepared.text.ids.shape)
     head, each = decoder.vocab_size * decoder.hidden_size, 2 if has_fast_bfloat16() else 4
-    model = each * (_layer(prepared) * decoder.layers + head) + 4 * head
+    heads = 2 if prepared.plan.linears[decoder.names.lm_head].treatment == "fairy2i" else 1  # what it aims at, and its own
+    model = each * (_layer(prepared) * decoder.layers + heads * head) + 4 * head
     hidden = 4 * 3 * windows * length * decoder.hidden_size
     window = length * decoder.layers * (60 * decoder.hidden_size + 30 * decoder.intermediate_size)
-    return model + hidden + window + 4 * 5 * TOKENS * decoder.vocab_size
+    return model + hidden + window + 4 * (4 + heads) * TOKENS * decoder.vocab_size
 
 
 def _layer(prepared: Prepared) -> int:

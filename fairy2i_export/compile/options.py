@@ -6,14 +6,22 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from fairy2i_export.codes.choices import CONVERSION_STEPS, DEFAULTS, MAX_STAGES, ColumnChoice, ScaleChoice, check_stages
+from fairy2i_export.codes.choices import (
+    CONVERSION_STEPS,
+    DEFAULTS,
+    LEARNED,
+    MAX_STAGES,
+    ColumnChoice,
+    ScaleChoice,
+    check_stages,
+)
 from fairy2i_export.codes.strategies import CALIBRATED
 from fairy2i_export.codes.training_entry import left_alone, says_trained, trained_with
 from fairy2i_export.decoder.architectures.ifairy import CHOSEN
 from fairy2i_export.errors import OptionError
 from fairy2i_export.onnx_graph.formats import FORMATS
 from fairy2i_export.request.option import check_choices, declared, words_of
-from fairy2i_export.request.request import DEFAULT_CONTEXT, Request
+from fairy2i_export.request.request import CALIBRATED_HEAD_STAGES, DEFAULT_CONTEXT, Request
 
 CALIBRATED_STAGES = 4  # fewer lose too much without training (docs/quality.md)
 
@@ -33,6 +41,15 @@ class ExportOptions(Request):
     scales: ScaleChoice = "computed"
     calibrated_by: str | None = None
     rotation: str | None = None
+
+    @property
+    def head_stages(self) -> int:
+        """Stages of an lm_head that is quantized like the layers, before ``--bits`` gives it as many as it needs."""
+        if self.lm_head_stages is not None:
+            return self.lm_head_stages
+        if self.calibrated_by is not None:
+            return max(self.stages, CALIBRATED_HEAD_STAGES)
+        return self.stages
 
     def decisive(self) -> dict[str, Any]:
         """All that the bytes of the exported tensors depend on."""
@@ -86,6 +103,10 @@ def resolve_options(
     values["exclude"] = (*request.exclude, *left_alone(config))
     options = ExportOptions(**values, calibrated_by=calibrated_by)
     check_stages(options.stages)
+    if options.lm_head_stages is not None:
+        check_stages(options.lm_head_stages, "lm_head stages")
+        if options.lm_head_stages != options.stages:
+            warnings += _other_head(options, trained)
     check_choices(options, "checkpoint")
     without = tuple(step for step in CONVERSION_STEPS if step in options.calibrate_without)
     options = replace(options, calibrate_without=without)  # in one order: it does not matter
@@ -98,6 +119,25 @@ def resolve_options(
     if calibrated_by is not None:
         options = replace(options, row_multiplier="calibrated", quantizer=CALIBRATED.name)
     return options, warnings
+
+
+def _other_head(options: ExportOptions, trained: dict[str, Any]) -> list[str]:
+    """Warnings about an lm_head with other stages than the layers, where training knew one number for all.
+
+    Raises:
+        OptionError: its scales were trained, and are those of that number.
+    """
+    if options.scales == LEARNED:
+        raise OptionError(
+            f"lm_head stages: its scales were trained for {options.stages} stages, got {options.lm_head_stages}; leave the option "
+            "out, or store lm_head as int8, int4 or float"
+        )
+    if trained.get("lm_head") != "fairy2i":
+        return []
+    return [
+        f"config.json says that the model was trained with stages {options.stages}, lm_head included; exporting that with "
+        f"{options.lm_head_stages} as asked"
+    ]
 
 
 def check_bits(request: Request) -> None:

@@ -71,7 +71,13 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
         if conjugate:
             linear = replace(linear, activation_bits=decoder.activation_bits)
         if treatment == "fairy2i":
-            linear = replace(linear, stages=options.stages, col_multiplier=options.col_multiplier != "none")
+            stages = options.head_stages if name == names.lm_head else options.stages
+            linear = replace(linear, stages=stages, col_multiplier=options.col_multiplier != "none")
+        elif name == names.lm_head and options.lm_head_stages is not None:
+            raise OptionError(
+                f"lm_head stages: lm_head is not quantized like the layers here ({reason}), and has none; leave the option out, or "
+                "see to it that it is (--lm-head fairy2i)"
+            )
         linears[name] = linear
     _check_patterns(linears, options)
     used = {tensor for tensor, _ in _plain_tensors(decoder)}
@@ -89,6 +95,12 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
         reasons = sorted({linear.reason for linear in linears.values()})
         raise OptionError(f"no layer would become a Fairy2iMatMul node ({'; '.join(reasons)}); nothing was written")
     return plan
+
+
+def sharing_bits(plan: Plan, decoder: Decoder, options: ExportOptions) -> dict[str, int]:
+    """Weights of the layers whose stages ``--bits`` is the average of: not of an lm_head that was asked to have so many."""
+    alone = None if options.lm_head_stages is None else decoder.names.lm_head
+    return {name: size for name, size in plan.parameters.items() if name != alone}
 
 
 def _plain_tensors(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:

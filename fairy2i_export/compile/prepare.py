@@ -17,7 +17,7 @@ from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, asked
 from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.fixed_method import fixed_method
 from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
-from fairy2i_export.compile.plan import Plan, make_plan
+from fairy2i_export.compile.plan import Plan, make_plan, sharing_bits
 from fairy2i_export.compile.result.cache_scales import calibration_text
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
@@ -27,6 +27,7 @@ from fairy2i_export.decoder.rope import context_warnings, spelling_warnings, str
 from fairy2i_export.errors import FormatError, OptionError, check_path
 from fairy2i_export.onnx_graph.decoder_graph import DecoderBuilder
 from fairy2i_export.onnx_graph.formats import FORMATS
+from fairy2i_export.onnx_graph.formats.base import Linear
 from fairy2i_export.onnx_graph.tokenizer import TokenizerGraphs, make_tokenizer_graphs
 from fairy2i_export.output.data_file import Place, place_tensors
 from fairy2i_export.output.genai_config import sampling_warnings
@@ -91,8 +92,17 @@ class Prepared:
     def calibration(self) -> str | None:
         """What decided about the codes, for the model's metadata: None if it was the weights alone."""
         if self.earlier is not None:
-            return self.earlier.metadata.get("calibration") or None
+            return self.earlier.calibration(self.text, self.options)
         return None if self.text is None else self.text.description(self.options.calibrate_without)
+
+    @property
+    def on_text(self) -> dict[str, Linear]:
+        """The layers whose codes the text decides about, by name: lm_head alone beside codes of an earlier export."""
+        if self.text is None:
+            return {}
+        found = {linear.name: linear for linear in self.plan.rewritten}
+        head = self.decoder.names.lm_head
+        return found if self.earlier is None else {head: found[head]}
 
     def with_stages(self, stages: Mapping[str, int]) -> Prepared:
         """The same export with other stages in the layers that are named."""
@@ -131,10 +141,10 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     method = fixed_method(request, checkpoint.config)
     earlier = None
     if request.codes_from is not None:
-        if request.calibrate:
-            raise OptionError("calibrate: --codes-from brings codes that were found already; leave one of the two out")
         earlier = EarlierExport(Path(request.codes_from))
         earlier.check_model(checkpoint)
+        if request.calibrate:
+            earlier.check_new_head(request)
         inherits_context = request.asked["context_length"] is None
         request = earlier.complete(request)
     config = stretch_context(checkpoint.config, request.rope_scaling)
@@ -160,13 +170,13 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
     if earlier is not None:
         options = earlier.in_force(options)
         shapes = {linear.name: (linear.out_features, linear.in_features) for linear in plan.rewritten}
-        if without_codes := earlier.check_layers(shapes, decoder.names.lm_head):
+        new = () if text is None else (decoder.names.lm_head,)
+        if without_codes := earlier.check_layers(shapes, decoder.names.lm_head, new):
             options = replace(options, exclude=(*options.exclude, *without_codes))
-        plan = earlier.as_there(make_plan(checkpoint, decoder, options))
-    if (
-        text is not None and options.bits is not None
-    ):  # which layers get more is measured when work begins; sizes hardly depend on it
-        plan = plan.with_stages(expected_stages(plan.parameters, options.bits))
+        plan = earlier.as_there(make_plan(checkpoint, decoder, options), new)
+    elif text is not None and options.bits is not None:
+        # which layers get more is measured when work begins; sizes hardly depend on it
+        plan = plan.with_stages(expected_stages(sharing_bits(plan, decoder, options), options.bits))
     tokens = special_tokens(checkpoint, tokenizer, decoder.vocab_size)
     warnings += [
         *checkpoint.notes,

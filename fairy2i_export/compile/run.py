@@ -70,7 +70,7 @@ def export(
 
     with output_folder(prepared.target, force=request.force, source=checkpoint.directory) as workspace:
         folder, journal = workspace.folder, workspace.journal
-        if prepared.text is not None and chosen.bits is not None:
+        if prepared.text is not None and chosen.bits is not None and prepared.earlier is None:
             from fairy2i_export.compile.calibrate.stages.choose import choose_stages  # needs torch
 
             prepared = prepared.with_stages(choose_stages(prepared, workspace.stages, observer))

@@ -22,6 +22,7 @@ from fairy2i_export.request.option import End, option
 from fairy2i_export.request.quantization import Quantization
 
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
+CALIBRATED_HEAD_STAGES = 3  # fewer than that are only taken if asked for: docs/quality.md
 CALIBRATION_TOKENS: dict[Effort, int] = {"normal": 32_768, "high": 98_304}
 _CHECKPOINT: tuple[End, ...] = ("checkpoint",)
 _BOTH: tuple[End, ...] = ("checkpoint", "onnx")
@@ -44,6 +45,14 @@ class Request(Quantization):
         fallback=DEFAULTS["lm_head"],
         shown=f"as trained, else {DEFAULTS['lm_head']}",
         words="lm_head",
+    )
+    lm_head_stages: int | None = option(
+        None,
+        "Residual stages of an lm_head that is fairy2i, 1 to 4.",
+        ends=_CHECKPOINT,
+        metavar="N",
+        shown=f"those of the layers; {CALIBRATED_HEAD_STAGES} or more with --calibrate; chosen like those of layers with --bits",
+        words="lm_head stages",
     )
     embedding: Embedding = option(
         None,

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fairy2i_export.codes.choices import Effort
+from fairy2i_export.compile.calibrate.head import calibrate_head, states_of
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.compile.calibrate.tuning.run import Schedule, tune
 from fairy2i_export.compile.calibrate.tuning.student import Student
 from fairy2i_export.compile.calibrate.walk import Walk, calibrate_layers
+from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
@@ -22,7 +24,7 @@ SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(epochs=1), "high": Sched
 
 
 def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> None:
-    """Calibrate all layers that are not calibrated yet, and have the export write them.
+    """Calibrate all layers that are not calibrated yet, beside codes of an earlier export lm_head alone, and have them written.
 
     Args:
         prepared: the export; its weight source gives calibrated layers from now on.
@@ -35,21 +37,39 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
     if prepared.text is None:
         raise AssertionError("no text to calibrate with")
     store = LayerStore(folder, identity(prepared.checkpoint, prepared.options, prepared.places))
-    linears = {linear.name: linear for linear in prepared.plan.rewritten}
-    observer.phase("calibrating", sum(linear.parameters for linear in linears.values()))
+    linears, without = prepared.on_text, prepared.options.calibrate_without
+    sweeps = 0 if "descent" in without else SWEEPS[prepared.options.calibrate_effort]
     if len(store):
         observer.note(f"continuing an unfinished calibration: {len(store)} layers are there")
     with torch_threads(prepared.threads):
         if store.tuned is None:
-            without = prepared.options.calibrate_without
-            sweeps = 0 if "descent" in without else SWEEPS[prepared.options.calibrate_effort]
             walk = Walk(skeleton_of(prepared), prepared.decoder, linears, store, sweeps)
-            exact = calibrate_layers(walk, prepared.text.ids, observer.advance)
-            if "tuning" not in without:
-                _tune(prepared, walk, exact, observer)
-    prepared.weights.calibrated = store.linear
-    if store.tuned is not None:
-        prepared.weights.replaced = store.tuned.norms
+            if prepared.earlier is not None:
+                _choose_head(walk, prepared.earlier, prepared.text.ids, observer)
+            else:
+                observer.phase("calibrating", sum(linear.parameters for linear in linears.values()))
+                quantized, exact = calibrate_layers(walk, prepared.text.ids, observer.advance)
+                calibrate_head(walk, quantized, exact, {}, observer.advance)
+                if "tuning" not in without:
+                    _tune(prepared, walk, exact, observer)
+    if (earlier := prepared.earlier) is not None:
+        prepared.weights.calibrated = lambda name: store.linear(name) if name in store else earlier.linear(name)
+        prepared.weights.replaced = earlier.norms(prepared.decoder.norm_offset)
+    else:
+        prepared.weights.calibrated = store.linear
+        if store.tuned is not None:
+            prepared.weights.replaced = store.tuned.norms
+
+
+def _choose_head(walk: Walk, earlier: EarlierExport, ids: Any, observer: Observer) -> None:
+    """Calibrate lm_head alone, beside the layers of an earlier export."""
+    head = walk.linears[walk.decoder.names.lm_head]
+    if head.name in walk.store:
+        return
+    observer.phase("running layers", walk.skeleton.layers)
+    quantized, exact = states_of(walk, earlier, ids, lambda: observer.advance(1))
+    observer.phase("calibrating", head.parameters)
+    calibrate_head(walk, quantized, exact, earlier.norms(walk.decoder.norm_offset), observer.advance)
 
 
 def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> None:

@@ -49,6 +49,11 @@ def halves(states: Any) -> Iterator[tuple[int, slice]]:
         yield from ((0, slice(0, middle)), (1, slice(middle, len(states))))
 
 
+def outer_products(left: Any, right: Any) -> Any:
+    """The sum over tokens of outer products of [..., a] and [..., b]."""
+    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
+
+
 @contextmanager
 def listening(layer: Any, modules: Iterable[str], note: Callable[[str, Any], None]) -> Iterator[None]:
     """Inside, ``note`` hears the name of every module that is called, and its input."""

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text.text_files import read_text, unknown_warnings
 from fairy2i_export.source.text.tokenizer import open_tokenizer
 
-METHOD = "error-feedback-2"  # a name for everything that codes depend on beside weights and text: other codes, other name
+METHOD = "error-feedback-3"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
 _FEWEST_WINDOWS = 2
 _GOOD = "some ten thousand tokens of the kind of text that the model is for are good"
@@ -40,11 +41,12 @@ class CalibrationText:
 
     def description(self, without: Sequence[str]) -> str:
         """For the metadata of a model, JSON: method, what was left out, whether norms are tuned, hash and size of the text."""
+        return json.dumps({**self.facts(without), "tuned": "tuning" not in without})
+
+    def facts(self, without: Sequence[str]) -> dict[str, Any]:
+        """The same but for the norms, for :func:`json.dumps`."""
         left_out = {"without": list(without)} if without else {}
-        tuned = "tuning" not in without
-        return json.dumps(
-            {"method": METHOD, **left_out, "tuned": tuned, "text_sha256": self.sha256, "tokens": self.ids.size}
-        )
+        return {"method": METHOD, **left_out, "text_sha256": self.sha256, "tokens": self.ids.size}
 
 
 def check_torch() -> None:

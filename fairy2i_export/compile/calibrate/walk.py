@@ -22,7 +22,7 @@ from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
 from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
-from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of, listening
+from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of, listening, outer_products
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.formats.base import Linear
 
@@ -46,8 +46,8 @@ class Walk:
     sweeps: int
 
 
-def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> Any:
-    """Calibrate every linear layer that lies in a decoder layer, and lm_head if it is among them.
+def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> tuple[Any, Any]:
+    """Calibrate every linear layer that lies in a decoder layer.
 
     Args:
         walk: what is calibrated.
@@ -55,7 +55,7 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> Any:
         done: called with the number of parameters that are done.
 
     Returns:
-        The float model's hidden states after the last layer, torch float32 [windows, length, hidden].
+        Hidden states after the last layer, of the quantized model and of the float model: torch float32 [windows, length, hidden].
     """
     import torch
 
@@ -85,32 +85,7 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> Any:
                 advance(original, exact, call)
             advance(layer, quantized, call)
             done(sum(linear.parameters for linear in names.values()))
-        _calibrate_head(walk, quantized, exact, len(calls), done)
-    return exact
-
-
-def _calibrate_head(walk: Walk, quantized: Any, exact: Any, index: int, done: Callable[[int], None]) -> None:
-    """lm_head, on what the final norm gives."""
-    import torch
-
-    head, skeleton = walk.linears.get("lm_head"), walk.skeleton
-    if head is None:
-        return
-    if walk.store.read(index) is None:
-        norm = skeleton.module("model.norm")
-        statistics = Statistics(head.in_features)
-        cross = torch.zeros((HALVES, head.in_features, head.in_features))
-        for half, part in halves(quantized):
-            inputs = norm(quantized[part])
-            statistics.add(inputs, half)
-            cross[half] += _product(norm(exact[part]) - inputs, inputs)
-        weight = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight))
-        (aim,) = Ridge(statistics).aims([weight], [weight @ cross])
-        metric = trusted_metric(statistics, head.name, aim, head.stages)
-        made = calibrate_matrix(aim, metric, head.stages, walk.sweeps)
-        source = skeleton.checkpoint.read(head.weight)
-        walk.store.write(index, {head.name: CalibratedLinear.of(source, made.linear, made.error)})
-    done(head.parameters)
+    return quantized, exact
 
 
 def _calibrate_group(
@@ -146,7 +121,7 @@ def _calibrate_group(
         difference = read.inputs(group[0], batch) - got[-1]
         if residual is not None:
             difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
-        cross[half] += _product(difference, got[-1])
+        cross[half] += outer_products(difference, got[-1])
     weights = [layer.get_submodule(name).weight for name in group]
     aims = Ridge(statistics).aims(weights, [cross] if residual is not None else [weight @ cross for weight in weights])
     metric = trusted_metric(statistics, first.name, weight, first.stages)
@@ -157,11 +132,6 @@ def _calibrate_group(
         source = walk.skeleton.checkpoint.read(linear.weight)
         found[linear.name] = CalibratedLinear.of(source, made.linear, made.error)
     return found
-
-
-def _product(left: Any, right: Any) -> Any:
-    """The sum over tokens of outer products of [..., a] and [..., b]."""
-    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
 
 
 def _residual(decoder: Decoder, module: str, index: int) -> str | None:

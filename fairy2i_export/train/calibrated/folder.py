@@ -66,7 +66,7 @@ class CalibratedFolder:
         if len(found) > 1:
             raise OptionError(
                 f"{self._where}: has layers of {' and of '.join(map(str, found))} stages, and training knows one number for all; "
-                "calibrate with --stages N"
+                "calibrate with --stages N, lm_head int8 or with --lm-head-stages N"
             )
         self.stages = found[0]
 

@@ -13,6 +13,7 @@ from fairy2i_export.compile.calibrate.run import skeleton_of, torch_threads
 from fairy2i_export.compile.calibrate.stages import sensitivity
 from fairy2i_export.compile.calibrate.stages.allocation import allocate
 from fairy2i_export.compile.identity import identity
+from fairy2i_export.compile.plan import sharing_bits
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
 from fairy2i_runtime.regular_file import parse_json
@@ -35,7 +36,8 @@ def choose_stages(prepared: Prepared, file: Path, observer: Observer) -> dict[st
     made_for = {**identity(prepared.checkpoint, prepared.options, {}), "revision": sensitivity.REVISION}
     if (known := _kept(file, made_for)) is not None:
         return known
-    linears = {linear.name: linear for linear in prepared.plan.rewritten}
+    parameters = sharing_bits(prepared.plan, prepared.decoder, prepared.options)
+    linears = {name: prepared.plan.linears[name] for name in parameters}
     head = prepared.plan.linears[prepared.decoder.names.lm_head]
     ids = prepared.text.ids
     ids = ids[np.linspace(0, len(ids) - 1, min(sensitivity.WINDOWS, len(ids))).astype(int)]
@@ -45,7 +47,7 @@ def choose_stages(prepared: Prepared, file: Path, observer: Observer) -> dict[st
             skeleton_of(prepared), linears, head, prepared.decoder.logits_softcap, ids, observer.advance
         )
         losses = {name: layer.losses(weight) for name, layer, weight in found}
-    stages = allocate(prepared.plan.parameters, losses, bits)
+    stages = allocate(parameters, losses, bits)
     unfinished = file.with_name(f"{file.name}.new")
     unfinished.write_text(json.dumps({"made_for": made_for, "stages": stages}))
     os.replace(unfinished, file)

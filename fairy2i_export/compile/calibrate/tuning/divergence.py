@@ -7,8 +7,10 @@ from typing import Any
 TOKENS = 256  # whose logits are there at a time
 
 
-def divergence(student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None) -> Any:
-    """Mean of KL(teacher || student) over tokens, nats, which gradients can go back through to ``student``.
+def divergence(
+    student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None, factor: Any = None
+) -> Any:
+    """Mean of KL(teacher || student) over tokens, nats, which gradients can go back through to ``student`` and ``factor``.
 
     Args:
         student: torch float32 [tokens, hidden], after the final norm.
@@ -16,8 +18,9 @@ def divergence(student: Any, teacher: Any, student_head: Any, teacher_head: Any,
         student_head: [vocabulary, hidden], any float type, the type of its products.
         teacher_head: likewise.
         softcap: of the logits, or None.
+        factor: torch float32 [vocabulary], on the student's logits before they are capped, or None for ones.
     """
-    return _function().apply(student, teacher, student_head, teacher_head, softcap)
+    return _function().apply(student, teacher, student_head, teacher_head, softcap, factor)
 
 
 def _function() -> Any:
@@ -33,12 +36,20 @@ def _function() -> Any:
     class Divergence(torch.autograd.Function):
         @staticmethod
         def forward(
-            context: Any, student: Any, teacher: Any, student_head: Any, teacher_head: Any, softcap: float | None
+            context: Any,
+            student: Any,
+            teacher: Any,
+            student_head: Any,
+            teacher_head: Any,
+            softcap: float | None,
+            factor: Any,
         ) -> Any:
             gradient, total = torch.empty_like(student), 0.0
+            of_factor = None if factor is None else torch.zeros_like(factor)
             for start in range(0, len(student), TOKENS):
                 part = slice(start, start + TOKENS)
-                logits = (student[part].to(student_head.dtype) @ student_head.T).float()
+                products = (student[part].to(student_head.dtype) @ student_head.T).float()
+                logits = products if factor is None else products * factor
                 wanted = (teacher[part].to(teacher_head.dtype) @ teacher_head.T).float()
                 found, slope = log_probabilities(logits, softcap)
                 expected, _ = log_probabilities(wanted, softcap)
@@ -47,13 +58,16 @@ def _function() -> Any:
                 change = (found.exp() - weights) / len(student)
                 if slope is not None:
                     change *= slope
+                if factor is not None:
+                    of_factor += (change * products).sum(0)
+                    change *= factor
                 gradient[part] = (change.to(student_head.dtype) @ student_head).float()
-            context.save_for_backward(gradient)
+            context.save_for_backward(gradient, of_factor)
             return torch.tensor(total / len(student))
 
         @staticmethod
         def backward(context: Any, above: Any) -> Any:
-            (gradient,) = context.saved_tensors
-            return gradient * above, None, None, None, None
+            gradient, of_factor = context.saved_tensors
+            return gradient * above, None, None, None, None, None if of_factor is None else of_factor * above
 
     return Divergence

@@ -70,7 +70,9 @@ def tune(
         optimizer.zero_grad()
         for window in order[step * size : (step + 1) * size].tolist():
             hidden = student.hidden(ids[window : window + 1]).flatten(0, 1)
-            loss = divergence(hidden, teacher[window].float(), student.head, student.head, softcap)
+            loss = divergence(
+                hidden, teacher[window].float(), student.head, student.float_head, softcap, student.head_factor
+            )
             if not math.isfinite(float(loss.detach())):
                 raise WeightError("the loss of tuning is not finite; leave tuning out (--calibrate-without tuning)")
             (loss / size).backward()

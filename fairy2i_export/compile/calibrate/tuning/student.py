@@ -25,6 +25,10 @@ from fairy2i_export.source.transformers_model import remake_buffers
 class Student:
     """A model that gives hidden states, whose parameters are small.
 
+    Attributes:
+        head: lm_head as it was quantized like the layers, [vocabulary, hidden]; else the float one.
+        float_head: that of the source.
+
     Args:
         skeleton: of the source.
         decoder: its description.
@@ -50,11 +54,20 @@ class Student:
         remake_buffers(model, model.config)
         self._body = model.model
         head = linears[decoder.names.lm_head]
-        self.head = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight)).to(self._dtype)
+        self.float_head = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight)).to(self._dtype)
+        self.head, self._head_rows = self.float_head, None
+        if head.name in store:
+            self.head = torch.from_numpy(store.linear(head.name).quantized.dequantize("none")).to(self._dtype)
+            self._head_rows = self._rows[head.name] = torch.nn.Parameter(torch.zeros(head.out_features))
 
     def parameters(self) -> list[Any]:
         """What is tuned: logarithms of factors, all zero at first."""
         return [*self._rows.values(), *(parameter for _, parameter in self._norms.values())]
+
+    @property
+    def head_factor(self) -> Any:
+        """On the logits, torch float32 [vocabulary]; None where lm_head is not tuned."""
+        return None if self._head_rows is None else self._head_rows.exp()
 
     def hidden(self, ids: npt.NDArray[np.int64]) -> Any:
         """Normalised hidden states [windows, length, hidden], float32, of token ids [windows, length]."""
