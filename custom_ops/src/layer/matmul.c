@@ -6,6 +6,7 @@
  * packed bytes come from memory once and each output is summed by one thread in one order: the result does not depend
  * on the number of threads.
  */
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "base/message.h"
@@ -19,6 +20,11 @@ enum {
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
   ALONE_BLOCKS = 16, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
   ALONE_BYTES = 48 << 10,
+#if defined(__x86_64__)
+  BUILDERS_MOST = 4,
+#else
+  BUILDERS_MOST = 1, /* tables take longer there */
+#endif
   GROUP_ROWS = 32,         /* rows of x whose tables exist at one time, unless a panel takes more */
   SHARE_MOST = 1 << 20,    /* bytes of weights that every thread may walk, each for some of the rows of x ... */
   SHARE_LEAST = 128 << 10, /* ... if there is so much to do, bytes times rows */
@@ -83,13 +89,24 @@ static int64_t rows_of_share(const f2i_call *c, int64_t rows) {
   return share < rows ? share : rows;
 }
 
+/* How many threads build the operands of a single row of x, each for itself, or 1: they then share them. More than a
+ * few would build longer than they multiply. */
+static size_t builders(const f2i_call *c) {
+  const size_t cpus = f2i_cpu_count();
+  return c->rows == 1 && BUILDERS_MOST > 1 && cpus <= BUILDERS_MOST ? cpus : 1;
+}
+
+static uint64_t rows_bytes(const f2i_call *c) {
+  return builders(c) * f2i_rows_bytes(c->rows, c->steps, operand_bytes(c));
+}
+
 /* Bytes of workspace for the rows of a share. */
 static uint64_t share_bytes(const f2i_call *call, int64_t rows) {
   f2i_call c = *call;
   uint64_t most = 0;
   for (int64_t rest = rows; rest > 0; rest %= group_rows(&c)) { /* one of many equal groups, then smaller ones */
     next_group(&c, rest);
-    uint64_t group = c.panel != NULL ? f2i_panel_workspace(&c) : f2i_rows_bytes(c.rows, c.steps, operand_bytes(&c));
+    uint64_t group = c.panel != NULL ? f2i_panel_workspace(&c) : rows_bytes(&c);
     if (c.w->activation_bits != 0) group += f2i_rounded_bytes((uint64_t)group_rows(&c), c.w->k);
     most = group > most ? group : most;
   }
@@ -177,12 +194,36 @@ static void strip_task(void *arg, size_t index) {
   }
 }
 
+typedef struct alone_call {
+  const rows_call *r;
+  size_t bytes; /* of workspace, for each builder */
+  atomic_size_t next;
+} alone_call;
+
+/* Work item: strips, as long as there are some, with operands of its own. */
+static void alone_task(void *arg, size_t index) {
+  alone_call *a = arg;
+  rows_call mine = *a->r;
+  size_t strip = atomic_fetch_add(&a->next, 1);
+  if (strip >= mine.strips) return;
+  mine.units = (void *)((uint8_t *)mine.units + index * a->bytes);
+  mine.operands += index * a->bytes;
+  for (size_t step = 0; step < mine.c->steps; ++step) build_task(&mine, step);
+  for (; strip < mine.strips; strip = atomic_fetch_add(&a->next, 1)) strip_task(&mine, strip);
+}
+
 static void rows_group(const f2i_call *c, void *workspace) {
   rows_call r = {.c = c,
                  .strips = f2i_strips(c, c->rows > 1 ? STRIP_TILES_MANY : STRIP_TILES, STRIP_LEAST),
                  .operand_bytes = operand_bytes(c),
                  .units = workspace,
                  .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->steps)};
+  if (builders(c) > 1 && c->parallel != NULL && c->parts * c->w->packed_bytes > ALONE_BYTES) {
+    alone_call a = {.r = &r, .bytes = (size_t)f2i_rows_bytes(c->rows, c->steps, operand_bytes(c))};
+    atomic_init(&a.next, 0);
+    f2i_run(c->parallel, alone_task, builders(c), &a);
+    return;
+  }
   f2i_run(c->rows * c->steps > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->steps, &r);
   f2i_run((uint64_t)c->rows * c->parts * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips,
           &r);
