@@ -17,11 +17,10 @@ import numpy as np
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.codes.native import F32
-from fairy2i_export.compile.calibrate.matrix.aim import Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import Calibrated, calibrate_matrix
 from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
-from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
-from fairy2i_export.compile.calibrate.streams import advance, halves, outer_products
+from fairy2i_export.compile.calibrate.matrix.metric import Statistics
+from fairy2i_export.compile.calibrate.streams import advance, halves
 from fairy2i_export.compile.calibrate.walk import Walk
 from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.onnx_graph.formats.base import Linear
@@ -52,15 +51,11 @@ def calibrate_head(walk: Walk, quantized: Any, exact: Any, norms: Mapping[str, F
             original, norm = skeleton.module(name), skeleton.module(name)
             _put_norms(norm, name, norms)
             statistics = Statistics(head.in_features)
-            cross = torch.zeros((HALVES, head.in_features, head.in_features))
             for half, part in halves(quantized):
-                inputs = norm(quantized[part])
-                statistics.add(inputs, half)
-                cross[half] += outer_products(original(exact[part]) - inputs, inputs)
+                statistics.add(norm(quantized[part]), half)
             weight = torch.from_numpy(skeleton.tensor(head.name, tensor=head.weight))
-            (aim,) = Ridge(statistics).aims([weight], [weight @ cross])
             matters = sensitivity(original(_evenly(exact)), weight, walk.decoder.logits_softcap)
-            made = calibrate_rows(aim, statistics, head, matters, walk.sweeps)
+            made = calibrate_rows(weight, statistics, head, matters, walk.sweeps)
         source = skeleton.checkpoint.read(head.weight)
         walk.store.write(skeleton.layers, {head.name: CalibratedLinear.of(source, made.linear, made.error)})
     done(head.parameters)
