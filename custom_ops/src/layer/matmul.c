@@ -90,10 +90,11 @@ static int64_t rows_of_share(const f2i_call *c, int64_t rows) {
 }
 
 /* How many threads build the operands of a single row of x, each for itself, or 1: they then share them. More than a
- * few would build longer than they multiply. */
+ * few, or those of a layer with fewer weights than operands, would build longer than they multiply. */
 static size_t builders(const f2i_call *c) {
   const size_t cpus = f2i_cpu_count();
-  return c->rows == 1 && BUILDERS_MOST > 1 && cpus <= BUILDERS_MOST ? cpus : 1;
+  if (c->rows > 1 || cpus > BUILDERS_MOST || operand_bytes(c) > c->tiles * f2i_tile_bytes(c)) return 1;
+  return cpus;
 }
 
 static uint64_t rows_bytes(const f2i_call *c) {
