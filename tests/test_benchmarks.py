@@ -73,7 +73,7 @@ def test_quick_run_on_a_tiny_model(
     ).stdout
     assert f"| lut {best} | 1 |" in markdown
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN.format("")}\nold\n{report.END.format("")}\nafter\n")
+    page.write_text(f"before\n{report.BEGIN.format('')}\nold\n{report.END.format('')}\nafter\n")
     only = [sys.executable, report.__file__, str(file), "--shape", "7B", "--into", str(page)]
     subprocess.run(only, check=True)
     text = page.read_text()
