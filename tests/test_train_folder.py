@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from conftest import heed_interrupts
 from export_helpers import edit_json
 from fairy2i_export.commands.tools import main
 from fairy2i_export.errors import Fairy2iError, OutputError
@@ -262,7 +263,10 @@ def test_a_result_has_no_lock_and_nothing_put_aside(tmp_path: Path) -> None:
 def test_a_signal_gives_one_line(tmp_path: Path, number: signal.Signals) -> None:
     recipe = make_recipe(tmp_path, steps=100_000, eval_data=(), save_every=2)
     command = [sys.executable, "-m", "fairy2i_export.commands.tools", *arguments_of(recipe)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL, text=True, preexec_fn=heed_interrupts
+    )
     end = time.monotonic() + 120
     while time.monotonic() < end and not (recipe.output / "checkpoints" / "checkpoint-4").is_dir():
         assert process.poll() is None
