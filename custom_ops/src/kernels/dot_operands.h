@@ -25,9 +25,8 @@
 typedef struct f2i_dot_activations {
   int8_t re[F2I_BLOCK_CELLS / 2][2][4]; /* [group][parity][byte column] */
   int8_t im[F2I_BLOCK_CELLS / 2][2][4];
-  int8_t minus_im[F2I_BLOCK_CELLS / 2][2][4];
   int32_t sum_re, sum_im; /* of all re, of all im */
-  int32_t unused[6];
+  int32_t unused[14];
 } f2i_dot_activations; /* 128 bytes */
 
 /* Weight values in grid steps, by the two codes of a nibble pair (first code in the low two bits): real and imaginary
@@ -39,6 +38,9 @@ typedef struct f2i_dot_plane {
   float grid; /* length of a grid step, the same in all planes */
   int32_t unused[13];
 } f2i_dot_plane; /* 128 bytes */
+
+/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
+static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
 
 /* dot_grid.c: into how many grid steps the largest sum of scales U and W on an axis is best divided, so that every
  * weight is an int8 number and the weights of the layer are met well (each is one of a few numbers: some grids happen
@@ -69,7 +71,6 @@ static inline float f2i_build_dot(const float *re, const float *im, const float 
     const int group = j / 8, parity = j % 2, place = j % 8 / 2;
     out->re[group][parity][place] = (int8_t)rintf(re[j] * inverse);
     out->im[group][parity][place] = (int8_t)rintf(im[j] * inverse);
-    out->minus_im[group][parity][place] = (int8_t)-out->im[group][parity][place];
     out->sum_re += out->re[group][parity][place];
     out->sum_im += out->im[group][parity][place];
   }

@@ -4,7 +4,8 @@
  * look-up tables are built (work item: one K-block of one row), then the weights are walked once (work item: one strip
  * of row tiles). A strip goes through its K-blocks in order, and within a block through a few rows of x, so that the
  * packed bytes come from memory once and each output is summed by one thread in one order: the result does not depend
- * on the number of threads.
+ * on the number of threads. Of small layers each thread takes some rows of x for itself (work item: a share), and
+ * operands of a single row are built by each of a few threads.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -219,15 +220,17 @@ static void rows_group(const f2i_call *c, void *workspace) {
                  .operand_bytes = operand_bytes(c),
                  .units = workspace,
                  .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->steps)};
-  if (builders(c) > 1 && c->parallel != NULL && c->parts * c->w->packed_bytes > ALONE_BYTES) {
+  const uint64_t bytes = (uint64_t)c->rows * c->parts * c->w->packed_bytes;
+  const f2i_parallel *others = bytes > ALONE_BYTES ? c->parallel : NULL;
+  const size_t each = builders(c);
+  if (each > 1 && others != NULL) {
     alone_call a = {.r = &r, .bytes = (size_t)f2i_rows_bytes(c->rows, c->steps, operand_bytes(c))};
     atomic_init(&a.next, 0);
-    f2i_run(c->parallel, alone_task, builders(c), &a);
+    f2i_run(others, alone_task, each, &a);
     return;
   }
   f2i_run(c->rows * c->steps > ALONE_BLOCKS ? c->parallel : NULL, build_task, c->rows * c->steps, &r);
-  f2i_run((uint64_t)c->rows * c->parts * c->w->packed_bytes > ALONE_BYTES ? c->parallel : NULL, strip_task, r.strips,
-          &r);
+  f2i_run(others, strip_task, r.strips, &r);
 }
 
 /* Fills c->part_scales. A layer without U goes through its bytes twice: once with what stands at the place of U, the

@@ -28,9 +28,6 @@ static inline void split(uint8x16_t bytes, uint8x16_t index[2]) {
   index[1] = vbslq_u8(low2, by2, vshrq_n_u8(bytes, 4));
 }
 
-/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
-static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
-
 /* Adds what a byte plane says about a matrix. values: [parity of the column][re, im]; tables: [re, im][16] */
 static F2I_INLINE void add_plane(int8x16_t values[2][2], const int8_t tables[2][16], const uint8x16_t index[2]) {
   const int8x16_t re = vld1q_s8(tables[0]), im = vld1q_s8(tables[1]);

@@ -91,9 +91,6 @@ static inline __m256i index_of(__m256i bytes, int parity) {
                 : _mm256_or_si256(_mm256_and_si256(bytes, low2), _mm256_and_si256(by2, next2));
 }
 
-/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
-static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
-
 /* Unpacks one group and parity of columns of a vector: [real, imaginary output][x_re, x_im]. rows: of all byte planes
  */
 static inline void unpack(const __m256i *rows, const f2i_dot_plane *planes, int parity, const int stages,

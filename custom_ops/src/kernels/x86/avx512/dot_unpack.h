@@ -40,9 +40,6 @@ static inline __m512i look_up(const int8_t *values, int plus, __m512i index) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_add_epi8(table, _mm_set1_epi8((char)plus))), index);
 }
 
-/* As f2i_byte_planes, but here: the compiler can look constants up in it. */
-static const uint8_t byte_planes[F2I_MAX_STAGES][F2I_MAX_STAGES][2][2] = F2I_BYTE_PLANES;
-
 /* Adds what a byte plane says about a matrix, and `plus`. values: [parity][re, im]; tables: [re, im][16] */
 static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], int plus, const __m512i index[2]) {
   for (int parity = 0; parity < 2; ++parity) {
