@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,11 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is typed in a test goes into no history but the test's."""
     monkeypatch.setenv("FAIRY2I_HISTORY", str(tmp_path / "history"))
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """onnx_ir's own log: what it says is no part of the message."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)

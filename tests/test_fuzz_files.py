@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz.bodies import BODIES, body
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """onnx_ir's own log: what it says is no part of the message."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +92,6 @@ SOUND: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 # mutations
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """onnx_ir's own log: what it says is no part of the message."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", SOUND)

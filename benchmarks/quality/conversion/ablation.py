@@ -26,11 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conversion.grid import CASES, Case
 from conversion.samples import sample_texts
 from conversion.subjects import FLOAT, open_subject
-from conversion.texts import CONVERSATIONS, measured, texts_of
-from speech.dialogue import read_conversations
+from conversion.texts import CONVERSATIONS, measured, texts_in
 
 from conversions import convert
-from fairy2i_runtime.commands.measure import read_text
 from fairy2i_runtime.measure.perplexity import Windows
 
 _INSPECT = "import sys; from fairy2i_export.commands.tools import main; sys.exit(main())"
@@ -94,12 +92,7 @@ def main(
     if not prose and not conversations:
         raise typer.BadParameter("expected a text to convert with: --prose, --conversations, or both")
     work.mkdir(parents=True, exist_ok=True)
-    evaluated = texts_of(
-        checkpoint,
-        None if wikitext is None else read_text(wikitext),
-        None if other is None else read_text(other),
-        None if answers is None else read_conversations(answers),
-    )
+    evaluated = texts_in(checkpoint, wikitext, other, answers)
     if not (work / "float.json").exists():
         write_json(
             work / "float.json", {"case": FLOAT, "texts": measured(open_subject(checkpoint, threads=threads), evaluated)}

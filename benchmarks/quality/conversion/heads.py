@@ -23,13 +23,11 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.subjects import open_subject
-from conversion.texts import CONVERSATIONS, TEXTS, measured, texts_of
+from conversion.texts import CONVERSATIONS, TEXTS, measured, texts_in
 from marked import markdown_table, print_or_put
-from speech.dialogue import read_conversations
 
 import fairy2i_runtime
 from fairy2i_export import export
-from fairy2i_runtime.commands.measure import read_text
 from fairy2i_runtime.measure.bench_worker import run_once
 
 # name -> options of the export; a head that has stages is chosen on the text
@@ -102,12 +100,7 @@ def main(
     if unknown := [form for form in chosen if form not in FORMS]:
         raise typer.BadParameter(f"--forms: expected some of {', '.join(FORMS)}, got {', '.join(unknown)}")
     work.mkdir(parents=True, exist_ok=True)
-    texts = texts_of(
-        checkpoint,
-        None if wikitext is None else read_text(wikitext),
-        None if other is None else read_text(other),
-        None if answers is None else read_conversations(answers),
-    )
+    texts = texts_in(checkpoint, wikitext, other, answers)
     texts = {name: windows for name, windows in texts.items() if name in only.split(",")}
     file = work / "heads.json"
     results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}

@@ -73,6 +73,16 @@ def texts_of(
     return found
 
 
+def texts_in(folder: Path, wikitext: Path | None, other: Path | None, conversations: Path | None) -> dict[str, Windows]:
+    """:func:`texts_of` what these files hold."""
+    return texts_of(
+        folder,
+        None if wikitext is None else read_text(wikitext),
+        None if other is None else read_text(other),
+        None if conversations is None else read_conversations(conversations),
+    )
+
+
 def measured(subject: Subject, texts: dict[str, Windows]) -> dict[str, dict[str, float]]:
     """Perplexity, standard error of its logarithm, and seconds, by text."""
     results = {}
@@ -100,12 +110,7 @@ def main(
 ) -> None:
     """Measure and print."""
     console = Console()
-    texts = texts_of(
-        models[0],
-        None if wikitext is None else read_text(wikitext),
-        None if other is None else read_text(other),
-        None if conversations is None else read_conversations(conversations),
-    )
+    texts = texts_in(models[0], wikitext, other, conversations)
     texts = {name: windows for name, windows in texts.items() if name in only.split(",")}
     results: list[dict[str, Any]] = []
     for model in models:

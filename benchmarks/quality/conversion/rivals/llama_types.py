@@ -28,13 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from conversion.rivals.build import binding_paths, library_folder, tool
 from conversion.rivals.padded import bits_per_weight, write_gguf
-from conversion.texts import CONVERSATIONS, TEXTS, texts_of
+from conversion.texts import CONVERSATIONS, TEXTS, texts_in
 from marked import markdown_table
-from speech.dialogue import read_conversations
 
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.source.checkpoint import open_checkpoint
-from fairy2i_runtime.commands.measure import read_text
 from fairy2i_runtime.measure.perplexity import Windows, measure
 from fairy2i_runtime.measure.scoring import F64, token_log_probs
 from fairy2i_runtime.text.tokenizer import Tokenizer
@@ -108,12 +106,7 @@ def main(
 ) -> None:
     """Quantize, measure, print."""
     work.mkdir(parents=True, exist_ok=True)
-    texts = texts_of(
-        checkpoint,
-        None if wikitext is None else read_text(wikitext),
-        None if other is None else read_text(other),
-        None if conversations is None else read_conversations(conversations),
-    )
+    texts = texts_in(checkpoint, wikitext, other, conversations)
     texts = {name: windows for name, windows in texts.items() if name in only.split(",")}
     f16 = work / "f16.gguf"
     if not f16.exists():
