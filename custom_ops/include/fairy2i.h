@@ -63,7 +63,7 @@ typedef struct f2i_kernel_info {
   const char *family;
   const char *isa;
   int available;  /* this CPU can run it */
-  int is_default; /* it is what an unforced call of its family runs */
+  int is_default; /* it is what an unforced call of its family runs on this processor */
 } f2i_kernel_info;
 
 /* A validated layer and the kernels chosen for it. Make it with f2i_plan_init; the fields are private. */
@@ -72,7 +72,8 @@ typedef struct f2i_plan {
   const void *kernel;
   const void *many_kernel; /* from many_rows rows of x on, if those are not 0 */
   int64_t many_rows;
-  int32_t dot_steps; /* how finely "dot" rounds the scales */
+  int64_t alone_bytes; /* a call that reads at most so many packed bytes stays on its thread */
+  int32_t dot_steps;   /* how finely "dot" rounds the scales */
 } f2i_plan;
 
 /* Runs task(arg, i) for all i in [0, count), on any threads, and returns when all are done. */
@@ -107,6 +108,19 @@ f2i_status f2i_validate(const f2i_weights *weights, f2i_message *message);
  * it is "lut". */
 f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
                          f2i_message *message);
+
+/* The same with settings for this processor, which results do not depend on: "key=value" separated by blanks,
+ *   lut=ISA, dot=ISA  what a family runs where isa and FAIRY2I_ISA name none
+ *   auto=ROWS         from so many rows on "auto" takes "dot"; 0: never
+ *   alone=BYTES       a call that reads at most so many packed bytes, counted for each row, does not wake other threads
+ * What it does not name, or all if tuning is NULL or "", is as the environment variable FAIRY2I_TUNING says, else as the
+ * library knows to be good on this processor. f2i_plan_init is this with NULL. */
+f2i_status f2i_plan_init_tuned(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
+                               const char *tuning, f2i_message *message);
+
+/* The settings that a plan runs with, as text in that form, at most size bytes with the final NUL; those of kernels
+ * that it does not run are left out. */
+f2i_status f2i_plan_tuning(const f2i_plan *plan, char *text, size_t size);
 
 /* The kernel that a plan runs for one row. */
 f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info);

@@ -283,6 +283,58 @@ static void test_choice(void) {
   free_layer(&l);
 }
 
+/* Settings by processor: what is named runs, the environment's are behind the caller's, anything else is refused. */
+static void test_tuning(void) {
+  static const char *const wrong[] = {"lut",
+                                      "lut=",
+                                      "lut=doesnotexist",
+                                      "lut=a_name_of_an_ISA_that_is_too_long",
+                                      "dot=neon99",
+                                      "auto=",
+                                      "auto=-1",
+                                      "auto=4x",
+                                      "auto=1234567890123",
+                                      "alone=1k",
+                                      "rows=4",
+                                      "lut=scalar;auto=1"};
+  f2i_plan plan;
+  f2i_message message;
+  f2i_kernel_info info;
+  char text[128];
+  layer l = random_layer(4, 4, 2);
+  for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; ++i) {
+    if (strcmp(wrong[i], "lut=") == 0) continue; /* no name: as if it were not there */
+    check(f2i_plan_init_tuned(&plan, &l.w, NULL, NULL, wrong[i], &message) != F2I_OK &&
+              strstr(message.text, "tuning") != NULL && plan.kernel == NULL,
+          "wrong tuning", wrong[i]);
+  }
+  const char *all = "lut=scalar dot=scalar  auto=7 alone=1000 ";
+  check(f2i_plan_init_tuned(&plan, &l.w, "auto", NULL, all, &message) == F2I_OK &&
+            f2i_plan_kernel_for(&plan, 6, &info, NULL) == F2I_OK && strcmp(info.family, "lut") == 0 &&
+            strcmp(info.isa, "scalar") == 0 && f2i_plan_kernel_for(&plan, 7, &info, NULL) == F2I_OK &&
+            strcmp(info.family, "dot") == 0 && strcmp(info.isa, "scalar") == 0,
+        "tuning", message.text);
+  check(f2i_plan_tuning(&plan, text, sizeof text) == F2I_OK &&
+            strcmp(text, "lut=scalar dot=scalar auto=7 alone=1000") == 0,
+        "text of a tuning", text);
+  check(f2i_plan_tuning(&plan, text, 4) == F2I_OK && strcmp(text, "lut") == 0, "cut text of a tuning", text);
+  check(f2i_plan_init_tuned(&plan, &l.w, "auto", NULL, "auto=0", &message) == F2I_OK &&
+            f2i_plan_kernel_for(&plan, 1 << 20, &info, NULL) == F2I_OK && strcmp(info.family, "lut") == 0,
+        "auto, never another", message.text);
+  setenv("FAIRY2I_TUNING", "lut=scalar alone=5", 1);
+  check(f2i_plan_init_tuned(&plan, &l.w, NULL, NULL, "alone=6", &message) == F2I_OK &&
+            f2i_plan_tuning(&plan, text, sizeof text) == F2I_OK && strcmp(text, "lut=scalar alone=6") == 0,
+        "tuning of the environment", text);
+  f2i_kernel_at(0, &info); /* the ISA that a caller names is behind no tuning */
+  check(!info.available || (f2i_plan_init(&plan, &l.w, "lut", info.isa, &message) == F2I_OK &&
+                            f2i_plan_kernel(&plan, &info) == F2I_OK && strcmp(info.isa, "scalar") != 0),
+        "tuning and a forced ISA", info.isa);
+  setenv("FAIRY2I_TUNING", "nonsense", 1);
+  check(f2i_plan_init(&plan, &l.w, NULL, NULL, &message) == F2I_INVALID_ARGUMENT, "wrong tuning, environment", "");
+  unsetenv("FAIRY2I_TUNING");
+  free_layer(&l);
+}
+
 int main(int argc, char **argv) {
   const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
   const char *features = argc > 1 + quick ? argv[1 + quick] : NULL;
@@ -297,6 +349,7 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < count; ++i) printf(" %s/%s", kernels[i].family, kernels[i].isa);
   printf("\n");
   test_choice();
+  test_tuning();
   for (size_t i = 0; i < count; ++i) {
     test_rows(&kernels[i], 2);
     test_rows(&kernels[i], 0);

@@ -109,6 +109,20 @@ uint32_t f2i_cpu_bits(void) {
   return bits;
 }
 
+f2i_cpu_model f2i_cpu_identify(void) {
+  f2i_cpu_model found = {"", 0, 0};
+#if defined(__x86_64__) && defined(__GNUC__)
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(0, &eax, &ebx, &ecx, &edx)) return found;
+  const unsigned name[3] = {ebx, edx, ecx};
+  memcpy(found.vendor, name, sizeof name);
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return found;
+  found.family = (int)(eax >> 8 & 15) + ((eax >> 8 & 15) == 15 ? (int)(eax >> 20 & 255) : 0);
+  found.model = (int)((eax >> 4 & 15) | (eax >> 16 & 15) << 4);
+#endif
+  return found;
+}
+
 f2i_status f2i_cpu_features(char *text, size_t size) {
   const uint32_t bits = f2i_cpu_bits();
   size_t used = 0;

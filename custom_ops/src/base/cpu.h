@@ -19,6 +19,15 @@ enum {
 /* Features of this CPU that the operating system lets programs use. Computed once. */
 uint32_t f2i_cpu_bits(void);
 
+/* Who made this processor, as CPUID says ("GenuineIntel", "AuthenticAMD"), and its family and model numbers, extended
+ * ones added; "" and zeros where there is no CPUID. */
+typedef struct f2i_cpu_model {
+  char vendor[13];
+  int family, model;
+} f2i_cpu_model;
+
+f2i_cpu_model f2i_cpu_identify(void);
+
 /* Processors of the machine, at least 1; found once. */
 size_t f2i_cpu_count(void);
 

@@ -1,7 +1,8 @@
 /* kernel_list.h - every kernel, one row each; f2i_kernel says what the fields are, those left out are NULL or 0.
  *
  * Best ISA of a family first; the first family is the default, the others run only when asked for. AUTO_ROWS: where
- * a kernel was found to be faster than "lut" on the same processors (docs/benchmarks.md, docs/arm.md). "scalar" is
+ * a kernel was found to be faster than "lut" on the same processors (docs/benchmarks.md, docs/arm.md). VARIANT: another
+ * way to the same sums, for processors that layer/tuning.c or `fairy2i tune` say it is faster on. "scalar" is
  * always there. F2I_HAVE_ and the name of the file with a row's `block` says that the compiler knows its flags
  * (CMakeLists.txt), and so those of the files with the rest of the row. No include guard: layer/dispatch.c includes
  * this twice, for declarations of all that rows name and for the table.
@@ -11,10 +12,23 @@
 F2I_KERNEL(FAMILY("lut") ISA("avx512") NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512)
            ORDER(f2i_order_lut__avx512) PANEL(f2i_panel_lut__avx512))
+/* prefetches into the first-level cache */
+F2I_KERNEL(FAMILY("lut") ISA("avx512_near") VARIANT NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(F2I_PLANE_ENTRIES)
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512_near)
+           ORDER(f2i_order_lut__avx512) PANEL(f2i_panel_lut__avx512))
+#endif
+#if defined(F2I_HAVE_LUT_AVX512_PLAIN) && defined(F2I_HAVE_LUT_AVX512)
+/* so does this, with plain additions instead of carry-save ones */
+F2I_KERNEL(FAMILY("lut") ISA("avx512_plain") VARIANT NEEDS(F2I_CPU_AVX512) OPERAND_BYTES(F2I_PLANE_ENTRIES)
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512_plain)
+           ORDER(f2i_order_lut__avx512) PANEL(f2i_panel_lut__avx512))
 #endif
 #if defined(F2I_HAVE_LUT_AVX2)
 F2I_KERNEL(FAMILY("lut") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
+           ORDER(f2i_order_lut__avx2))
+F2I_KERNEL(FAMILY("lut") ISA("avx2_near") VARIANT NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
+           WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2_near)
            ORDER(f2i_order_lut__avx2))
 #endif
 #if defined(F2I_HAVE_LOOKUP_NEON82)

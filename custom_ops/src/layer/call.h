@@ -35,6 +35,7 @@ struct f2i_call {
   const f2i_rounding *rounding;             /* of whole rows of this group, with two lanes; else NULL */
   const uint8_t *shared; /* what the kernel derived from the scales, F2I_SHARED_BYTES for each part */
   const f2i_parallel *parallel;
+  uint64_t alone_bytes; /* of packed bytes, for each row: with so few other threads are not woken */
 };
 
 static inline size_t f2i_tile_bytes(const f2i_call *c) { return (size_t)c->w->stages * F2I_PLANE_BYTES; }

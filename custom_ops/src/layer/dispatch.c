@@ -5,6 +5,7 @@
 #include "base/cpu.h"
 #include "base/message.h"
 #include "kernels/dot_operands.h"
+#include "layer/tuning.h"
 
 /* what rows name, declared */
 #define F2I_KERNEL(fields) fields
@@ -19,6 +20,7 @@
 #define ORDER(name) extern const uint8_t name[F2I_ACC_PER_TILE];
 #define PANEL(name) extern const f2i_panel_kernel name;
 #define AUTO_ROWS(count)
+#define VARIANT
 #include "kernels/kernel_list.h"
 #undef F2I_KERNEL
 #undef FAMILY
@@ -32,6 +34,7 @@
 #undef ORDER
 #undef PANEL
 #undef AUTO_ROWS
+#undef VARIANT
 
 /* the rows as initializers */
 #define F2I_KERNEL(fields) {fields},
@@ -46,6 +49,7 @@
 #define ORDER(name) .order = name,
 #define PANEL(name) .panel = &name,
 #define AUTO_ROWS(count) .auto_rows = count,
+#define VARIANT .is_variant = 1,
 static const f2i_kernel kernels[] = {
 #include "kernels/kernel_list.h"
 };
@@ -58,11 +62,24 @@ static int can_run(const f2i_kernel *kernel) { return (f2i_cpu_bits() & kernel->
 static const f2i_kernel *find(const char *family, const char *isa) {
   for (size_t i = 0; i < kernels_count; ++i) {
     const f2i_kernel *kernel = &kernels[i];
-    if (strcmp(kernel->family, family) == 0 && (isa == NULL ? can_run(kernel) : strcmp(kernel->isa, isa) == 0)) {
-      return kernel;
-    }
+    if (strcmp(kernel->family, family) != 0) continue;
+    if (isa == NULL ? can_run(kernel) && !kernel->is_variant : strcmp(kernel->isa, isa) == 0) return kernel;
   }
   return NULL;
+}
+
+/* The ISA that a tuning names for a family, or NULL. */
+static const char *tuned_isa(const f2i_tuning *tuning, const char *family) {
+  const char *isa = strcmp(family, "lut") == 0 ? tuning->lut : strcmp(family, "dot") == 0 ? tuning->dot : "";
+  return isa[0] != '\0' ? isa : NULL;
+}
+
+/* What an unforced call of a family runs. A tuning may come from another machine: what cannot run here is passed over.
+ */
+static const f2i_kernel *find_default(const char *family, const f2i_tuning *tuning) {
+  const char *isa = tuned_isa(tuning, family);
+  const f2i_kernel *tuned = isa == NULL ? NULL : find(family, isa);
+  return tuned != NULL && can_run(tuned) ? tuned : find(family, NULL);
 }
 
 /* The names of the families, or of a family's ISAs that run here, separated by blanks. */
@@ -90,20 +107,21 @@ static const char *choice(const char *given, const char *variable) {
 }
 
 /* The kernel of a family, with isa if that is not NULL, or an error. */
-static f2i_status select_kernel(const char *family, const char *isa, const f2i_kernel **kernel, f2i_message *message) {
+static f2i_status select_kernel(const char *family, const char *isa, const f2i_tuning *tuning,
+                                const f2i_kernel **kernel, f2i_message *message) {
   char names[96];
   if (find(family, "scalar") == NULL) {
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
                     "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s " AUTO, family,
                     list(NULL, names, sizeof names));
   }
-  *kernel = find(family, isa);
+  *kernel = isa == NULL ? find_default(family, tuning) : find(family, isa);
   int known = *kernel != NULL; /* the ISA, in any family */
   /* a family need not exist for every ISA: forcing one that can run here then runs the family's best other kernel */
   for (size_t i = 0; i < kernels_count && *kernel == NULL; ++i) {
     if (strcmp(kernels[i].isa, isa) != 0) continue;
     known = 1;
-    if (can_run(&kernels[i])) *kernel = find(family, NULL);
+    if (can_run(&kernels[i])) *kernel = find_default(family, tuning);
   }
   if (*kernel == NULL || !can_run(*kernel)) {
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
@@ -126,26 +144,26 @@ static f2i_status select_kernel(const char *family, const char *isa, const f2i_k
 /* The kernels named by family and isa (NULL or "" = environment, then default), or an error. "auto" is the default
  * family for few rows of x and for many rows the first other one that says so; for any number where activations are
  * rounded: "dot" then takes twice as long (layer/rounding.h). */
-static f2i_status select_kernels(const char *family, const char *isa, int rounds, f2i_plan *plan,
-                                 f2i_message *message) {
+static f2i_status select_kernels(const char *family, const char *isa, const f2i_tuning *tuning, int rounds,
+                                 f2i_plan *plan, f2i_message *message) {
   const f2i_kernel *kernel = NULL;
   family = choice(family, "FAIRY2I_KERNEL");
   isa = choice(isa, "FAIRY2I_ISA");
   const int is_auto = family != NULL && strcmp(family, AUTO) == 0;
   if (family == NULL || is_auto) family = kernels[0].family;
-  f2i_status status = select_kernel(family, isa, &kernel, message);
+  f2i_status status = select_kernel(family, isa, tuning, &kernel, message);
   if (status != F2I_OK) return status;
   plan->kernel = kernel;
-  for (size_t i = 0; is_auto && !rounds && i < kernels_count; ++i) {
-    if (kernels[i].auto_rows == 0) continue;
-    status = select_kernel(kernels[i].family, isa, &kernel, message);
-    if (status != F2I_OK) return status;
-    const uint32_t needs = ((const f2i_kernel *)plan->kernel)->needs; /* of what it was found to be faster than */
-    if (kernel->auto_rows > 0 && (kernel->needs & needs) == needs) {
-      plan->many_kernel = kernel;
-      plan->many_rows = kernel->auto_rows;
-    }
-    break;
+  if (!is_auto || rounds) return f2i_ok(message);
+  status = select_kernel("dot", isa, tuning, &kernel, message);
+  if (status != F2I_OK) return status;
+  const uint32_t needs = ((const f2i_kernel *)plan->kernel)->needs; /* of what it was found to be faster than */
+  const int64_t rows = tuning->auto_rows >= 0             ? tuning->auto_rows
+                       : (kernel->needs & needs) == needs ? kernel->auto_rows
+                                                          : 0;
+  if (rows > 0) {
+    plan->many_kernel = kernel;
+    plan->many_rows = rows;
   }
   return f2i_ok(message);
 }
@@ -153,10 +171,11 @@ static f2i_status select_kernels(const char *family, const char *isa, int rounds
 size_t f2i_kernel_count(void) { return kernels_count; }
 
 static void describe(const f2i_kernel *kernel, f2i_kernel_info *info) {
+  const f2i_tuning tuning = f2i_tuning_here();
   info->family = kernel->family;
   info->isa = kernel->isa;
   info->available = can_run(kernel);
-  info->is_default = find(kernel->family, NULL) == kernel;
+  info->is_default = find_default(kernel->family, &tuning) == kernel;
 }
 
 f2i_status f2i_kernel_at(size_t index, f2i_kernel_info *info) {
@@ -176,13 +195,55 @@ f2i_status f2i_plan_kernel(const f2i_plan *plan, f2i_kernel_info *info) {
   return f2i_plan_kernel_for(plan, 1, info, NULL);
 }
 
-f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
-                         f2i_message *message) {
+f2i_status f2i_plan_tuning(const f2i_plan *plan, char *text, size_t size) {
+  f2i_message found;
+  if (plan == NULL || plan->kernel == NULL || text == NULL || size == 0) return F2I_INVALID_ARGUMENT;
+  const f2i_kernel *few = plan->kernel, *many = plan->many_kernel;
+  if (many == NULL) {
+    (void)f2i_fail(&found, F2I_OK, "%s=%s alone=%lld", few->family, few->isa, (long long)plan->alone_bytes);
+  } else {
+    (void)f2i_fail(&found, F2I_OK, "%s=%s %s=%s auto=%lld alone=%lld", few->family, few->isa, many->family, many->isa,
+                   (long long)plan->many_rows, (long long)plan->alone_bytes);
+  }
+  const size_t length = strlen(found.text) < size - 1 ? strlen(found.text) : size - 1;
+  memcpy(text, found.text, length);
+  text[length] = '\0';
+  return F2I_OK;
+}
+
+/* f2i_tuning_read, but ISAs that this library does not have are an error; one that cannot run here is not. */
+static f2i_status read_tuning(const char *text, f2i_tuning *settings, f2i_message *message) {
+  char names[96];
+  f2i_tuning given = *settings;
+  given.lut[0] = given.dot[0] = '\0';
+  const f2i_status status = f2i_tuning_read(text, &given, message);
+  if (status != F2I_OK) return status;
+  const char *const families[] = {"lut", "dot"}, *const isas[] = {given.lut, given.dot};
+  for (size_t i = 0; i < 2; ++i) {
+    if (isas[i][0] == '\0' || find(families[i], isas[i]) != NULL) continue;
+    return f2i_fail(message, F2I_UNKNOWN_KERNEL,
+                    "tuning (FAIRY2I_TUNING or fairy2i.tuning): unknown ISA \"%.24s\", \"%s\" can run here with: %s",
+                    isas[i], families[i], list(families[i], names, sizeof names));
+  }
+  if (given.lut[0] == '\0') memcpy(given.lut, settings->lut, sizeof given.lut);
+  if (given.dot[0] == '\0') memcpy(given.dot, settings->dot, sizeof given.dot);
+  *settings = given;
+  return F2I_OK;
+}
+
+f2i_status f2i_plan_init_tuned(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
+                               const char *tuning, f2i_message *message) {
   if (plan == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "plan: expected a pointer, got NULL");
   memset(plan, 0, sizeof *plan);
+  f2i_tuning settings = f2i_tuning_here();
   f2i_status status = f2i_validate(weights, message);
+  if (status == F2I_OK && getenv("FAIRY2I_TUNING") != NULL) {
+    status = read_tuning(getenv("FAIRY2I_TUNING"), &settings, message);
+  }
+  if (status == F2I_OK && tuning != NULL) status = read_tuning(tuning, &settings, message);
   if (status != F2I_OK) return status;
-  status = select_kernels(family, isa, weights->activation_bits != 0, plan, message);
+  plan->alone_bytes = settings.alone_bytes;
+  status = select_kernels(family, isa, &settings, weights->activation_bits != 0, plan, message);
   if (status != F2I_OK) {
     plan->kernel = NULL;
     return status;
@@ -193,6 +254,11 @@ f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char 
     plan->dot_steps = f2i_dot_steps(weights->scales, (int)weights->stages); /* takes longer than all else here */
   }
   return F2I_OK;
+}
+
+f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
+                         f2i_message *message) {
+  return f2i_plan_init_tuned(plan, weights, family, isa, NULL, message);
 }
 
 const char *f2i_version(void) { return F2I_VERSION; }

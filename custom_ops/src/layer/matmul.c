@@ -19,8 +19,7 @@ enum {
   STRIP_LEAST = 4,      /* ... if there are enough */
   STRIP_TILES_MANY = 8, /* for more rows: the accumulators of all of them stay in the first-level cache */
   ACC_FLOATS = F2I_ACC_PER_TILE * ROWS_AT_ONCE * STRIP_TILES_MANY, /* on the stack, 16 KiB */
-  ALONE_BLOCKS = 16, /* operands of so few blocks, and strips of so few bytes, are not worth waking other threads */
-  ALONE_BYTES = 48 << 10,
+  ALONE_BLOCKS = 16, /* operands of so few blocks are not worth waking other threads */
 #if defined(__x86_64__)
   BUILDERS_MOST = 4,
 #else
@@ -64,7 +63,8 @@ static f2i_call shape_call(const f2i_plan *plan, int64_t rows) {
                 .tiles = (size_t)f2i_tiles_of(w->n),
                 .blocks = (size_t)f2i_blocks_of(w->layout_version, w->k),
                 .parts = (size_t)f2i_parts_of(w->layout_version),
-                .columns = (size_t)f2i_columns_of(w->layout_version, w->k)};
+                .columns = (size_t)f2i_columns_of(w->layout_version, w->k),
+                .alone_bytes = (uint64_t)plan->alone_bytes};
   c.lanes = w->activation_bits != 0 && c.kernel->whole != F2I_WHOLE_NOT ? 2 : 1;
   if (c.lanes == 2 && c.kernel->whole == F2I_WHOLE_PAIRS) c.parts = 1; /* both at once */
   c.steps = c.blocks * c.parts;
@@ -221,7 +221,7 @@ static void rows_group(const f2i_call *c, void *workspace) {
                  .units = workspace,
                  .operands = (uint8_t *)workspace + f2i_unit_bytes(c->rows, c->steps)};
   const uint64_t bytes = (uint64_t)c->rows * c->parts * c->w->packed_bytes;
-  const f2i_parallel *others = bytes > ALONE_BYTES ? c->parallel : NULL;
+  const f2i_parallel *others = bytes > c->alone_bytes ? c->parallel : NULL;
   const size_t each = builders(c);
   if (each > 1 && others != NULL) {
     alone_call a = {.r = &r, .bytes = (size_t)f2i_rows_bytes(c->rows, c->steps, operand_bytes(c))};

@@ -9,6 +9,7 @@
 
 f2i_build_fn f2i_build_lut__avx2;
 f2i_block_fn f2i_block_lut__avx2;
+f2i_block_fn f2i_block_lut__avx2_near;
 extern const uint8_t f2i_order_lut__avx2[F2I_ACC_PER_TILE];
 
 static __m256 magnitude(__m256 v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
@@ -172,7 +173,8 @@ static inline void flush(const byte_sums *re, const byte_sums *im, __m256 unit, 
   add_to(acc + 24, unit, _mm256_srai_epi32(odd, 16));
 }
 
-static void lut_row(const f2i_block *b, size_t row) {
+/* near is a constant where this is called: whether to prefetch into the first-level cache, or into the second */
+static inline __attribute__((always_inline)) void lut_row(const f2i_block *b, size_t row, const int near) {
   const __m256i low4 = _mm256_set1_epi8(15);
   const __m256 unit = _mm256_set1_ps(b->units[row * b->unit_stride]);
   const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS;
@@ -187,7 +189,8 @@ static void lut_row(const f2i_block *b, size_t row) {
       const __m256i low_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 32));
       const __m256i high_re = _mm256_loadu_si256((const __m256i *)(const void *)(table + 64));
       const __m256i high_im = _mm256_loadu_si256((const __m256i *)(const void *)(table + 96));
-      _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+      if (near) _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+      else _mm_prefetch((const char *)ahead, _MM_HINT_T1);
       ahead += F2I_CELL_BYTES;
       for (int half = 0; half < 2; ++half) {
         const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)(packed + 32 * half));
@@ -204,5 +207,9 @@ static void lut_row(const f2i_block *b, size_t row) {
 }
 
 void f2i_block_lut__avx2(const f2i_block *b) {
-  for (size_t row = 0; row < b->rows; ++row) lut_row(b, row);
+  for (size_t row = 0; row < b->rows; ++row) lut_row(b, row, 0);
+}
+
+void f2i_block_lut__avx2_near(const f2i_block *b) {
+  for (size_t row = 0; row < b->rows; ++row) lut_row(b, row, 1);
 }
