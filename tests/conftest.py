@@ -25,6 +25,7 @@ def _no_forced_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests decide themselves which kernel runs."""
     monkeypatch.delenv("FAIRY2I_KERNEL", raising=False)
     monkeypatch.delenv("FAIRY2I_ISA", raising=False)
+    monkeypatch.setenv("FAIRY2I_TUNING", " ")  # no settings: not those either that somebody measured on this machine
 
 
 @pytest.fixture(scope="module")

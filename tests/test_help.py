@@ -118,7 +118,11 @@ def test_a_shell_can_ask_for_completion(program: str, name: str, shell: str) -> 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("fairy2i ver", {"verify"}), ("fairy2i t", {"tokenizer-onnx", "train"}), ("fairy2i verify --ag", {"--against"})],
+    [
+        ("fairy2i ver", {"verify"}),
+        ("fairy2i t", {"tokenizer-onnx", "train", "tune"}),
+        ("fairy2i verify --ag", {"--against"}),
+    ],
 )
 def test_completion_knows_commands_and_options(words: str, expected: set[str]) -> None:
     asked = {"_FAIRY2I_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}

@@ -113,8 +113,8 @@ f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char 
  *   lut=ISA, dot=ISA  what a family runs where isa and FAIRY2I_ISA name none
  *   auto=ROWS         from so many rows on "auto" takes "dot"; 0: never
  *   alone=BYTES       a call that reads at most so many packed bytes, counted for each row, does not wake other threads
- * What it does not name, or all if tuning is NULL or "", is as the environment variable FAIRY2I_TUNING says, else as the
- * library knows to be good on this processor. f2i_plan_init is this with NULL. */
+ * What it does not name, or all if tuning is NULL or "", is as the environment variable FAIRY2I_TUNING says, else as
+ * the library knows to be good on this processor. f2i_plan_init is this with NULL. */
 f2i_status f2i_plan_init_tuned(f2i_plan *plan, const f2i_weights *weights, const char *family, const char *isa,
                                const char *tuning, f2i_message *message);
 

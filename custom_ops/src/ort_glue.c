@@ -28,6 +28,7 @@ typedef struct node {
   OrtMemoryInfo *memory; /* CPU arena, for scratch */
   char name[96];
   char family[16], isa[16]; /* forced kernel, or "" */
+  char tuning[128];         /* settings for this processor, or "" */
   int is_half;              /* X, bias and Y are float16 */
   f2i_weights weights;      /* attributes; addresses of the operands that are constant */
   int constant[IN_COUNT];
@@ -139,7 +140,7 @@ static int is_release(const OrtApiBase *base, long minor) {
   return strncmp(version, "1.", 2) != 0 || strtol(version + 2, NULL, 10) >= minor;
 }
 
-/* Session config entries fairy2i.kernel and fairy2i.isa, where the runtime lets a kernel read them. */
+/* Session config entries fairy2i.kernel, .isa and .tuning, where the runtime lets a kernel read them. */
 static OrtStatus *read_config(node *n, const OrtKernelInfo *info) {
   const OrtApiBase *base = atomic_load(&api_base);
   if (!is_release(base, API_WITH_CONFIG_ENTRIES)) return NULL;
@@ -149,6 +150,7 @@ static OrtStatus *read_config(node *n, const OrtKernelInfo *info) {
   RETURN_IF_ERROR(api->KernelInfo_GetConfigEntries(info, &entries));
   copy_text(api->GetKeyValue(entries, "fairy2i.kernel"), n->family, sizeof n->family);
   copy_text(api->GetKeyValue(entries, "fairy2i.isa"), n->isa, sizeof n->isa);
+  copy_text(api->GetKeyValue(entries, "fairy2i.tuning"), n->tuning, sizeof n->tuning);
   api->ReleaseKeyValuePairs(entries);
   return NULL;
 }
@@ -215,7 +217,7 @@ static OrtStatus *check_node(node *n, int all_constant) {
   f2i_message message;
   f2i_status status;
   if (all_constant) {
-    status = f2i_plan_init(&n->plan, &n->weights, n->family, n->isa, &message);
+    status = f2i_plan_init_tuned(&n->plan, &n->weights, n->family, n->isa, n->tuning, &message);
   } else {
     size_t bytes = 0;
     status =
@@ -347,7 +349,7 @@ static OrtStatus *read_inputs(const node *n, OrtKernelContext *context, call *c)
   f2i_message message;
   RETURN_IF_ERROR(check_bias(n, c->bias, bias_count));
   c->plan = n->plan;
-  if (c->plan.kernel == NULL && f2i_plan_init(&c->plan, &w, n->family, n->isa, &message) != F2I_OK) {
+  if (c->plan.kernel == NULL && f2i_plan_init_tuned(&c->plan, &w, n->family, n->isa, n->tuning, &message) != F2I_OK) {
     return fail(n->api, ORT_INVALID_ARGUMENT, n->name, message.text);
   }
   return make_output(n, context, x, c);

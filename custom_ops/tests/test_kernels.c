@@ -286,7 +286,6 @@ static void test_choice(void) {
 /* Settings by processor: what is named runs, the environment's are behind the caller's, anything else is refused. */
 static void test_tuning(void) {
   static const char *const wrong[] = {"lut",
-                                      "lut=",
                                       "lut=doesnotexist",
                                       "lut=a_name_of_an_ISA_that_is_too_long",
                                       "dot=neon99",
@@ -303,7 +302,6 @@ static void test_tuning(void) {
   char text[128];
   layer l = random_layer(4, 4, 2);
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; ++i) {
-    if (strcmp(wrong[i], "lut=") == 0) continue; /* no name: as if it were not there */
     check(f2i_plan_init_tuned(&plan, &l.w, NULL, NULL, wrong[i], &message) != F2I_OK &&
               strstr(message.text, "tuning") != NULL && plan.kernel == NULL,
           "wrong tuning", wrong[i]);

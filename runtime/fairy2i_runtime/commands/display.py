@@ -1,4 +1,4 @@
-"""What ``fairy2i ppl`` and ``fairy2i bench`` show to people, and the progress bar of commands that take a while."""
+"""What ``fairy2i ppl``, ``bench`` and ``tune`` show to people, and the progress bar of commands that take a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from fairy2i_runtime.measure.memory import human_bytes
 from fairy2i_runtime.measure.progress import make_progress
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fairy2i_runtime.measure.perplexity import Perplexity
+    from fairy2i_runtime.measure.tune import Tuning
 
 
 class progress_bar:
@@ -98,3 +101,21 @@ def show_bench(report: dict[str, Any]) -> None:
                 f"{human_bytes(memory['mapped'])} of them mapped from files, {human_bytes(memory['private'])} private"
             )
         out.print(f"resident memory {', '.join(parts)}", highlight=False, soft_wrap=True)
+
+
+def show_tuning(found: Tuning, file: Path | None) -> None:
+    """What was tried, what was taken, and where it is kept."""
+    out = Console()
+    table = Table(box=SIMPLE)
+    for title in ("setting", "on", "ms", "min", "max", ""):
+        table.add_column(title, justify="right" if title in ("ms", "min", "max") else "left")
+    for trial in found.trials:
+        numbers = (trial.median, min(trial.seconds), max(trial.seconds))
+        table.add_row(
+            trial.setting, trial.on, *(f"{1000 * value:,.2f}" for value in numbers), "taken" if trial.taken else ""
+        )
+    print_table(out, table)
+    threads = found.threads or "onnxruntime's default number of"
+    out.print(f"settings for {threads} threads: [bold]{escape(found.text)}[/]", highlight=False, soft_wrap=True)
+    kept = "not kept (--no-keep)" if file is None else f"kept in {file}"
+    out.print(escape(kept), highlight=False, soft_wrap=True)

@@ -1,11 +1,13 @@
-"""The commands ``fairy2i ppl`` and ``fairy2i bench``."""
+"""The commands ``fairy2i ppl``, ``fairy2i bench`` and ``fairy2i tune``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -202,3 +204,42 @@ def bench_command(
         print(json.dumps(report, indent=2))
         return
     show_bench(report)
+
+
+def tune_command(
+    folder: Folder,
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Turns of every comparison.")] = 7,
+    keep: Annotated[
+        bool, typer.Option("--keep/--no-keep", help="Keep what was found for all models on this machine.")
+    ] = True,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Measure nothing: remove what was kept for so many threads.")
+    ] = False,
+    trust_graph: TrustGraph = False,
+    as_json: Json = False,
+) -> None:
+    """Find the settings that are fastest on this machine, with a model, and keep them in the user's cache.
+
+    Results of a model do not depend on them. Nothing else should run meanwhile.
+    """
+    from fairy2i_runtime.commands.display import progress_bar, show_tuning
+    from fairy2i_runtime.engine.threads import default_threads
+    from fairy2i_runtime.measure.tune import rounds_of_tuning, tune
+    from fairy2i_runtime.ops.tuning import TUNING_VARIABLE, keep_tuning
+
+    used = default_threads() if threads is None else threads
+    if forget:
+        print(f"nothing is kept for {used} threads in {keep_tuning(used, None)}")
+        return
+    if os.environ.get(TUNING_VARIABLE):
+        raise OptionError(f"{TUNING_VARIABLE} is set, and would be in force in all that is measured: unset it")
+    with progress_bar("measuring", rounds_of_tuning(rounds, used), "rounds") as advance:
+        found = tune(folder, threads=threads, rounds=rounds, trust_graph=trust_graph, done=lambda: advance(1))
+    file = None
+    if keep:
+        file = keep_tuning(used, {"tuning": found.text, "model": str(folder), "date": date.today().isoformat()})
+    if as_json:
+        print(json.dumps({**found.as_dict(), "file": None if file is None else str(file)}, indent=2))
+        return
+    show_tuning(found, file)

@@ -28,6 +28,7 @@ COMMANDS = {
     "info": "fairy2i_runtime.commands.info:info",
     "ppl": "fairy2i_runtime.commands.measure:ppl",
     "bench": "fairy2i_runtime.commands.measure:bench_command",
+    "tune": "fairy2i_runtime.commands.measure:tune_command",
 }
 # arguments for another program: typer shall leave all of them alone
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

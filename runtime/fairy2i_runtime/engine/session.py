@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -12,6 +13,7 @@ from fairy2i_runtime.engine.threads import check_threads, default_threads
 from fairy2i_runtime.errors import ModelFolderError, OptionError, encoding_problem
 from fairy2i_runtime.folder import KERNEL_ENTRY, KERNEL_VARIABLE
 from fairy2i_runtime.ops.library import ort_version, register
+from fairy2i_runtime.ops.tuning import TUNING_ENTRY, TUNING_VARIABLE, kept_tuning, tuning_file
 from fairy2i_runtime.regular_file import read_regular
 
 ISA_ENTRY = "fairy2i.isa"
@@ -31,6 +33,8 @@ def open_session(
     isa: str | None = None,
     use_library: bool = True,
     needs_library: bool = True,
+    tuning: str | None = None,
+    entries: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open a model on the CPU.
 
@@ -45,6 +49,9 @@ def open_session(
         use_library: False runs the operator's function body, stored in the model, with onnxruntime's own operators: slow,
             in need of memory, and independent of the library.
         needs_library: False for a model of standard operators only: the library is not looked for.
+        tuning: settings for this processor, which results do not depend on (fairy2i.h); None = what FAIRY2I_TUNING says, else
+            what was measured on this machine (``fairy2i tune``), unless an instruction set is named.
+        entries: further entries of the session's configuration.
 
     Raises:
         OptionError: if an option is out of range, or the library has no such kernel for this processor.
@@ -66,8 +73,12 @@ def open_session(
         options.add_session_config_entry(EXTERNAL_FOLDER_ENTRY, str(folder.resolve()))
     options.intra_op_num_threads = default_threads() if threads is None else int(threads)
     options.log_severity_level = 4  # fatal only: errors are raised, no need to print them too
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     if needs_library and use_library:
-        _choose_kernel(options, kernel, isa)
+        if tuning is None and isa is None and not os.environ.get(ISA_VARIABLE) and ort_version() >= CONFIG_ENTRY_ORT:
+            tuning = kept_tuning(options.intra_op_num_threads)
+        _choose_kernel(options, kernel, isa, tuning)
         register(options)
     elif kernel is not None or isa is not None:
         raise OptionError("kernel and isa choose code of the operator library: they need use_library=True")
@@ -85,6 +96,8 @@ def open_session(
         problem = problem_of(error)
         if "FAIRY2I_KERNEL" in problem or "FAIRY2I_ISA" in problem:  # the library does not have what was asked for
             raise OptionError(problem) from error
+        if TUNING_VARIABLE in problem:
+            raise OptionError(f"{problem}; correct it, or remove {tuning_file()}, where fairy2i tune kept it") from error
         raise opening_failure(name, error, model if isinstance(model, Path) else None) from error
     finally:
         del data  # onnxruntime has its own copy now
@@ -130,12 +143,12 @@ def check_kernel_names(model: str, kernel: object, isa: object, *, needs_library
         )
 
 
-def _choose_kernel(options: ort.SessionOptions, kernel: str | None, isa: str | None) -> None:
+def _choose_kernel(options: ort.SessionOptions, kernel: str | None, isa: str | None, tuning: str | None) -> None:
     if (kernel or isa) and ort_version() < CONFIG_ENTRY_ORT:
         raise OptionError(
             f"kernel and isa of one session need onnxruntime {CONFIG_ENTRY_ORT[0]}.{CONFIG_ENTRY_ORT[1]}, found "
             f"{ort.__version__}: upgrade it, or set FAIRY2I_KERNEL and FAIRY2I_ISA in the environment instead"
         )
-    for key, value in ((KERNEL_ENTRY, kernel), (ISA_ENTRY, isa)):
+    for key, value in ((KERNEL_ENTRY, kernel), (ISA_ENTRY, isa), (TUNING_ENTRY, tuning)):
         if value is not None:
             options.add_session_config_entry(key, value)

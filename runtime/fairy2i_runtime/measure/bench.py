@@ -24,6 +24,7 @@ from fairy2i_runtime.errors import Fairy2iRuntimeError, OptionError, check_optio
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.measure.bench_worker import DONE
 from fairy2i_runtime.ops import core
+from fairy2i_runtime.ops.processor import processor_name
 
 MAX_REPEAT = 1000
 
@@ -131,24 +132,12 @@ def machine() -> dict[str, Any]:
     """Processor, its features that the library uses, logical processors this process may use, operating system."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cpu_features": core.library_info()["cpu_features"],
         "logical_processors": len(affinity(0)) if affinity else os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def _processor_name() -> str:
-    """As the system calls it; on ARM Linux the name of the board."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Hardware"):
-                return value.strip()
-        return Path("/proc/device-tree/model").read_text().rstrip("\0\n")
-    except OSError:
-        return platform.processor() or platform.machine()
 
 
 def _in_fresh_process(request: dict[str, Any], done: Callable[[], object]) -> dict[str, Any]:

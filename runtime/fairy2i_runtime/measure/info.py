@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.folder import ModelFolder
 from fairy2i_runtime.measure.memory import memory_rows, model_memory, model_shape
 from fairy2i_runtime.model import load
-from fairy2i_runtime.ops.core import chosen_kernels, library_info
+from fairy2i_runtime.ops.core import chosen_kernels, library_info, one_tile_layer
 from fairy2i_runtime.ops.library import library_path
+from fairy2i_runtime.ops.tuning import TUNING_VARIABLE, kept_tuning
 
 
 def installation_info() -> dict[str, Any]:
     """The operator library, its kernels, the processor, onnxruntime. A missing library is reported, not raised."""
     try:
-        library: dict[str, Any] = library_info()
+        library: dict[str, Any] = {**library_info(), "tuning": tuning_info(default_threads())}
     except (Fairy2iRuntimeError, OSError) as error:
         library = {"error": str(error)}
     return {
@@ -30,6 +32,18 @@ def installation_info() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "default_threads": default_threads(),
     }
+
+
+def tuning_info(threads: int) -> dict[str, str]:
+    """The settings that layers get for this processor, and who says so.
+
+    Args:
+        threads: of the sessions.
+    """
+    kept = kept_tuning(threads)
+    by_environment = bool((os.environ.get(TUNING_VARIABLE) or "").strip())
+    source = TUNING_VARIABLE if by_environment else "the library" if kept is None else "fairy2i tune"
+    return {"settings": one_tile_layer("auto", tuning=kept).tuning, "source": source}
 
 
 def model_info(folder: Path, context_length: int | None = None, *, trust_graph: bool = False) -> dict[str, Any]:
@@ -107,6 +121,7 @@ def installation_text(info: dict[str, Any]) -> str:
         for kernel in library["kernels"]:
             state = "default" if kernel["is_default"] else "available" if kernel["available"] else "not on this CPU"
             lines.append(f"  kernel          {kernel['family']} {kernel['isa']}: {state}")
+        lines.append(f"  settings        {library['tuning']['settings']} (of {library['tuning']['source']})")
     threads = info["default_threads"] or "onnxruntime's choice (one per physical core)"
     lines += [
         f"onnxruntime       {info['onnxruntime']}",

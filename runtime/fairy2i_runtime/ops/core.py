@@ -110,6 +110,7 @@ class Linear:
         isa: ISA to force, or None.
         layout_version: version of the packed bytes.
         scale_scope: what a scale covers.
+        tuning: settings for this processor (fairy2i.h), or None for the environment's or what the library knows.
         activation_bits: 8 rounds the halves of every row of activations first (layout version 2); 0 does not.
 
     Raises:
@@ -127,6 +128,7 @@ class Linear:
         col_multiplier: F32 | None = None,
         kernel: str | None = None,
         isa: str | None = None,
+        tuning: str | None = None,
         layout_version: int = 1,
         scale_scope: int = 0,
         activation_bits: int = 0,
@@ -149,8 +151,8 @@ class Linear:
         weights.col_multiplier, weights.col_multiplier_count = self._pointer(3, "float[]")
         self._plan = ffi.new("f2i_plan *")
         message = ffi.new("f2i_message *")
-        names = [(name or "").encode() for name in (kernel, isa)]
-        _check(ffi, lib.f2i_plan_init(self._plan, weights, names[0], names[1], message), message)
+        names = [(name or "").encode() for name in (kernel, isa, tuning)]
+        _check(ffi, lib.f2i_plan_init_tuned(self._plan, weights, *names, message), message)
 
     def _pointer(self, index: int, kind: str) -> tuple[Any, int]:
         ffi, _ = _library()
@@ -176,6 +178,14 @@ class Linear:
             found[rows] = _kernel(ffi, info)
             rows = int(following[0])
         return found
+
+    @property
+    def tuning(self) -> str:
+        """The settings this layer runs with, ``key=value`` separated by blanks (fairy2i.h)."""
+        ffi, lib = _library()
+        text = ffi.new("char[160]")
+        lib.f2i_plan_tuning(self._plan, text, 160)
+        return _text(ffi, text)
 
     def __call__(self, x: npt.ArrayLike, bias: F32 | None = None, *, threads: int = 1) -> F32:
         """Apply the layer.
@@ -219,6 +229,16 @@ class Linear:
         return y
 
 
+def one_tile_layer(kernel: str | None = None, isa: str | None = None, tuning: str | None = None) -> Linear:
+    """The smallest layer, 2 x 2 at one stage, to ask what a layer gets with a choice and this environment.
+
+    Raises:
+        KernelError: there is no such kernel or setting, or it cannot run here; the message says which can.
+    """
+    one_tile = np.zeros(512, np.uint8)
+    return Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=kernel, isa=isa, tuning=tuning)
+
+
 def chosen_kernels(kernel: str | None = None, isa: str | None = None) -> dict[int, KernelInfo]:
     """The kernels that a layer gets with a choice and this environment, each by the least number of rows of activations.
 
@@ -227,8 +247,7 @@ def chosen_kernels(kernel: str | None = None, isa: str | None = None) -> dict[in
     Raises:
         KernelError: there is no such kernel, or it cannot run here; the message says which can.
     """
-    one_tile = np.zeros(512, np.uint8)  # a layer of 2 x 2 at one stage
-    return Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=kernel, isa=isa).kernels
+    return one_tile_layer(kernel, isa).kernels
 
 
 def chosen_kernel(kernel: str | None = None, isa: str | None = None, *, rows: int = 1) -> KernelInfo:
