@@ -92,7 +92,7 @@ def test_int4_lm_head_is_packed_as_matmulnbits_reads_it(source: Path, tmp_path: 
     np.testing.assert_allclose(dense, rounded(weight, 4), atol=1e-6)
 
 
-@pytest.mark.parametrize("embedding", EMBEDDINGS)
+@pytest.mark.parametrize("embedding", [kind for kind in EMBEDDINGS if kind != "shared"])  # test_shared_embedding.py
 def test_embedding_kinds(tmp_path: Path, embedding: str) -> None:
     import torch
 
@@ -138,7 +138,7 @@ def test_include_and_exclude(source: Path, tmp_path: Path) -> None:
         ({"profile": "fp8"}, "profile: expected one of bf16-reference, fp32, got 'fp8'"),
         ({"row_multiplier": "max"}, "row multiplier: expected one of none, rms"),
         ({"lm_head": "int2"}, "lm_head: expected one of fairy2i, int8, int4, float"),
-        ({"embedding": "bf16"}, "embedding: expected one of float32, float16, int8"),
+        ({"embedding": "bf16"}, "embedding: expected one of float32, float16, int8, shared"),
         ({"context_length": 0}, "context length: expected 1 to 96"),
         ({"context_length": 97}, "context length: expected 1 to 96"),
         ({"include": ["*.q_prj"]}, "matches no linear layer; they are called like model.layers.0.self_attn.q_proj"),

@@ -64,6 +64,7 @@ def resolve_options(
     embedding_dtype: str,
     calibrated_by: str | None = None,
     method: dict[str, Any] | None = None,
+    can_share: bool = False,
 ) -> tuple[ExportOptions, list[str]]:
     """Complete a request from config.json's ``fairy2i`` entry, else from the defaults, and check it.
 
@@ -74,6 +75,7 @@ def resolve_options(
         embedding_dtype: how the checkpoint stores the embedding: 16-bit floats stay 16-bit by default.
         calibrated_by: hash of text and method if the layers are going to be calibrated.
         method: how the model is quantized if that is its own, see :func:`~fairy2i_export.compile.fixed_method.fixed_method`.
+        can_share: whether embedding and lm_head can be one int8 matrix; a calibrated model with an int8 lm_head then has one.
 
     Returns:
         The options, and warnings where a given option contradicts how the checkpoint says it was trained.
@@ -101,6 +103,8 @@ def resolve_options(
     standard["context_length"] = min(max_positions, DEFAULT_CONTEXT)
     values = standard | {name: value for name, value in asked.items() if value is not None}
     values["exclude"] = (*request.exclude, *left_alone(config))
+    if can_share and calibrated_by is not None and values["lm_head"] == "int8" and asked["embedding"] is None:
+        values["embedding"] = "shared"
     options = ExportOptions(**values, calibrated_by=calibrated_by)
     check_stages(options.stages)
     if options.lm_head_stages is not None:

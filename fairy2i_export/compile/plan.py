@@ -12,6 +12,7 @@ from fairy2i_export.compile.options import ExportOptions
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.errors import CheckpointError, OptionError
 from fairy2i_export.onnx_graph.formats.base import Linear, Treatment
+from fairy2i_export.onnx_graph.formats.rounded import BLOCK
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.learned import learned_shapes
 
@@ -78,6 +79,8 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
                 f"lm_head stages: lm_head is not quantized like the layers here ({reason}), and has none; leave the option out, or "
                 "see to it that it is (--lm-head fairy2i)"
             )
+        if name == names.lm_head and options.embedding == "shared":
+            linear = _shared_head(linear, names.embedding, options)
         linears[name] = linear
     _check_patterns(linears, options)
     used = {tensor for tensor, _ in _plain_tensors(decoder)}
@@ -95,6 +98,34 @@ def make_plan(checkpoint: Checkpoint, decoder: Decoder, options: ExportOptions) 
         reasons = sorted({linear.reason for linear in linears.values()})
         raise OptionError(f"no layer would become a Fairy2iMatMul node ({'; '.join(reasons)}); nothing was written")
     return plan
+
+
+def can_share(checkpoint: Checkpoint, decoder: Decoder) -> bool:
+    """Whether lm_head is the embedding's matrix and can be stored once with it."""
+    own = f"{decoder.names.lm_head}.weight" in checkpoint
+    return decoder.tied and not own and decoder.hidden_size % BLOCK == 0
+
+
+def _shared_head(linear: Linear, embedding: str, options: ExportOptions) -> Linear:
+    """An lm_head that multiplies by the embedding's matrix.
+
+    Raises:
+        OptionError: they are two matrices, or it is stored in another way.
+    """
+    if linear.treatment != "int8":
+        raise OptionError(
+            f"embedding: shared is one int8 matrix for embedding and lm_head, got lm_head {options.lm_head}; add --lm-head int8, or "
+            "choose another embedding"
+        )
+    if linear.weight != f"{embedding}.weight":
+        raise OptionError(
+            "embedding: shared is for models that tie lm_head to it, and this one has a matrix of its own; choose int8 or float16"
+        )
+    if linear.in_features % BLOCK:
+        raise OptionError(
+            f"embedding: shared needs a multiple of {BLOCK} columns, found {linear.in_features}; choose int8 or float16"
+        )
+    return replace(linear, shares=embedding)
 
 
 def sharing_bits(plan: Plan, decoder: Decoder, options: ExportOptions) -> dict[str, int]:

@@ -17,7 +17,7 @@ from fairy2i_export.compile.calibrate.text import METHOD, CalibrationText, asked
 from fairy2i_export.compile.earlier import EarlierExport
 from fairy2i_export.compile.fixed_method import fixed_method
 from fairy2i_export.compile.options import ExportOptions, check_bits, resolve_options
-from fairy2i_export.compile.plan import Plan, make_plan, sharing_bits
+from fairy2i_export.compile.plan import Plan, can_share, make_plan, sharing_bits
 from fairy2i_export.compile.result.cache_scales import calibration_text
 from fairy2i_export.compile.tasks import Task, WeightSource
 from fairy2i_export.decoder.architectures import describe
@@ -162,6 +162,7 @@ def prepare(source: str | Path, out: str | Path | None, request: Request) -> Pre
         embedding_dtype,
         None if text is None else f"{METHOD}:{text.sha256}",
         method,
+        can_share(checkpoint, decoder),
     )
     rotation = _rotation(decoder, options, earlier)
     options = replace(options, rotation=None if rotation is None else rotation.stated(decoder))

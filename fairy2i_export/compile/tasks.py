@@ -186,14 +186,32 @@ class WeightSource:
         self._add(tensor, [data, scales], make)
         return data, scales
 
+    def turn(self, module: str) -> ir.TensorProtocol | None:
+        """float32 [columns, columns]: what a tied module's input is multiplied by before the matrix that it shares; None: nothing."""
+        norm = None if self._rotated is None else self._rotated.folded_norm(module)
+        if norm is None:
+            return None
+        tensor = f"{norm}.weight"
+        size = self.checkpoint.info(tensor).shape[0]
+        output = _planned(f"{module}.turn", ir.DataType.FLOAT, (size, size))
+
+        def make(array: Array, writer: TensorWriter, workers: Workers) -> None:
+            assert self._rotated is not None
+            writer.write(str(output.name), self._rotated.turn(module))
+
+        self._add(tensor, [output], make, counts=False)
+        return output
+
     def _change(self, name: str) -> Change | None:
         """What rotation makes of the tensor of which one of this name is written."""
         module, _, key = name.rpartition(".")
         return None if self._rotated is None else self._rotated.change(module, key)
 
-    def _add(self, tensor: str, outputs: list[ir.LazyTensor], make: Make, layer: str | None = None) -> None:
+    def _add(
+        self, tensor: str, outputs: list[ir.LazyTensor], make: Make, layer: str | None = None, *, counts: bool = True
+    ) -> None:
         names = tuple(str(output.name) for output in outputs)
-        parameters = math.prod(self.checkpoint.info(tensor).shape)
+        parameters = math.prod(self.checkpoint.info(tensor).shape) if counts else 0
         self.tasks.setdefault(names[0], Task(tensor, names, layer, parameters, make))
 
 

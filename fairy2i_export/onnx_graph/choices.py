@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fairy2i_export.onnx_graph.formats.base import Format
 
 KVCache = Literal["float32", "float16", "int8"]
-Embedding = Literal["float32", "float16", "int8"]
+Embedding = Literal["float32", "float16", "int8", "shared"]
 DenseType = Literal["float32", "float16"]
 
 KV_CACHES: tuple[KVCache, ...] = get_args(KVCache)

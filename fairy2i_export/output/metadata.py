@@ -215,7 +215,7 @@ class ModelMetadata:
     def is_rounded(self) -> bool:
         """Whether head or cache, or the embedding to 8 bits, hold less than the source's values."""
         rounded_head = self.get("lm_head", "fairy2i") in _ROUNDED_HEADS
-        return rounded_head or self.get("embedding") == "int8" or self.get("kv_cache", "float32") != "float32"
+        return rounded_head or self.get("embedding") in ("int8", "shared") or self.get("kv_cache", "float32") != "float32"
 
 
 def without_prefix(key: str) -> str:

@@ -56,11 +56,11 @@ class Request(Quantization):
     )
     embedding: Embedding = option(
         None,
-        "How to store the embedding: float32, float16 or int8.",
+        "How to store the embedding: float32, float16, int8, or shared: the int8 matrix of a tied lm_head, stored once.",
         ends=_CHECKPOINT,
         metavar="E",
         choices=EMBEDDINGS,
-        shown="float16 for 16-bit checkpoints, else float32",
+        shown="float16 for 16-bit checkpoints, else float32; shared with --calibrate where that can be",
     )
     context_length: int = option(
         None,

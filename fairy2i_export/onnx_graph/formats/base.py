@@ -37,6 +37,7 @@ class Linear:
     col_multiplier: bool = False  # whether there are factors per input column
     conjugate: bool = False  # W conj(x): the tensor is W, [out_features, in_features / 2], real parts above imaginary ones
     activation_bits: int = 0  # that every half of a row of its input is rounded to; 0: it is not rounded
+    shares: str = ""  # module whose rounded matrix it multiplies by, too: a tied lm_head
 
     @property
     def parameters(self) -> int:
@@ -81,6 +82,10 @@ class Weights(Protocol):
 
     def rounded(self, tensor: str, name: str, bits: int, *, blocked: bool) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
         """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of columns, see formats/rounded.py."""
+
+    def turn(self, module: str) -> ir.TensorProtocol | None:
+        """float32 [in_features, in_features]: what makes of a shared matrix that of ``module``, in front of which it has to
+        multiply the input; None: nothing, they are equal."""
 
 
 # graph, weights, layer, x [..., K], bias [N] or None -> y [..., N]

@@ -32,7 +32,10 @@ def round_blocks(array: F32, bits: int) -> tuple[U8, F32]:
 
 
 def _nodes(bits: int, graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-    data, scales = weights.rounded(linear.weight, linear.name, bits, blocked=True)
+    turn = weights.turn(linear.name) if linear.shares else None
+    if turn is not None:
+        x = graph.op(f"{linear.name}/turned", "MatMul", [x, graph.initializer(turn)])
+    data, scales = weights.rounded(linear.weight, linear.shares or linear.name, bits, blocked=True)
     product = graph.op(
         linear.name,
         "MatMulNBits",
@@ -47,15 +50,25 @@ def _nodes(bits: int, graph: GraphWriter, weights: Weights, linear: Linear, x: i
     return add_bias(graph, linear.name, product, bias)
 
 
-def _bytes(bits: int, linear: Linear, settings: Settings) -> int:
+def _copied_bytes(bits: int, linear: Linear, settings: Settings) -> int:
     blocks = -(-linear.in_features // BLOCK)
     return linear.out_features * blocks * (BLOCK * bits // 8 + 4)
 
 
+def _stored_bytes(bits: int, linear: Linear, settings: Settings) -> int:
+    return 0 if linear.shares else _copied_bytes(bits, linear, settings)
+
+
 def _format(bits: int) -> Format:
-    size = partial(_bytes, bits)
-    nodes = partial(_nodes, bits)
-    return Format(f"int{bits}", "MatMulNBits", library=False, options=(), nodes=nodes, stored_bytes=size, copied_bytes=size)
+    return Format(
+        f"int{bits}",
+        "MatMulNBits",
+        library=False,
+        options=(),
+        nodes=partial(_nodes, bits),
+        stored_bytes=partial(_stored_bytes, bits),
+        copied_bytes=partial(_copied_bytes, bits),
+    )
 
 
 INT8, INT4 = _format(8), _format(4)

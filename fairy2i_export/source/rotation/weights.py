@@ -182,6 +182,22 @@ class RotatedWeights:
         """
         return changed(self.checkpoint.read(tensor or f"{module}.{key}"), self.change(module, key))
 
+    def folded_norm(self, module: str) -> str | None:
+        """The norm that is folded into a module, or None."""
+        norm = self._roles.get(module, _Role()).norm
+        return norm if norm in self._folded else None
+
+    def turn(self, module: str) -> F32:
+        """What lies between a tied embedding and a reader of the residual stream that has the same matrix, both rotated.
+
+        With E the embedding, g the norm that folds into the reader and R the rotation, the one becomes E R, the other
+        E diag(g) R = (E R) (R^T diag(g) R): the last factor, symmetric, float32 [hidden, hidden].
+        """
+        scale = self._scale(self.folded_norm(module))
+        if scale is None or self._residual is None:
+            raise AssertionError(f"{module}: nothing is folded into it")
+        return self._residual.apply(self._residual.apply_to_columns(np.diag(scale))).astype(np.float32)
+
     def _scale(self, norm: str | None) -> F64 | None:
         """The weights of a norm that is folded, as it multiplies by them."""
         if norm not in self._folded:

@@ -97,6 +97,12 @@ def _cast(c: Call) -> list[Any]:
 
 def _reshape(c: Call) -> list[Any]:
     c.count(2)
+    if isinstance(c.operands[0], Tensor):  # scales of a matrix that embedding and lm_head share
+        scales, dims = c.tensor(0, FLOAT, None), tuple(_numbers(c, 1))
+        c.need(
+            min(dims, default=0) > 0 and math.prod(dims) == scales.dims[0], f"as many values as there are: {scales.dims[0]}"
+        )
+        return [Tensor(scales.name, FLOAT, dims, None, {})]
     x, shape = c.activation(0), _numbers(c, 1)
     c.need(len(shape) >= 3 and shape[:2] == [0, 0] and min(shape[2:]) > 0, "a shape that begins with 0, 0")
     c.need(math.prod(shape[2:]) == math.prod(x.tail), f"as many values as there are: {x.tail} to {shape[2:]}")
@@ -136,15 +142,16 @@ def _gather(c: Call) -> list[Any]:
 
 def _gather_blocks(c: Call) -> list[Any]:
     c.count(3)
-    c.need(c.take("gather_axis", 0, 0, 0) == 0 and c.take("quantize_axis", 1, 1) == 1, "rows")
+    axis = c.take("quantize_axis", 1, 2)
+    c.need(c.take("gather_axis", 0, 0, 0) == 0, "rows")
     c.take("bits", 8, 8)
     block = _block(c)
-    table = c.tensor(0, UINT8, None, None)
-    rows, columns = table.dims
+    table = c.tensor(0, UINT8, *[None] * (axis + 1))
+    rows, *tail = table.dims
     c.step(1, positions.TOKENS)
-    c.tensor(2, FLOAT, rows, -(-columns // block))
+    c.tensor(2, FLOAT, rows, *tail[:-1], -(-tail[-1] // block))
     c.embedding_rows.append(rows)
-    return [Activation(FLOAT, (columns,))]
+    return [Activation(FLOAT, tuple(tail))]
 
 
 def _mat_mul(c: Call) -> list[Any]:
