@@ -54,9 +54,9 @@ def test_it_is_there_once_and_computes_what_two_do(source: Path, tmp_path: Path)
     one, two = (GrowingCache(plain_session(tmp_path / name))(IDS) for name in ("one", "two"))
     np.testing.assert_array_equal(one, two)  # both round in the same blocks
     assert load(tmp_path / "one").logits([1, 5, 9]).shape == (3, 210)
-    assert dry_run(source, tmp_path / "plan", **OPTIONS).estimate.size == pytest.approx(report.size, rel=0.02)
     sizes = [(tmp_path / name / "model.onnx.data").stat().st_size for name in ("one", "two")]
     assert sizes[1] - sizes[0] >= 210 * 96
+    assert dry_run(source, tmp_path / "plan", **OPTIONS).estimate.output_bytes == pytest.approx(report.output_bytes, rel=0.1)
 
 
 def test_the_factor_of_a_rotated_head(source: Path) -> None:
