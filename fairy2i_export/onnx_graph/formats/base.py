@@ -85,7 +85,8 @@ class Weights(Protocol):
 
     def turn(self, module: str) -> ir.TensorProtocol | None:
         """float32 [in_features, in_features]: what makes of a shared matrix that of ``module``, in front of which it has to
-        multiply the input; None: nothing, they are equal."""
+        multiply the input; None: nothing, they are equal.
+        """
 
 
 # graph, weights, layer, x [..., K], bias [N] or None -> y [..., N]
