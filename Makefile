@@ -159,15 +159,16 @@ fuzz fuzz-library fuzz-files: JOBS := 1
 fuzz fuzz-library fuzz-files: CORPUS := $(abspath $(WORK))/fuzz/corpus
 fuzz: fuzz-library fuzz-files
 
-# needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE
+# needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE. RECORD=1 adds
+# the runs, with their processor time, to custom_ops/fuzz/record.json and the table of docs/security.md
 fuzz-library:
 	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/fuzz -j$(JOBS)
 	cd $(WORK)/fuzz && printf '%s\n' fuzz_layer fuzz_isas fuzz_pack fuzz_quantize | xargs -P $(JOBS) -I TARGET sh -c '\
 	  mkdir -p $(CORPUS)/TARGET && ./TARGET_seeds 200 $(CORPUS)/TARGET && \
-	  ./TARGET $(CORPUS)/TARGET -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- \
-	    -print_final_stats=1 2> TARGET.log; status=$$?; echo TARGET; tail -n 7 TARGET.log; exit $$status'
+	  $(PYTHON) $(CURDIR)/scripts/fuzz_record.py run $(if $(RECORD),--record) TARGET.log -- ./TARGET $(CORPUS)/TARGET \
+	    -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- -print_final_stats=1'
 
 # the readers of files, in Python: tests/fuzz. Run an input of files_onnx again with $(BIN)/python tests/fuzz/run.py onnx FILE
 fuzz-files: $(VENV)/.installed-test
