@@ -108,15 +108,17 @@ $(WORK)/release/.installed: .ci/locks/release.txt
 	$(RELEASE) -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/release.txt
 	@touch $@
 
-# the newest releases of the tools of these extras, with the hashes of all their files, for every system and Python; lint is pinned
-# in pyproject.toml
-LOCKS := fuzz lint release
-EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+# the newest releases of the tools of these extras and groups of pyproject.toml, with the hashes of all their files, for every system and
+# Python; lint is pinned there
+LOCKS := arm browser fuzz lint lock node old package release
+TABLE := import sys, tomllib; all = tomllib.load(open("pyproject.toml", "rb")); \
+  print(*{**all["project"]["optional-dependencies"], **all["dependency-groups"]}[sys.argv[1]], sep="\n")
 lock:
 	$(PYTHON) -m venv $(WORK)/lock
-	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	for name in $(LOCKS); do $(PYTHON) -c '$(EXTRA)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
-	  --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
+	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/lock.txt
+	for name in $(LOCKS); do $(PYTHON) -c '$(TABLE)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
+	  $$([ $$name != old ] || echo --no-deps) --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
