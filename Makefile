@@ -108,15 +108,17 @@ $(WORK)/release/.installed: .ci/locks/release.txt
 	$(RELEASE) -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/release.txt
 	@touch $@
 
-# the newest releases of the tools of these extras, with the hashes of all their files, for every system and Python; lint is pinned
-# in pyproject.toml
-LOCKS := fuzz lint release
-EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+# the newest releases of the tools of these extras and groups of pyproject.toml, with the hashes of all their files, for every system and
+# Python; lint is pinned there
+LOCKS := arm browser fuzz lint lock node old package release
+TABLE := import sys, tomllib; all = tomllib.load(open("pyproject.toml", "rb")); \
+  print(*{**all["project"]["optional-dependencies"], **all["dependency-groups"]}[sys.argv[1]], sep="\n")
 lock:
 	$(PYTHON) -m venv $(WORK)/lock
-	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	for name in $(LOCKS); do $(PYTHON) -c '$(EXTRA)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
-	  --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
+	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/lock.txt
+	for name in $(LOCKS); do $(PYTHON) -c '$(TABLE)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
+	  $$([ $$name != old ] || echo --no-deps) --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -159,15 +161,16 @@ fuzz fuzz-library fuzz-files: JOBS := 1
 fuzz fuzz-library fuzz-files: CORPUS := $(abspath $(WORK))/fuzz/corpus
 fuzz: fuzz-library fuzz-files
 
-# needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE
+# needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE. RECORD=1 adds
+# the runs, with their processor time, to custom_ops/fuzz/record.json and the table of docs/security.md
 fuzz-library:
 	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
 	cmake --build $(WORK)/fuzz -j$(JOBS)
 	cd $(WORK)/fuzz && printf '%s\n' fuzz_layer fuzz_isas fuzz_pack fuzz_quantize | xargs -P $(JOBS) -I TARGET sh -c '\
 	  mkdir -p $(CORPUS)/TARGET && ./TARGET_seeds 200 $(CORPUS)/TARGET && \
-	  ./TARGET $(CORPUS)/TARGET -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- \
-	    -print_final_stats=1 2> TARGET.log; status=$$?; echo TARGET; tail -n 7 TARGET.log; exit $$status'
+	  $(PYTHON) $(CURDIR)/scripts/fuzz_record.py run $(if $(RECORD),--record) TARGET.log -- ./TARGET $(CORPUS)/TARGET \
+	    -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- -print_final_stats=1'
 
 # the readers of files, in Python: tests/fuzz. Run an input of files_onnx again with $(BIN)/python tests/fuzz/run.py onnx FILE
 fuzz-files: $(VENV)/.installed-test

@@ -50,16 +50,20 @@ arm_cpuinfo() { # CPU
   done > "$arm/root/proc/cpuinfo"
 }
 
-arm_wheels() { # NAME==VERSION, and names whose version does not matter: fetched if that NAME in that VERSION is not there
-  local name=${1%%==*} version=${1##*==}
-  [ -d "$arm/site/${name//-/_}-$version.dist-info" ] && return
+arm_wheels() { # NAME==VERSION: fetched if that NAME in that VERSION is not there, and what onnxruntime needs by .ci/locks
+  local name=${1%%==*} version=${1##*==} wanted
+  [ -d "$arm/site/${name//-/_}-$version.dist-info" ] && cmp -s .ci/locks/arm.txt "$arm/site/lock.txt" && return
   rm -rf "$arm/site/${name//-/_}" "$arm/site/${name//-/_}"-*.dist-info
   mkdir -p "$arm/site" "$arm/wheels"
-  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$arm/wheels" \
-    --python-version 311 --implementation cp --abi cp311 --platform manylinux_2_28_aarch64 \
-    --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 "$@"
+  for wanted in "$1" "--require-hashes -r .ci/locks/arm.txt"; do
+    # shellcheck disable=SC2086  # words of the command
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$arm/wheels" \
+      --python-version 311 --implementation cp --abi cp311 --platform manylinux_2_28_aarch64 \
+      --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 $wanted
+  done
   for wheel in "$arm"/wheels/*.whl; do unzip -qo "$wheel" -d "$arm/site"; done
   rm "$arm"/wheels/*.whl
+  cp .ci/locks/arm.txt "$arm/site/lock.txt"
 }
 
 on_arm() { # CPU, options of qemu, program, arguments: in the root of ARM

@@ -1,10 +1,19 @@
 # What the scripts beside it share, to be sourced: steps with the seconds so far, and Debian's packages for commands that a
-# machine lacks.
+# machine lacks, and Python's of .ci/locks.
 step() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
 
 PATH=$PATH:/usr/sbin # nginx
 packages=()
 need() { command -v "$1" > /dev/null || packages+=("${@:2}"); } # command, packages that have it
+locked() { # name of .ci/locks: its packages, by version and hash, for the Makefile's Python, in .work/locked/NAME
+  local folder=$PWD/.work/locked/$1
+  cmp -s ".ci/locks/$1.txt" "$folder/lock.txt" && return
+  [ -x .venv/bin/python ] || make .venv/bin/python
+  rm -rf "$folder"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" --require-hashes \
+    -r ".ci/locks/$1.txt"
+  cp ".ci/locks/$1.txt" "$folder/lock.txt"
+}
 install_tools() { # what is missing of what was needed, and what every environment needs
   need gcc gcc libc6-dev
   need make make

@@ -36,6 +36,8 @@ CONSTANTS = (
     ("fairy2i_export.source.safetensors_file", "MAX_HEADER", "bytes", "the header of a safetensors file"),
     ("fairy2i_export.output.journal", "JOURNAL_BYTES", "bytes", "the journal of an unfinished export"),
     ("fairy2i_export.rewrite.opening.sparse", "LIMIT", "bytes", "a sparse initializer, written out"),
+    ("fairy2i_export.rewrite.values.subgraph", "CONSTANT_SECONDS", "s", "computing of a constant of a rewritten model"),
+    ("fairy2i_export.rewrite.values.subgraph", "CONSTANT_SECONDS_PER_GB", "s", "... more for each GB of its inputs"),
     ("fairy2i_export.codes.layout", "MAX_FEATURES", "features", "K and N of a layer (in C: `F2I_MAX_FEATURES`)"),
     ("fairy2i_export.codes.choices", "MAX_STAGES", "stages", "a layer (in C: `F2I_MAX_STAGES`)"),
 )

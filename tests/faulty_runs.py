@@ -94,10 +94,10 @@ def arm(point: Point, act: Callable[[], None]) -> None:
 def perform(order: dict[str, Any]) -> dict[str, Any]:
     """In the copy: the run, and what came of it."""
     from fairy2i_export.errors import Fairy2iError
-    from fairy2i_export.output.contract import trial_process
+    from fairy2i_export.output.contract import worker
 
     os.environ.update(order["environment"])
-    trial_process.is_apart = lambda: False  # a process for trials in every copy would take most of the time
+    worker.is_apart = lambda: False  # a process for trials in every copy would take most of the time
     found: dict[str, Any] = {"killed": False, "error": "", "traceback": "", "continued": 0, "meanwhile": None}
 
     def act() -> None:

@@ -12,7 +12,7 @@ import pytest
 from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.errors import Fairy2iError
-from fairy2i_export.output.contract import trial_process
+from fairy2i_export.output.contract import worker
 from fairy2i_export.output.contract.trial import try_model
 from fairy2i_export.rewrite import rewrite_onnx
 from fairy2i_runtime.text.sandbox.process import is_apart
@@ -33,7 +33,7 @@ def deadly(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def die(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process of trials, and it alone, have the library."""
-    monkeypatch.setattr(trial_process, "library_of_trials", lambda: str(library))
+    monkeypatch.setattr(worker, "library_of_worker", lambda: str(library))
 
 
 def test_a_death_is_a_refusal_and_the_next_trial_is_another_process(

@@ -50,10 +50,15 @@ static void check_conjugate(input *in, const uint8_t *codes, size_t n, size_t m)
       EXPECT(found == codes[r * m + j], "row %zu, column %zu: %d, not %d", r, j, found, codes[r * m + j]);
     }
   }
-  /* sizes that contradict each other, but no more codes than there are: at times these fit, and are read */
-  status = f2i_pack_conjugate(rest, below(in, (n - middle) * m + 1), (int64_t)bits_of(in, 8), rows,
-                              (int64_t)bits_of(in, 8), (int64_t)n, packed, bytes, &message);
+  free(rest);
+  /* any arguments, with as many codes as they say; refused are more than k can have in the same K-blocks */
+  const size_t count = (size_t)bits_of(in, 8), most = n * ((m + 63) / 64 * 64);
+  const int64_t any_k = (int64_t)bits_of(in, 8), begin = (int64_t)bits_of(in, 8);
+  rest = allocated(count <= most ? count : 0);
+  memset(rest, 0, count <= most ? count : 0);
+  status = f2i_pack_conjugate(rest, count, any_k, rows, begin, (int64_t)n, packed, bytes, &message);
   expect_message(status, &message);
+  EXPECT(status != F2I_OK || count <= most, "%zu codes", count);
   free(rest);
   free(packed);
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairy2i_export.errors import reason_of
-from fairy2i_export.output.contract.trial_process import answer, refusal_of
+from fairy2i_export.output.contract.worker import WorkerEnd, call
 
 _NO_KERNEL = "NOT_IMPLEMENTED"  # the model is right, but the operator has no implementation for this processor and type
 
@@ -33,7 +33,10 @@ class Trial:
 
 def try_model(path: Path) -> Trial:
     """Make a session of a model, with our operators where the library is there and by their definition where not."""
-    return Trial(refusal_of(path, open_on_trial))
+    try:
+        return Trial(str(call(open_on_trial, path.absolute())))
+    except WorkerEnd as end:
+        return Trial(f"ONNX Runtime died while it opened {path.name} ({end.how})")
 
 
 def open_on_trial(path: Path) -> str:
@@ -59,8 +62,3 @@ def open_on_trial(path: Path) -> str:
     except Exception as error:  # onnxruntime's exception classes have no common base
         return reason_of(error).replace(str(path), path.name)
     return ""
-
-
-def serve() -> None:
-    """The process of trials."""
-    answer(open_on_trial)

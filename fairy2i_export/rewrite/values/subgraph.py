@@ -1,21 +1,24 @@
-"""Compute a constant subgraph: onnxruntime first, the ONNX reference evaluator where onnxruntime lacks an operator."""
+"""A constant subgraph, cut out of its model and computed by ONNX Runtime, which may die of it: in a process of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fairy2i_export.errors import ModelError, reason_of
+from fairy2i_export.errors import Fairy2iError, ModelError, reason_of
+from fairy2i_export.output.contract.constant import RESULT, compute
+from fairy2i_export.output.contract.worker import WorkerEnd, call
 
 Reader = Callable[[], npt.NDArray[np.generic]]
-_RESULT = "fairy2i_result"  # the value that is wanted, as float32: numpy lacks bfloat16
-_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16),
-          "tensor(bfloat16)": np.dtype(ml_dtypes.bfloat16), "tensor(double)": np.dtype(np.float64)}  # fmt: skip
+CONSTANT_SECONDS = 120.0  # for a constant, with the start of the process: most take milliseconds
+CONSTANT_SECONDS_PER_GB = 120.0  # more, of the values it is computed from
+
+
+class EvaluationError(Fairy2iError):
+    """ONNX Runtime dies of a constant or takes too long: no reason to leave one product as it is, but the end of the rewriting."""
 
 
 class Subgraph:
@@ -51,7 +54,7 @@ class Subgraph:
                     outputs=[values[output] for output in node.outputs],
                 )
             )
-        result = ir.Value(name=_RESULT, type=ir.TensorType(ir.DataType.FLOAT))
+        result = ir.Value(name=RESULT, type=ir.TensorType(ir.DataType.FLOAT))
         copies.append(ir.node("Cast", [values[wanted]], {"to": ir.DataType.FLOAT}, outputs=[result]))
         graph = ir.Graph(
             [values[value] for value in stored],
@@ -67,6 +70,7 @@ class Subgraph:
 
         Raises:
             ModelError: if neither evaluator can compute it.
+            EvaluationError: if ONNX Runtime dies of it, or is not ready in time.
         """
         feeds = {name: read() for name, read in self.stored.items()}
         try:
@@ -76,41 +80,20 @@ class Subgraph:
             proto = ir.serde.serialize_model(self.model)
         except (ir.serde.SerdeError, ValueError, TypeError) as error:
             raise ModelError(f"the constant {self.name} cannot be computed: {reason_of(error)}") from error
-        errors = []
-        for evaluate in (_by_onnxruntime, _by_reference):
-            try:
-                return evaluate(proto, feeds)
-            except Exception as error:  # either raises whatever it likes, onnxruntime without a common base class
-                errors.append(reason_of(error))
-        raise ModelError(f"the constant {self.name} cannot be computed: {errors[0]}; reference evaluator: {errors[1]}")
+        size = sum(array.nbytes for array in feeds.values())
+        seconds = CONSTANT_SECONDS + CONSTANT_SECONDS_PER_GB * size / 1e9
+        what = f"the constant {self.name}"
+        hint = "repair the model, or leave the products that need it out (--exclude)"
+        try:
+            answer = call(compute, proto.SerializeToString(), feeds=feeds, seconds=seconds)
+        except WorkerEnd as end:
+            if end.late:
+                raise EvaluationError(f"ONNX Runtime computes {what} for more than {seconds:.0f} s: {hint}") from None
+            raise EvaluationError(f"ONNX Runtime died while it computed {what} ({end.how}): {hint}") from None
+        if isinstance(answer, str):
+            raise ModelError(f"{what} cannot be computed: {answer}")
+        return answer
 
 
 def _name(value: ir.Value) -> str:
     return value.name or f"unnamed_{id(value)}"
-
-
-def _by_onnxruntime(proto: Any, feeds: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = {name: _ort_value(ort, array) for name, array in feeds.items()}
-    result: npt.NDArray[np.generic] = session.run_with_ort_values([_RESULT], values)[0].numpy()
-    return result.astype(_TYPES.get(session.get_outputs()[1].type, result.dtype), copy=False)
-
-
-def _ort_value(ort: Any, array: npt.NDArray[np.generic]) -> Any:
-    dtype = ir.DataType.from_numpy(array.dtype)
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    if array.dtype.isbuiltin == 1:
-        return ort.OrtValue.ortvalue_from_numpy(array)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(dtype))  # bfloat16 and other types numpy lacks
-
-
-def _by_reference(proto: Any, feeds: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
-    from onnx.reference import ReferenceEvaluator
-
-    result, exact = (np.asarray(array) for array in ReferenceEvaluator(proto).run(None, feeds))
-    return exact if exact.dtype in _TYPES.values() else result
