@@ -114,8 +114,8 @@ def _shared_head(linear: Linear, embedding: str, options: ExportOptions) -> Line
     """
     if linear.treatment != "int8":
         raise OptionError(
-            f"embedding: shared is one int8 matrix for embedding and lm_head, got lm_head {options.lm_head}; add --lm-head int8, or "
-            "choose another embedding"
+            f"embedding: shared is one int8 matrix for embedding and lm_head, got lm_head {options.lm_head}; add --lm-head int8, "
+            "or choose another embedding"
         )
     if linear.weight != f"{embedding}.weight":
         raise OptionError(

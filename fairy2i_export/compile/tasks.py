@@ -187,7 +187,7 @@ class WeightSource:
         return data, scales
 
     def turn(self, module: str) -> ir.TensorProtocol | None:
-        """float32 [columns, columns]: what a tied module's input is multiplied by before the matrix that it shares; None: nothing."""
+        """float32 [columns, columns]: what the input of a tied module is multiplied by before the shared matrix; None: nothing."""
         norm = None if self._rotated is None else self._rotated.folded_norm(module)
         if norm is None:
             return None
