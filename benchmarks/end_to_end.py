@@ -18,7 +18,7 @@ from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.folder import open_folder
 from measure import machine
 from peers import contest, stored, tables
-from report import insert
+from report import around, insert
 from sweep import BenchmarkError
 
 KERNELS = ["lut", "auto"]
@@ -53,8 +53,11 @@ def run(
     """Time them by turns. Run it on an otherwise idle machine."""
     if (records_file is None) == (not model):
         raise BenchmarkError("expected either MODEL folders to measure or --records with what was measured, not both")
-    if into is not None and not into.is_file():
-        raise BenchmarkError(f"--into: {into} is not a file")
+    if into is not None:  # find out now, not after all the work
+        try:
+            around(into, section)
+        except (OSError, ValueError) as error:
+            raise BenchmarkError(f"--into: {error}") from error
     if records_file is not None:
         found = read_records(records_file)
     else:
@@ -64,11 +67,8 @@ def run(
     text = tables.markdown(found, baseline or tables.BASELINES)
     if into is None:
         print(text)
-        return
-    try:
+    else:
         insert(text, into, section)
-    except ValueError as error:
-        raise BenchmarkError(str(error)) from error
 
 
 def contestants_of(
@@ -109,7 +109,7 @@ def measured(
     contestants: list[contest.Contestant], threads: list[int], lengths: contest.Lengths, rounds: int, json_file: Path | None
 ) -> list[tables.Record]:
     """Records of all numbers of threads; written after each, so that a long run can be stopped."""
-    if json_file is not None:  # find out now, not after all the work
+    if json_file is not None:
         try:
             json_file.touch()
         except OSError as error:
