@@ -34,6 +34,9 @@ def run(
     gguf: Annotated[
         list[Path] | None, typer.Option(help="GGUF file, or folder of such (peers/gguf_files.py makes one); repeatable.")
     ] = None,
+    genai: Annotated[
+        list[Path] | None, typer.Option(help="Folder that onnxruntime-genai's model builder wrote; repeatable.")
+    ] = None,
     python: Annotated[Path, typer.Option(help="Python with llama-cpp-python; default: this one.")] = Path(sys.executable),
     threads: Annotated[list[int] | None, typer.Option(help="Of an engine; repeatable; default 1 2.", min=1)] = None,
     rounds: Annotated[int, typer.Option(help="Timed turns of each engine.", min=1)] = 7,
@@ -62,7 +65,7 @@ def run(
         found = read_records(records_file)
     else:
         lengths = contest.Lengths(prompt_tokens, new_tokens, long_prompt)
-        contestants = contestants_of(model or [], kernel or KERNELS, gguf or [], python, lengths)
+        contestants = contestants_of(model or [], kernel or KERNELS, gguf or [], genai or [], python, lengths)
         found = measured(contestants, sorted(set(threads or THREADS)), lengths, rounds, json_file)
     text = tables.markdown(found, baseline or tables.BASELINES)
     if into is None:
@@ -72,7 +75,12 @@ def run(
 
 
 def contestants_of(
-    models: list[Path], kernels: list[str], ggufs: list[Path], python: Path, lengths: contest.Lengths
+    models: list[Path],
+    kernels: list[str],
+    ggufs: list[Path],
+    genais: list[Path],
+    python: Path,
+    lengths: contest.Lengths,
 ) -> list[contest.Contestant]:
     """All engines, checked as far as that is possible without loading them.
 
@@ -99,6 +107,12 @@ def contestants_of(
         contest.check_python(python)
     found = [contest.fairy2i(folder, kernel) for folder in models for kernel in kernels]
     found += [contest.llama(file, python) for file in files]
+    for folder in genais:
+        if not (folder / "genai_config.json").is_file():
+            raise BenchmarkError(
+                f"--genai: {folder}: expected a folder of onnxruntime-genai's model builder, no genai_config.json"
+            )
+        found.append(contest.genai(folder))
     names = [contestant.name for contestant in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BenchmarkError(f"two engines are called {twice}; rename a folder or a file")
@@ -121,7 +135,7 @@ def measured(
             contestants, count, lengths, rounds, lambda text: console.print(text, style="dim", highlight=False)
         )
         for contestant, record in zip(contestants, some, strict=True):
-            record["stored"] = stored_as(contestant.file, record["worker"])
+            record["stored"] = stored_as(contestant, record["worker"])
             record["machine"] = machine()
         records += some
         if json_file is not None:
@@ -129,8 +143,11 @@ def measured(
     return records
 
 
-def stored_as(file: Path, worker: dict[str, Any]) -> dict[str, Any]:
-    return stored.folder(file, worker["stored"]) if file.is_dir() else stored.gguf(file)
+def stored_as(contestant: contest.Contestant, worker: dict[str, Any]) -> dict[str, Any]:
+    """What tables say of the weights."""
+    if contestant.kind == "fairy2i":
+        return stored.folder(contestant.file, worker["stored"])
+    return (stored.gguf if contestant.kind == "llama" else stored.genai)(contestant.file)
 
 
 def read_records(path: Path) -> list[tables.Record]:

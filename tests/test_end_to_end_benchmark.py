@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from runtime_models import stories_folder
+from fairy2i_export import export
+from runtime_models import CHECKPOINT, stories_folder
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -114,12 +115,26 @@ def test_a_run_of_the_embedded_model(tmp_path: Path) -> None:
     assert page.read_text() == before
 
 
+def test_onnxruntime_genai_runs_beside(tmp_path: Path) -> None:
+    """A folder of standard operators, which it reads as those of its own model builder."""
+    pytest.importorskip("onnxruntime_genai")
+    export(CHECKPOINT, tmp_path / "stock", backend="matmulnbits")
+    file = tmp_path / "results.json"
+    command = [str(stories_folder()), "--kernel", "lut", "--genai", str(tmp_path / "stock"), *SHORT, "--json", str(file)]
+    assert end_to_end.main(command) == 0
+    ours, other = json.loads(file.read_text())
+    assert (ours["name"], other["name"]) == ("stories lut", "stock")
+    assert other["worker"]["runs"].startswith("onnxruntime-genai ")
+    assert other["stored"]["layers"] == "MatMulNBits, 2 bits, blocks of 128"
+    assert all(min(values) > 0 for values in other["seconds"].values())
+
+
 def test_a_worker_says_what_is_wrong(tmp_path: Path) -> None:
     """An error of the model, and a process that ends: one line each."""
     contestant = contest.fairy2i(stories_folder(), "fastest")
     with pytest.raises(end_to_end.BenchmarkError, match=r"stories fastest: .*fastest"):
         contest.Worker(contestant, 1, 16)
-    ended = contest.Contestant("gone", (sys.executable, "-c", "raise SystemExit('no reason')"), tmp_path)
+    ended = contest.Contestant("gone", (sys.executable, "-c", "raise SystemExit('no reason')"), tmp_path, "llama")
     with pytest.raises(end_to_end.BenchmarkError, match="gone: its process ended with code 1: no reason"):
         contest.Worker(ended, 1, 16)
 
@@ -138,6 +153,7 @@ def test_wrong_arguments_get_one_message(tmp_path: Path, capfd: pytest.CaptureFi
         "folder of them": [folder, *SHORT, "--gguf", folder],
         "pip install llama-cpp-python": [folder, *SHORT, "--gguf", str(file), "--python", str(empty)],
         "cannot start it": [folder, *SHORT, "--gguf", str(file), "--python", str(tmp_path / "nothing")],
+        "--genai": [folder, *SHORT, "--genai", str(tmp_path)],
         "rename": [folder, *SHORT, "--kernel", "lut", "--kernel", "lut"],
         "records of end_to_end.py": ["--records", str(file)],
         "cannot write": [folder, *SHORT, "--json", str(tmp_path / "nowhere" / "x.json")],

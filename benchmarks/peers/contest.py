@@ -45,22 +45,31 @@ class Contestant:
         name: what tables call it.
         command: starts its worker, whose arguments THREADS and CONTEXT are filled in.
         file: the folder or file that it runs.
+        kind: ``fairy2i``, ``llama`` or ``genai``.
     """
 
     name: str
     command: tuple[str, ...]
     file: Path
+    kind: str
 
 
 def fairy2i(folder: Path, kernel: str) -> Contestant:
     """A model folder with a kernel of the runtime."""
     command = (sys.executable, str(HERE / "fairy2i_worker.py"), str(folder), "THREADS", kernel, "CONTEXT")
-    return Contestant(f"{folder.resolve().name} {kernel}", command, folder)
+    return Contestant(f"{folder.resolve().name} {kernel}", command, folder, "fairy2i")
 
 
 def llama(gguf: Path, python: Path) -> Contestant:
     """A GGUF file with llama.cpp, by the Python that has llama-cpp-python."""
-    return Contestant(gguf.stem, (str(python), str(HERE / "llama_worker.py"), str(gguf), "THREADS", "CONTEXT"), gguf)
+    command = (str(python), str(HERE / "llama_worker.py"), str(gguf), "THREADS", "CONTEXT")
+    return Contestant(gguf.stem, command, gguf, "llama")
+
+
+def genai(folder: Path) -> Contestant:
+    """A folder that onnxruntime-genai's model builder wrote, with onnxruntime-genai."""
+    command = (sys.executable, str(HERE / "genai_worker.py"), str(folder), "THREADS", "CONTEXT")
+    return Contestant(folder.resolve().name, command, folder, "genai")
 
 
 def check_python(python: Path) -> None:

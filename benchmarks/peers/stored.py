@@ -57,6 +57,33 @@ def folder(path: Path, said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def genai(path: Path) -> dict[str, Any]:
+    """The same of a folder of onnxruntime-genai's model builder; scales are float32."""
+    import onnx
+
+    stored = count = 0.0
+    kinds: dict[str, list[str]] = {"layers": [], "head": []}
+    for node in onnx.load(path / "model.onnx", load_external_data=False).graph.node:
+        if node.op_type not in ("MatMul", "MatMulNBits"):
+            continue
+        values = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "MatMul":
+            kind, bits, size = "MatMul", 32.0, 0
+        else:
+            kind = f"MatMulNBits, {values['bits']} bits, blocks of {values['block_size']}"
+            bits, size = values["bits"] + 32 / values["block_size"], values["K"] * values["N"]
+        head = "lm_head" in node.name
+        kinds["head" if head else "layers"].append(kind)
+        if not head:
+            stored, count = stored + bits * size, count + size
+    return {
+        **{part: "; ".join(dict.fromkeys(found)) for part, found in kinds.items()},
+        "bits": stored / count,
+        "bytes": sum(file.stat().st_size for file in path.iterdir() if file.name.startswith("model.onnx")),
+        "note": "",
+    }
+
+
 def _by_size(item: tuple[str, Counter[str]]) -> tuple[int, str]:
     return -sum(item[1].values()), item[0]
 
