@@ -27,7 +27,7 @@ from peers.contest import check_python
 from peers.stored import gguf
 from sweep import BenchmarkError
 
-TYPES = ("TQ2_0", "Q2_K", "IQ2_XXS", "IQ2_S", "Q4_0", "Q4_K_M")
+TYPES = ("TQ2_0", "Q2_K", "IQ2_XXS", "Q4_0", "Q4_K_M")
 SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")  # of 32 weights: nothing to pad for
 
 app = new_app(__doc__ or "")
