@@ -67,8 +67,8 @@ def markdown(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def insert(text: str, page: Path, section: str = "") -> None:
-    """Replace what stands between the two marks of a Markdown page, or of a section of it.
+def around(page: Path, section: str = "") -> tuple[str, str]:
+    """What stands before the results of a Markdown page, or of a section of it, and behind them; the marks included.
 
     Raises:
         ValueError: if the page has no such marks.
@@ -78,7 +78,17 @@ def insert(text: str, page: Path, section: str = "") -> None:
     _, end, after = rest.partition(END.format(name))
     if not (begin and end):
         raise ValueError(f"{page} has no lines {BEGIN.format(name)} and {END.format(name)}")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    return before + begin, end + after
+
+
+def insert(text: str, page: Path, section: str = "") -> None:
+    """Replace what stands between the two marks.
+
+    Raises:
+        ValueError: if the page has no such marks.
+    """
+    before, after = around(page, section)
+    page.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
 
 
 def main(

@@ -34,8 +34,14 @@ def interleaved(matrix: F32, heads: int) -> F32:
     return matrix.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(checkpoint: Path, target: Path) -> None:
+def write_gguf(checkpoint: Path, target: Path, block: int = BLOCK, *, tokenizer: bool = True) -> None:
     """Write the file.
+
+    Args:
+        checkpoint: of a LLaMA model.
+        target: the file.
+        block: what sizes are padded to multiples of; 1 pads nothing.
+        tokenizer: False leaves it out: enough for who gives the model token ids.
 
     Raises:
         typer.BadParameter: a checkpoint of another kind.
@@ -56,8 +62,8 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head = config.get("head_dim") or hidden // heads
     group = heads // kv_heads
-    more_kv = next(count for count in range(kv_heads, kv_heads + BLOCK + 1) if count * group * head % BLOCK == 0)
-    wide, broad = up(hidden), up(inner)
+    more_kv = next(count for count in range(kv_heads, kv_heads + block + 1) if count * group * head % block == 0)
+    wide, broad = up(hidden, block), up(inner, block)
 
     writer = GGUFWriter(target, "llama")
     writer.add_block_count(config["num_hidden_layers"])
@@ -73,7 +79,14 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"] * hidden / wide)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(LlamaFileType.MOSTLY_F16)
-    _add_tokenizer(writer, checkpoint, config, TokenType)
+    if (wide, broad, more_kv) != (hidden, inner, kv_heads):
+        writer.add_description(
+            f"padded with zeros: width {hidden} to {wide}, inner width {inner} to {broad}, heads {heads} to {more_kv * group}"
+        )
+    if tokenizer:
+        _add_tokenizer(writer, checkpoint, config, TokenType)
+    else:
+        writer.add_tokenizer_model("no_vocab")
 
     files = [safe_open(path, "pt") for path in sorted(checkpoint.glob("*.safetensors"))]
     stored = {name: file for file in files for name in file.keys()}  # noqa: SIM118
