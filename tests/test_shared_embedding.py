@@ -95,7 +95,7 @@ def test_conversions_share_it_unless_told_otherwise(source: Path, tmp_path: Path
     # what is stored once there is stored once beside its codes, too, unless that cannot be
     again = export(source, tmp_path / "again", codes_from=tmp_path / "shared", kv_cache="float16")
     assert again.options.embedding == "shared"
-    with pytest.raises(OptionError, match="embedding: shared is one int8 matrix.*got lm_head int4"):
+    with pytest.raises(OptionError, match=r"embedding: shared is one int8 matrix.*got lm_head int4"):
         export(source, tmp_path / "none", codes_from=tmp_path / "shared", lm_head="int4")
     export(source, tmp_path / "head", codes_from=tmp_path / "shared", lm_head="int4", embedding="int8")
 

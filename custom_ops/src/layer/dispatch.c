@@ -4,8 +4,8 @@
 
 #include "base/cpu.h"
 #include "base/message.h"
+#include "base/tuning.h"
 #include "kernels/dot_operands.h"
-#include "layer/tuning.h"
 
 /* what rows name, declared */
 #define F2I_KERNEL(fields) fields

@@ -84,8 +84,9 @@ class Weights(Protocol):
         """(data uint8, scales float32) of a matrix rounded to 8 or 4 bits in blocks of columns, see formats/rounded.py."""
 
     def turn(self, module: str) -> ir.TensorProtocol | None:
-        """float32 [in_features, in_features]: what makes of a shared matrix that of ``module``, in front of which it has to
-        multiply the input; None: nothing, they are equal.
+        """What makes of a shared matrix that of ``module``: the factor of the input in front of it; None: they are equal.
+
+        float32 [in_features, in_features].
         """
 
 

@@ -1,7 +1,7 @@
 /* tuning.c - settings by processor: a table of those that were measured, and the text form that `fairy2i tune` finds
  * better ones for (docs/runtime.md).
  */
-#include "layer/tuning.h"
+#include "base/tuning.h"
 
 #include <string.h>
 
