@@ -24,6 +24,7 @@ _KINDS = {
     "RotaryEmbedding": "rotary tables",
     "SkipSimplifiedLayerNormalization": "norms",
 }
+_ROTARY_INPUTS = (7, 8)  # of GroupQueryAttention
 _OPERANDS = {
     "packed": "packed codes",
     "scales": "scales",
@@ -158,6 +159,8 @@ def _kind(value: ir.Value) -> str:
     for usage in value.uses():
         if is_operator(usage.node):
             return _OPERANDS[INPUTS[usage.idx]]
+        if usage.node.op_type == "GroupQueryAttention" and usage.idx in _ROTARY_INPUTS:
+            return _KINDS["RotaryEmbedding"]
         if usage.node.op_type in _KINDS:
             return _KINDS[usage.node.op_type]
     return "other tensors"

@@ -204,7 +204,7 @@ def _rotary(c: Call) -> list[Any]:
 def _attention(c: Call) -> list[Any]:
     c.count(11, 14)
     heads, kv_heads = c.take("num_heads", 1, 1 << 16), c.take("kv_num_heads", 1, 1 << 16)
-    c.take("do_rotary", 0, 0, 0)
+    rotates = c.take("do_rotary", 0, 1, 0) == 1
     c.take_float("scale", 0.0)
     c.take_float("softcap", 0.0)
     key, value = c.operands[3:5]
@@ -221,7 +221,16 @@ def _attention(c: Call) -> list[Any]:
     c.activation(2, kv_heads * key.size, of)
     c.step(5, positions.SEQLENS)
     c.step(6, positions.TOTAL)
-    c.absent(7, 8, 9, 11)
+    if rotates:
+        c.need(key.type == FLOAT and key.size % 16 == 0, "a float cache and heads of a multiple of 16, to rotate")
+        rows, half = c.tensor(7, FLOAT, None, None).dims
+        c.tensor(8, FLOAT, rows, half)
+        fits = half > 0 and half % 8 == 0 and 2 * half <= key.size
+        c.need(fits, f"rotary tables for heads of {key.size}, found {half} columns")
+        c.positions_from_tables.append(rows)
+    else:
+        c.absent(7, 8)
+    c.absent(9, 11)
     c.step(10, positions.BIAS if of == FLOAT else positions.BIAS_HALF)
     if quantized:
         kinds = [c.attributes.pop(name, b"") for name in ("k_quant_type", "v_quant_type")]
