@@ -20,7 +20,7 @@ from fairy2i_export.decoder.rope import Rope
 from fairy2i_export.onnx_graph.choices import Embedding, KVCache
 from fairy2i_export.onnx_graph.complex_values import complex_gate, halves_of_heads, whole_heads
 from fairy2i_export.onnx_graph.embedding import embedding_node
-from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node
+from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node, linear_nodes
 from fairy2i_export.onnx_graph.formats.base import Linear
 from fairy2i_export.onnx_graph.function import define
 from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_VERSION, OPSET
@@ -221,9 +221,10 @@ class DecoderBuilder:
     def _projections(
         self, layer: int, x: ir.Value, separate: tuple[str | None, ...], fused: str | None, widths: list[int]
     ) -> list[ir.Value]:
-        """Outputs of several linear layers, or the parts of the output of one that stands for all of them."""
+        """Outputs of several linear layers of one x, or the parts of the output of one that stands for all of them."""
         if fused is None:
-            return [self._linear(name.format(layer), x) for name in separate if name is not None]
+            linears = [self.linears[name.format(layer)] for name in separate if name is not None]
+            return linear_nodes(self.graph, self.weights, linears, x)
         module = fused.format(layer)
         parts = [ir.Value(name=f"{module}/part_{number}") for number in range(len(widths))]
         sizes = self.graph.ints(*widths)

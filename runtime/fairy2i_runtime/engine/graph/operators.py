@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fairy2i_runtime.engine.graph import positions
+from fairy2i_runtime.engine.graph import layers, positions
 from fairy2i_runtime.engine.graph.call import FLOATS, Activation, Cache, Call
 from fairy2i_runtime.engine.graph.model_file import BOOL, FLOAT, INT8, UINT8, Tensor
 
-CONTRIB, OURS = "com.microsoft", "ai.fairy2i"
+CONTRIB = "com.microsoft"
 MOST = 1 << 31  # of any dimension
 _END = f"[{(1 << 63) - 1}]"  # of a slice: the last column
 _BLOCKS = (16, 32, 64, 128, 256)
@@ -244,22 +244,6 @@ def _attention(c: Call) -> list[Any]:
     return [Activation(of, (heads * key.size,)), key, value]
 
 
-def _ours(c: Call) -> list[Any]:
-    c.count(3, 6)
-    k, n, stages = c.take("K", 2, MOST), c.take("N", 2, MOST), c.take("stages", 1, 64)
-    layout = c.take("layout_version", 1, 2)
-    bits = c.take("activation_bits", 0, 8, 0 if layout == 1 else None)
-    c.need(bits == 0 or (bits == 8 and layout == 2), f"activation_bits 0, or 8 with layout_version 2, found {bits}")
-    c.take("scale_scope", 0, 0)
-    c.activation(0, k)
-    c.tensor(1, UINT8, None)
-    c.tensor(2, FLOAT, stages, 2, 2)
-    for index, size in ((3, n), (4, n), (5, k)):
-        if c.operands[index] is not None:
-            c.tensor(index, FLOAT, size)
-    return [Activation(FLOAT, (n,))]
-
-
 def _block(c: Call) -> int:
     block = c.take("block_size", 1, MOST)
     c.need(block in _BLOCKS, f"a block_size of {_BLOCKS}")
@@ -294,5 +278,5 @@ RULES: dict[tuple[str, str], Callable[[Call], list[Any]]] = {
     (CONTRIB, "SkipSimplifiedLayerNormalization"): _skip_norm,
     (CONTRIB, "RotaryEmbedding"): _rotary,
     (CONTRIB, "GroupQueryAttention"): _attention,
-    (OURS, "Fairy2iMatMul"): _ours,
+    **layers.RULES,
 }
