@@ -47,10 +47,10 @@ def common_name(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The same with RegisterCustomOps; of it only the object that is compiled in another way."""
     build = tmp_path_factory.mktemp("common_name")
     configure(build, "-DF2I_STATIC_REGISTER_CUSTOM_OPS=ON")
-    subprocess.run(["cmake", "--build", build, "--target", "src/ort_glue.c.o"], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", build, "--target", "src/ort/register.c.o"], check=True, capture_output=True)
     path = build / archive.name
     shutil.copyfile(archive, path)
-    glue = build / "CMakeFiles" / "fairy2i_ops_static.dir" / "src" / "ort_glue.c.o"
+    glue = build / "CMakeFiles" / "fairy2i_ops_static.dir" / "src" / "ort" / "register.c.o"
     subprocess.run([tool("ar"), "r", path, glue], check=True, capture_output=True)
     return path
 

@@ -127,6 +127,29 @@ f2i_status f2i_workspace_size(const f2i_plan *plan, int64_t rows, size_t *bytes,
 f2i_status f2i_matmul(const f2i_plan *plan, int64_t rows, const float *x, int64_t ldx, const float *bias, float *y,
                       int64_t ldy, void *workspace, size_t workspace_bytes, const f2i_parallel *parallel,
                       f2i_message *message);
+
+/* --- Layers that read the same x --- */
+
+enum { F2I_MAX_LAYERS = 3 };
+
+/* One of them: its plan, and what f2i_matmul takes for it. */
+typedef struct f2i_output {
+  const f2i_plan *plan;
+  const float *bias; /* [n], or NULL for none */
+  float *y;          /* [rows][n], ldy floats between rows */
+  int64_t ldy;
+} f2i_output;
+
+/* Bytes of scratch memory that f2i_matmuls needs (any alignment). Of outputs only the plans are read. */
+f2i_status f2i_matmuls_workspace_size(const f2i_output *outputs, size_t count, int64_t rows, size_t *bytes,
+                                      f2i_message *message);
+
+/* For each of count outputs, 1 to F2I_MAX_LAYERS, what f2i_matmul does, to the bit. All plans have the same K. A single
+ * row of x goes through all layers in one call of parallel->run where that is worth it; more rows go through one layer
+ * after the other. No y may overlap x or another y. */
+f2i_status f2i_matmuls(const f2i_output *outputs, size_t count, int64_t rows, const float *x, int64_t ldx,
+                       void *workspace, size_t workspace_bytes, const f2i_parallel *parallel, f2i_message *message);
+
 /* --- From latent weights to packed bytes: the quantizer and the packer of the exporter --- */
 
 enum { F2I_FLOAT32 = 0, F2I_FLOAT16 = 1, F2I_BFLOAT16 = 2 };
@@ -270,9 +293,9 @@ f2i_status f2i_pack_conjugate(const uint8_t *codes, size_t codes_count, int64_t 
 #pragma GCC visibility pop
 #endif
 
-/* ONNX Runtime entry points (declared here without its header): register Fairy2iMatMul, domain ai.fairy2i.
- * RegisterCustomOps is the name ONNX Runtime looks up; the second one is the same function under a unique name, for
- * programs that link the library statically. */
+/* ONNX Runtime entry points (declared here without its header): register Fairy2iMatMul, Fairy2iMatMul2
+ * and Fairy2iMatMul3, domain ai.fairy2i. RegisterCustomOps is the name ONNX Runtime looks up; the second one is the
+ * same function under a unique name, for programs that link the library statically. */
 struct OrtSessionOptions;
 struct OrtApiBase;
 struct OrtStatus;

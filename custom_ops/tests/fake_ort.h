@@ -19,15 +19,20 @@ typedef struct fake_tensor { /* an OrtValue, and an OrtTensorTypeAndShapeInfo */
   void *data;
 } fake_tensor;
 
+typedef struct fake_attribute {
+  const char *name;
+  int64_t value;
+} fake_attribute;
+
 static struct {
   long calls, fail_at; /* 0: nothing fails */
   int failed, live;
-  int null_memory; /* a failing allocator gives NULL instead of a status */
-  int as_inputs;   /* operands are not constant */
-  const OrtCustomOp *ops[2];
+  int null_memory;           /* a failing allocator gives NULL instead of a status */
+  int as_inputs;             /* operands are not constant */
+  const OrtCustomOp *ops[6]; /* Fairy2iMatMul, 2 and 3, each for float32 and float16 */
   size_t ops_count, inputs_count;
-  fake_tensor *inputs[6], y;
-  int64_t attributes[5];
+  fake_tensor *inputs[16], y[3];
+  fake_attribute attributes[12]; /* to the first without a name */
 } fake;
 
 static int object; /* stands for everything that is handed out without contents */
@@ -70,7 +75,7 @@ static OrtStatus *ORT_API_CALL create_domain(const char *name, OrtCustomOpDomain
 }
 static OrtStatus *ORT_API_CALL domain_add(OrtCustomOpDomain *domain, const OrtCustomOp *op) {
   (void)domain;
-  FAIL_OR(fake.ops[fake.ops_count++ % 2] = op);
+  FAIL_OR(fake.ops[fake.ops_count++ % 6] = op);
 }
 static OrtStatus *ORT_API_CALL add_domain(OrtSessionOptions *options, OrtCustomOpDomain *domain) {
   (void)options;
@@ -114,10 +119,9 @@ static const char *ORT_API_CALL key_value(const OrtKeyValuePairs *entries, const
   return strcmp(key, "fairy2i.isa") == 0 ? "scalar" : NULL;
 }
 static OrtStatus *ORT_API_CALL attribute(const OrtKernelInfo *info, const char *name, int64_t *out) {
-  static const char *const names[5] = {"K", "N", "stages", "layout_version", "scale_scope"};
   (void)info;
-  for (int i = 0; i < 5; ++i) {
-    if (strcmp(name, names[i]) == 0) FAIL_OR(*out = fake.attributes[i]);
+  for (const fake_attribute *a = fake.attributes; a->name != NULL; ++a) {
+    if (strcmp(name, a->name) == 0) FAIL_OR(*out = a->value);
   }
   return made();
 }
@@ -152,10 +156,9 @@ static OrtStatus *ORT_API_CALL context_input(const OrtKernelContext *context, si
 static OrtStatus *ORT_API_CALL context_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank,
                                               OrtValue **out) {
   (void)context;
-  (void)index;
   (void)dims;
   (void)rank;
-  FAIL_OR(*out = (OrtValue *)&fake.y);
+  FAIL_OR(*out = (OrtValue *)&fake.y[index]);
 }
 static OrtStatus *ORT_API_CALL context_allocator(const OrtKernelContext *context, const OrtMemoryInfo *memory,
                                                  OrtAllocator **out) {

@@ -78,7 +78,7 @@ f2i_status f2i_workspace_within(uint64_t limit, uint64_t needed, const f2i_weigh
 
 f2i_status f2i_widened_within(uint64_t limit, int64_t rows, const f2i_weights *w, size_t workspace_bytes,
                               size_t *floats, size_t *bytes, f2i_message *message) {
-  const uint64_t each = (uint64_t)(w->k + w->n) * sizeof(float); /* at most 2^27 */
+  const uint64_t each = (uint64_t)(w->k + w->n) * sizeof(float); /* at most 2^28 */
   const uint64_t fixed = (uint64_t)w->n * sizeof(float) + workspace_bytes;
   const uint64_t most = UINT64_MAX; /* stands for all that is more */
   const uint64_t all = (uint64_t)rows > (most - fixed) / each ? most : (uint64_t)rows * each + fixed;

@@ -75,7 +75,8 @@ f2i_status f2i_check_activation_bits(int64_t layout, int64_t bits, f2i_message *
 f2i_status f2i_workspace_within(uint64_t limit, uint64_t needed, const f2i_weights *w, int64_t rows, size_t *bytes,
                                 f2i_message *message);
 
-/* What the fp16 overload needs for a call: X, Y and a bias as floats, then the workspace. rows >= 0, of any size. */
+/* What the fp16 overload needs for a call: X, Y and a bias as floats, then the workspace. rows >= 0, of any size; n may
+ * be the sum of that of F2I_MAX_LAYERS layers. */
 f2i_status f2i_widened_within(uint64_t limit, int64_t rows, const f2i_weights *w, size_t workspace_bytes,
                               size_t *floats, size_t *bytes, f2i_message *message);
 

@@ -1,4 +1,7 @@
-/* call.h - one call of the operator, as the drivers see it: matmul.c for single rows of x, panel.c for panels of them.
+/* call.h - one layer and the rows of x that go through it, as the drivers see it: rows.c for few rows, panel.c for
+ * many.
+ *
+ * matmul.c takes one layer and any number of rows, a group at a time; matmuls.c several layers that read the same x.
  */
 #ifndef F2I_CALL_H
 #define F2I_CALL_H
@@ -13,6 +16,7 @@
 
 enum {
   F2I_STRIPS_PER_CPU = 4,    /* at least, so that threads find even work in small layers */
+  F2I_GROUP_ROWS = 32,       /* rows of x whose operands exist at one time, unless a panel takes more */
   F2I_AHEAD_BYTES = 8 << 10, /* distance of prefetching: what memory delivers in about two of its latencies */
 };
 
@@ -142,6 +146,11 @@ static inline void f2i_finish(const f2i_call *c, size_t row, size_t tile, const 
   }
 }
 
+/* The first aligned address of a workspace. */
+static inline void *f2i_align(void *workspace) {
+  return (void *)(((uintptr_t)workspace + F2I_ALIGN - 1) / F2I_ALIGN * F2I_ALIGN);
+}
+
 static inline void f2i_run(const f2i_parallel *parallel, f2i_task task, size_t count, void *arg) {
   if (parallel != NULL && count > 1) {
     parallel->run(parallel->context, task, count, arg);
@@ -150,12 +159,50 @@ static inline void f2i_run(const f2i_parallel *parallel, f2i_task task, size_t c
   }
 }
 
-/* matmul.c: f2i_workspace_size for a CPU on which no buffer is larger than limit. */
-f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
-                                     f2i_message *message);
+/* call.c: what is the same for all groups of rows. */
+typedef struct f2i_layer {
+  f2i_call c; /* points into what follows: not to be copied alone */
+  f2i_range range;
+  f2i_rounding rounding; /* set if the layer has activation_bits */
+  _Alignas(F2I_ALIGN) uint8_t shared[2 * F2I_SHARED_BYTES];
+} f2i_layer;
 
-/* panel.c: bytes of workspace, and the work of one group of c->rows rows. */
+/* The sizes of a call, and the kernel for so many rows of x; all else zero. */
+f2i_call f2i_shape_call(const f2i_plan *plan, int64_t rows);
+
+/* Shape, scales and what a kernel derives from them. x, y, bias and parallel are the caller's to set. */
+void f2i_open_layer(f2i_layer *layer, const f2i_plan *plan, int64_t rows);
+
+/* The panel form for so many rows, or NULL. */
+const f2i_panel_kernel *f2i_panel_for(const f2i_call *c, int64_t rows);
+
+/* Takes the next rows of x off `rows` into c->rows, and how to treat them into c->panel. */
+void f2i_next_group(f2i_call *c, int64_t rows);
+
+/* Rows of x of the present group. */
+static inline int64_t f2i_group_rows(const f2i_call *c) { return (int64_t)(c->rows / c->lanes); }
+
+/* Bytes of workspace of the present group that f2i_open_group takes. */
+static inline uint64_t f2i_opened_bytes(const f2i_call *c) {
+  return c->w->activation_bits != 0 ? f2i_rounded_bytes((uint64_t)f2i_group_rows(c), c->w->k) : 0;
+}
+
+/* Rounds or brings into range what has to be of the group at c->x. memory: f2i_opened_bytes */
+void f2i_open_group(f2i_call *c, f2i_range *range, f2i_rounding *rounding, void *memory);
+
+/* rows.c: bytes of workspace, and the work of one group of rows through a layer; or of a single row of x through
+ * several layers, calls [count], whose `parallel` is the same. */
+uint64_t f2i_rows_workspace(const f2i_call *const *calls, size_t count);
+void f2i_rows_group(const f2i_call *const *calls, size_t count, void *workspace);
+
+/* panel.c: the same for a group whose c->panel is set. */
 uint64_t f2i_panel_workspace(const f2i_call *c);
 void f2i_panel_group(const f2i_call *c, void *workspace);
+
+/* matmul.c: f2i_workspace_size for a CPU on which no buffer is larger than limit; matmuls.c: of several layers. */
+f2i_status f2i_workspace_size_within(uint64_t limit, const f2i_plan *plan, int64_t rows, size_t *bytes,
+                                     f2i_message *message);
+f2i_status f2i_matmuls_workspace_size_within(uint64_t limit, const f2i_output *outputs, size_t count, int64_t rows,
+                                             size_t *bytes, f2i_message *message);
 
 #endif
