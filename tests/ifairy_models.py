@@ -61,20 +61,42 @@ def leave_rounding_out(model: onnx.ModelProto) -> None:
     assert count
 
 
+def free_positions(model: onnx.ModelProto) -> None:
+    """Make positions an input, and rotate by them in nodes: GroupQueryAttention does it by slots of the cache."""
+    ids = next(node for node in model.graph.node if node.output[0] == POSITIONS)
+    model.graph.node.remove(ids)
+    model.graph.input.append(onnx.helper.make_tensor_value_info(POSITIONS, onnx.TensorProto.INT64, None))
+    nodes = []
+    for node in model.graph.node:
+        inside = next((entry for entry in node.attribute if entry.name == "do_rotary"), None)
+        if inside is not None and inside.i:
+            inside.i = 0
+            for index in range(2):
+                given, rotated = [node.input[index], POSITIONS, *node.input[7:9]], f"{node.name}/rotated_{index}"
+                nodes.append(onnx.helper.make_node("RotaryEmbedding", given, [rotated], domain="com.microsoft"))
+                node.input[index] = rotated
+            node.input[7] = node.input[8] = ""
+        nodes.append(node)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+
+
 class Runner:
-    """A session whose positions are an input, so that any can be tried.
+    """A session of a model.
 
     Args:
         model_file: of an exported folder.
         kernel: to run; None runs the function body in standard operators instead of the library.
         rounding: False leaves the rounding of activations out, for which the models have no switch.
+        positions: makes positions an input, so that any can be tried.
     """
 
-    def __init__(self, model_file: Path, kernel: str | None = "exact", *, rounding: bool = True) -> None:
+    def __init__(
+        self, model_file: Path, kernel: str | None = "exact", *, rounding: bool = True, positions: bool = False
+    ) -> None:
         model = onnx.load(model_file, load_external_data=False)
-        ids = next(node for node in model.graph.node if node.output[0] == POSITIONS)
-        model.graph.node.remove(ids)
-        model.graph.input.append(onnx.helper.make_tensor_value_info(POSITIONS, onnx.TensorProto.INT64, None))
+        if positions:
+            free_positions(model)
         if not rounding:
             leave_rounding_out(model)
         edited = model_file.with_name(f"edited-{kernel}.onnx")
@@ -98,11 +120,10 @@ class Runner:
 
         Args:
             ids: [1, length].
-            positions: [1, length]; counted from 0 by default.
+            positions: [1, length], if they are an input.
             prompt: tokens that are run at once, the others one by one; all at once by default.
         """
         length = ids.shape[1]
-        positions = np.arange(length)[None] if positions is None else positions
         prompt = length if prompt is None else prompt
         types = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}
         past = {
@@ -115,8 +136,9 @@ class Runner:
             feeds = {
                 "input_ids": ids[:, start:end],
                 "attention_mask": np.ones((1, end), np.int64),
-                POSITIONS: positions[:, start:end],
             }
+            if positions is not None:
+                feeds[POSITIONS] = positions[:, start:end]
             logits, *present = self.session.run(None, {**feeds, **past})
             found.append(logits)
             past = dict(zip(past, present, strict=True))

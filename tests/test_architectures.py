@@ -95,6 +95,15 @@ CASES = [
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
         id="phi3, half of every head rotated",
     ),
+    pytest.param(
+        "phi3",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+            "head_dim": 32,
+            "hidden_size": 128,
+        },
+        id="phi3, 16 of 32 rotated",
+    ),
     pytest.param("olmo2", {}, id="olmo2"),
     pytest.param("olmo2", {"attention_bias": True, "num_key_value_heads": 4}, id="olmo2, biases"),
 ]

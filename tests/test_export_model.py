@@ -159,17 +159,22 @@ def test_the_graph(tmp_path: Path) -> None:
     export(source, tmp_path / "out")
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"), full_check=True)
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
-    nodes = [node for node in model.graph.node if node.op_type == "Fairy2iMatMul"]
-    modules = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
-    modules += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    nodes = [node for node in model.graph.node if node.domain == "ai.fairy2i"]
+    modules = {"self_attn.q_proj+k_proj+v_proj": 3, "self_attn.o_proj": 1, "mlp.gate_proj+up_proj": 2, "mlp.down_proj": 1}
     assert [node.name for node in nodes] == [f"model.layers.{i}.{m}" for i in range(2) for m in modules] + ["lm_head"]
-    assert {node.domain for node in nodes} == {"ai.fairy2i"}
+    layers = [*2 * list(modules.values()), 1]
+    assert [node.op_type for node in nodes] == [f"Fairy2iMatMul{count}" if count > 1 else "Fairy2iMatMul" for count in layers]
+    assert [len(node.output) for node in nodes] == layers
     attributes = {a.name: a.i for a in next(n for n in nodes if n.name.endswith("1.mlp.down_proj")).attribute}
     assert attributes == {"K": 150, "N": 72, "stages": 2, "layout_version": 1, "scale_scope": 0}
+    attributes = {a.name: a.i for a in next(n for n in nodes if len(n.output) == 2).attribute}
+    own = {"N_0": 150, "stages_0": 2, "N_1": 150, "stages_1": 2}
+    assert attributes == {"K": 72, "layout_version": 1, "scale_scope": 0, **own}
     assert len({node.name for node in model.graph.node}) == len(model.graph.node)
     assert [value.name for value in model.graph.input][:3] == ["input_ids", "attention_mask", "past_key_values.0.key"]
     assert [value.name for value in model.graph.output][:3] == ["logits", "present.0.key", "present.0.value"]
-    assert [(f.domain, f.name) for f in model.functions] == [("ai.fairy2i", "Fairy2iMatMul")]
+    names = ["Fairy2iMatMul", "Fairy2iMatMul2", "Fairy2iMatMul3"]
+    assert [(f.domain, f.name) for f in model.functions] == [("ai.fairy2i", name) for name in names]
 
 
 def test_the_reference_evaluator_runs_a_node_of_an_exported_model(tmp_path: Path) -> None:

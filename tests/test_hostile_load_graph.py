@@ -114,7 +114,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no heads of keys": (attribute("GroupQueryAttention", "kv_num_heads", 0), "kv_num_heads from 1"),
     "other heads": (attribute("GroupQueryAttention", "num_heads", 12), r"input 0"),
     "heads that do not divide": (attribute("GroupQueryAttention", "kv_num_heads", 3), "kv_num_heads as in the cache"),
-    "rotation in the attention": (attribute("GroupQueryAttention", "do_rotary", 1), "do_rotary"),
+    "rotation of heads of 8": (attribute("GroupQueryAttention", "do_rotary", 1), "heads of a multiple of 16"),
     "a window": (attribute("GroupQueryAttention", "local_window_size", 5), "no attributes local_window_size"),
     "lengths from elsewhere": (operand("GroupQueryAttention", 5, "input_ids"), "seqlens"),
     "a bias from elsewhere": (operand("GroupQueryAttention", 10, "rotary.cos"), "bias"),

@@ -74,7 +74,8 @@ def test_logits_are_those_of_the_released_code(folder: Any, model: str, name: st
         return
     if positions is not None:
         positions = np.asarray(expected[positions] if isinstance(positions, str) else positions, np.int64).reshape(1, -1)
-    found, _ = Runner(folder(model, **options) / "model.onnx").run(ids_of(model), positions, prompt)
+    runner = Runner(folder(model, **options) / "model.onnx", positions=positions is not None)
+    found, _ = runner.run(ids_of(model), positions, prompt)
     np.testing.assert_allclose(found, expected[name].reshape(found.shape), rtol=0, atol=TOLERANCE)
 
 
@@ -88,7 +89,8 @@ def test_other_kernels_give_the_same_logits(folder: Any, model: str, name: str, 
         return  # as above
     if positions is not None:
         positions = np.asarray(expected[positions] if isinstance(positions, str) else positions, np.int64).reshape(1, -1)
-    found, _ = Runner(folder(model, **options) / "model.onnx", kernel).run(ids_of(model), positions, prompt)
+    runner = Runner(folder(model, **options) / "model.onnx", kernel, positions=positions is not None)
+    found, _ = runner.run(ids_of(model), positions, prompt)
     np.testing.assert_allclose(found, expected[name].reshape(found.shape), rtol=0, atol=TOLERANCE)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fairy2i_export.errors import OptionError
-from fairy2i_export.onnx_graph.operator import INPUTS, Node, is_operator
+from fairy2i_export.onnx_graph.operator import Node, is_operator, operand_of
 from fairy2i_export.output.contract.nodes import open_finished, read_nodes
 from fairy2i_export.output.data_file import MODEL
 from fairy2i_runtime.folder import LOGITS_TO_KEEP, is_rewritten, open_folder
@@ -24,6 +24,7 @@ _KINDS = {
     "RotaryEmbedding": "rotary tables",
     "SkipSimplifiedLayerNormalization": "norms",
 }
+_ROTARY_INPUTS = (7, 8)  # of GroupQueryAttention
 _OPERANDS = {
     "packed": "packed codes",
     "scales": "scales",
@@ -157,7 +158,9 @@ def _tensor_bytes(graph: ir.Graph) -> dict[str, int]:
 def _kind(value: ir.Value) -> str:
     for usage in value.uses():
         if is_operator(usage.node):
-            return _OPERANDS[INPUTS[usage.idx]]
+            return _OPERANDS[operand_of(usage.idx)]
+        if usage.node.op_type == "GroupQueryAttention" and usage.idx in _ROTARY_INPUTS:
+            return _KINDS["RotaryEmbedding"]
         if usage.node.op_type in _KINDS:
             return _KINDS[usage.node.op_type]
     return "other tensors"

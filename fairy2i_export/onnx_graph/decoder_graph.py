@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fairy2i_export.decoder.description import Block, Decoder
+from fairy2i_export.decoder.rope import Rope
 from fairy2i_export.onnx_graph.choices import Embedding, KVCache
 from fairy2i_export.onnx_graph.complex_values import complex_gate, halves_of_heads, whole_heads
 from fairy2i_export.onnx_graph.embedding import embedding_node
-from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node
+from fairy2i_export.onnx_graph.formats import FORMATS, Settings, Weights, linear_node, linear_nodes
 from fairy2i_export.onnx_graph.formats.base import Linear
 from fairy2i_export.onnx_graph.function import define
 from fairy2i_export.onnx_graph.operator import DOMAIN, FUNCTION_IR_VERSION, OP_VERSION, OPSET
@@ -125,14 +126,13 @@ class DecoderBuilder:
             )
         query = self._norm_heads(query, _module(names.q_norm, layer), decoder.heads)
         key = self._norm_heads(key, _module(names.k_norm, layer), decoder.kv_heads)
-        if block.rope is not None:
-            # rotation happens before GroupQueryAttention: its own (do_rotary) refuses head sizes that are no multiple of 16
-            query = self.positions.rotate(
-                block.rope, query, names.q.format(layer) if names.q else f"{prefix}.q", decoder.heads
+        inside = block.rope if self._attention_rotates(block.rope) else None
+        if block.rope is not None and inside is None:
+            query_name, key_name = (
+                name.format(layer) if name else f"{prefix}.{part}" for name, part in ((names.q, "q"), (names.k, "k"))
             )
-            key = self.positions.rotate(
-                block.rope, key, names.k.format(layer) if names.k else f"{prefix}.k", decoder.kv_heads
-            )
+            query = self.positions.rotate(block.rope, query, query_name, decoder.heads)
+            key = self.positions.rotate(block.rope, key, key_name, decoder.kv_heads)
         operands = [query, key, value]
         if self.attention_type != ir.DataType.FLOAT:
             operands = [
@@ -152,9 +152,8 @@ class DecoderBuilder:
                 *past,
                 self.positions.seqlens_k,
                 self.positions.total_length,
-                None,  # cosines, sines and positions: rotation is done
-                None,
-                None,
+                *(2 * [None] if inside is None else self.positions.tables(inside)),
+                None,  # positions
                 self.positions.bias(block.window),
                 *scales,
             ],
@@ -162,7 +161,7 @@ class DecoderBuilder:
             domain=CONTRIB,
             num_heads=decoder.heads,
             kv_num_heads=decoder.kv_heads,
-            do_rotary=0,
+            do_rotary=int(inside is not None),
             **{name: value for name, value in optional.items() if value is not None},
         )
         if self.attention_type != ir.DataType.FLOAT:
@@ -172,6 +171,20 @@ class DecoderBuilder:
         if decoder.complex_weights:
             attended = halves_of_heads(g, attended, decoder.heads, decoder.head_dim)
         return self._linear(names.o.format(layer), self._norm(attended, _module(names.o_norm, layer)))
+
+    def _attention_rotates(self, rope: Rope | None) -> bool:
+        """Whether GroupQueryAttention rotates queries and keys itself, which saves two nodes and gives the same bits.
+
+        It does so by slots of the cache, which are positions but for rows with padding in front. There they are larger by the
+        same number for all tokens, and attention depends on differences. (Positions of ours it reads wrong: in a prompt the
+        first one counts for all rows.)
+
+        What it cannot rotate: other sizes than multiples of 16, of a head or the part of it that is rotated. Float16 it rotates
+        with tables of float16, ten times as coarse, and in front of an int8 cache onnxruntime 1.27 mixes up the texts of a batch.
+        """
+        size = self.decoder.head_dim
+        fits = rope is not None and size % 16 == 0 and rope.rotated(size) % 16 == 0
+        return fits and self.cache_type == ir.DataType.FLOAT
 
     def _kept(self, name: str, x: ir.Value) -> ir.Value:
         """The columns of x [batch, sequence, width] that logits are wanted of.
@@ -208,9 +221,10 @@ class DecoderBuilder:
     def _projections(
         self, layer: int, x: ir.Value, separate: tuple[str | None, ...], fused: str | None, widths: list[int]
     ) -> list[ir.Value]:
-        """Outputs of several linear layers, or the parts of the output of one that stands for all of them."""
+        """Outputs of several linear layers of one x, or the parts of the output of one that stands for all of them."""
         if fused is None:
-            return [self._linear(name.format(layer), x) for name in separate if name is not None]
+            linears = [self.linears[name.format(layer)] for name in separate if name is not None]
+            return linear_nodes(self.graph, self.weights, linears, x)
         module = fused.format(layer)
         parts = [ir.Value(name=f"{module}/part_{number}") for number in range(len(widths))]
         sizes = self.graph.ints(*widths)

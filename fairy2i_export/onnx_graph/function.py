@@ -1,4 +1,6 @@
-"""The model-local function body of ``ai.fairy2i::Fairy2iMatMul``: what the operator means, in standard ONNX operators.
+"""The model-local function bodies of our operators: what ``ai.fairy2i::Fairy2iMatMul`` means, in standard ONNX operators.
+
+Those of nodes of two and three layers are as many Fairy2iMatMul nodes: a library that knows only that one runs them.
 
 Every exported model carries it, so that hosts without the C library (plain ONNX Runtime, the reference evaluator, Netron,
 onnx.checker) understand and execute the file. It decodes the packed bytes (fairy2i_export/codes/layout.py, docs/format.md) to the
@@ -12,7 +14,7 @@ have ``activation_bits`` on every node and a body that reads it, others on none.
 The three optional inputs need care, because a function body cannot ask for an input that may be absent without naming it,
 and most operators reject an absent one. ``Gemm`` does accept an absent third input: ``0 * 0 + C`` is the operand when it is
 given and zeros when it is not, and ``OptionalHasElement`` tells the two apart where the neutral element is one. Nodes name
-all six inputs, absent ones with an empty name: onnx.reference demands as many inputs as the function declares.
+all their inputs, absent ones with an empty name: onnx.reference demands as many inputs as the function declares.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ from fairy2i_export.onnx_graph.operator import (
     DOMAIN,
     INPUTS,
     OP_NAME,
+    OP_NAMES,
+    OP_VERSION,
     OPSET,
     ROUNDING,
+    attribute_names,
     complete_attributes,
+    input_names,
     is_operator,
+    layers_in,
     layout_of,
+    name_of,
 )
 
 _HALVES = TILE_ROWS // HALF_ROWS
@@ -197,6 +205,13 @@ _ROUNDING = """
   x_read = Where (rounds, rounded, x_scaled)
 """
 
+_LAYERS = """
+<domain: "{domain}", opset_import: ["" : {opset}, "{domain}" : {version}]>
+{op} <{attributes}> ({inputs}) => ({outputs})
+{{
+{nodes}}}
+"""
+
 
 def function_text(opset: int = OPSET, *, rounding: bool = False) -> str:
     """The body in ONNX text syntax, for any number of stages.
@@ -231,21 +246,47 @@ def function_text(opset: int = OPSET, *, rounding: bool = False) -> str:
     )
 
 
-def matmul_function(opset: int = OPSET, *, rounding: bool = False) -> ir.Function:
+def layers_text(layers: int, opset: int = OPSET, *, rounding: bool = False) -> str:
+    """The body of the operator of two or three layers, likewise."""
+    own = [*ATTRIBUTES, ROUNDING] if rounding else [*ATTRIBUTES]
+    nodes = ""
+    for layer in range(layers):
+        named = {key: name_of(key, layer, layers) for key in (*own, *INPUTS[1:])}
+        attributes = ", ".join(f"{key}: int = @{named[key]}" for key in own)
+        inputs = ", ".join([INPUTS[0], *(named[key] for key in INPUTS[1:])])
+        nodes += f"  Y_{layer} = {DOMAIN}.{OP_NAME} <{attributes}> ({inputs})\n"
+    return _LAYERS.format(
+        domain=DOMAIN,
+        version=OP_VERSION,
+        op=OP_NAMES[layers - 1],
+        opset=opset,
+        attributes=", ".join([*attribute_names(layers), ROUNDING] if rounding else attribute_names(layers)),
+        inputs=", ".join(input_names(layers)),
+        outputs=", ".join(f"Y_{layer}" for layer in range(layers)),
+        nodes=nodes,
+    )
+
+
+def matmul_function(opset: int = OPSET, *, layers: int = 1, rounding: bool = False) -> ir.Function:
     """The function to put into a model that imports ``opset`` of the standard operators (checkers want the two equal).
 
-    ``rounding``: as for :func:`function_text`; models with layers without U need it.
+    Args:
+        opset: of the standard operators.
+        layers: of the operator; more than one need the function of one as well.
+        rounding: as for :func:`function_text`; models with layers without U need it.
     """
-    text = function_text(opset, rounding=rounding)
+    text = function_text(opset, rounding=rounding) if layers == 1 else layers_text(layers, opset, rounding=rounding)
     function: ir.Function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
     return function
 
 
 def define(model: ir.Model, opset: int = OPSET) -> None:
-    """Put the function into a model that has all its nodes, and give these the attributes that it demands."""
+    """Put the functions into a model that has all its nodes, and give these the attributes that they demand."""
     rounding = layout_of(model) != LAYOUT_VERSION
-    for node in filter(is_operator, model.graph.all_nodes()):
-        if rounding:
+    nodes = list(filter(is_operator, model.graph.all_nodes()))
+    if rounding:
+        for node in nodes:
             complete_attributes(node)
-    function = matmul_function(opset, rounding=rounding)
-    model.functions[function.identifier()] = function
+    for layers in sorted({1, *map(layers_in, nodes)}):  # what a function calls stands before it, for onnx.reference
+        function = matmul_function(opset, layers=layers, rounding=rounding)
+        model.functions[function.identifier()] = function

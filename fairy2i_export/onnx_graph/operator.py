@@ -1,10 +1,13 @@
-"""The operator ``ai.fairy2i::Fairy2iMatMul`` as a node: its names, inputs and attributes, made and read here and nowhere else.
+"""The operators ``ai.fairy2i::Fairy2iMatMul``, ``...2`` and ``...3`` as nodes: made and read here and nowhere else.
 
-What it computes is the function body (function.py) and docs/format.md; what its bytes mean is codes/layout.py.
+A node of Fairy2iMatMul is one linear layer; one of Fairy2iMatMul2 or 3 is as many layers that read the same X, each with operands,
+N, stages and an output of its own, under the names that Fairy2iMatMul has for them and the layer's number: ``packed_0``, ``N_1``.
+What they compute is the function bodies (function.py) and docs/format.md; what their bytes mean is codes/layout.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +26,16 @@ FUNCTION_IR_VERSION = 8  # the first ONNX file format with model-local functions
 INPUTS = ("X", "packed", "scales", "bias", "row_multiplier", "col_multiplier")
 ATTRIBUTES = ("K", "N", "stages", "layout_version", "scale_scope")
 ROUNDING = "activation_bits"  # an attribute that nodes of layout version 1 need not have: 0
-_REQUIRED = 3  # of the inputs
+MAX_LAYERS = 3  # of a node
+OP_NAMES = (OP_NAME, *(f"{OP_NAME}{layers}" for layers in range(2, MAX_LAYERS + 1)))  # of 1, 2 and 3 layers
+_OWN = ("N", "stages")  # attributes that every layer of a node has for itself
+_REQUIRED = ("packed", "scales")
+_PACKED = ".packed"  # ends the name of the initializer with a layer's codes, after the module's
 
 
 @dataclass(frozen=True)
 class Operands:
-    """The inputs of a node besides X; None is absent."""
+    """The inputs of a layer besides X; None is absent."""
 
     packed: ir.Value
     scales: ir.Value
@@ -42,8 +49,19 @@ class Operands:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer that a node is made of: the module's name, operands, output [..., n] and how many stages it has."""
+
+    name: str
+    operands: Operands
+    output: ir.Value
+    n: int
+    stages: int
+
+
+@dataclass(frozen=True)
 class Node:
-    """A node that was read: its name (the module's), operands, and the names of its input and output values."""
+    """A layer that was read, which is a node or a part of one: the module's name, operands, names of input and output values."""
 
     name: str
     operands: PackedLinear
@@ -53,8 +71,54 @@ class Node:
 
 
 def is_operator(node: ir.Node) -> bool:
-    """Whether a node is of this operator."""
-    return node.domain == DOMAIN and node.op_type == OP_NAME
+    """Whether a node is of one of these operators."""
+    return node.domain == DOMAIN and node.op_type in OP_NAMES
+
+
+def layers_in(node: ir.Node) -> int:
+    """Layers of a node of these operators."""
+    return OP_NAMES.index(node.op_type) + 1
+
+
+def input_names(layers: int) -> tuple[str, ...]:
+    """Names of the inputs of the operator of so many layers."""
+    return (INPUTS[0], *(name_of(key, layer, layers) for layer in range(layers) for key in INPUTS[1:]))
+
+
+def attribute_names(layers: int) -> tuple[str, ...]:
+    """Names of its attributes, but for ``activation_bits``."""
+    if layers == 1:
+        return ATTRIBUTES
+    common = (key for key in ATTRIBUTES if key not in _OWN)
+    return (*common, *(name_of(key, layer, layers) for layer in range(layers) for key in _OWN))
+
+
+def name_of(key: str, layer: int, layers: int) -> str:
+    """What an operand, an output or an attribute of a layer is called in the operator of so many layers."""
+    return key if layers == 1 or (key in ATTRIBUTES and key not in _OWN) or key == ROUNDING else f"{key}_{layer}"
+
+
+def operand_of(index: int) -> str:
+    """What the input at an index is, whichever layer's: one of ``INPUTS``."""
+    return INPUTS[1 + (index - 1) % (len(INPUTS) - 1)] if index else INPUTS[0]
+
+
+def layer_names(node: ir.Node) -> list[str]:
+    """The modules that a node stands for: its own name or, of several layers, those that the initializers with codes have."""
+    layers = layers_in(node)
+    if layers == 1:
+        return [node.name or ""]
+    codes = (_input(node, name_of("packed", layer, layers)) for layer in range(layers))
+    names = [value.name if value is not None else None for value in codes]
+    return [(name or f"{node.name}#{layer}").removesuffix(_PACKED) for layer, name in enumerate(names)]
+
+
+def shapes_of(node: ir.Node) -> Iterator[tuple[str, list[int | None]]]:
+    """Name and [N, K] of every layer; None for a number that is not there."""
+    layers = layers_in(node)
+    for layer, name in enumerate(layer_names(node)):
+        found = [node.attributes.get(name_of(key, layer, layers)) for key in ("N", "K")]
+        yield name, [None if number is None else int(number.as_int()) for number in found]
 
 
 def layout_of(model: ir.Model) -> int:
@@ -64,27 +128,31 @@ def layout_of(model: ir.Model) -> int:
 
 
 def make_node(
-    name: str,
-    x: ir.Value | None,
-    operands: Operands,
-    output: ir.Value,
-    *,
-    k: int,
-    n: int,
-    stages: int,
-    layout: int = LAYOUT_VERSION,
-    activation_bits: int = 0,
+    layers: Sequence[Layer], x: ir.Value | None, *, k: int, layout: int = LAYOUT_VERSION, activation_bits: int = 0
 ) -> ir.Node:
-    """A node that computes ``output`` [..., n] of ``x`` [..., k]; ``layout`` is that of the packed bytes.
+    """A node that computes the outputs of one to three layers of ``x`` [..., k]; ``layout`` is that of all packed bytes.
 
-    With ``activation_bits``, which only layers without U may have, it rounds ``x`` first. It names all six inputs, absent
+    With ``activation_bits``, which only layers without U may have, it rounds ``x`` first. It names all inputs, absent
     ones with an empty name.
     """
-    inputs = [x, *(getattr(operands, key) for key in INPUTS[1:])]
-    attributes = {"K": k, "N": n, "stages": stages, "layout_version": layout, "scale_scope": SCALE_SCOPE_MATRIX}
+    count = len(layers)
+    attributes = {"K": k, "layout_version": layout, "scale_scope": SCALE_SCOPE_MATRIX}
+    for number, layer in enumerate(layers):
+        attributes |= {name_of("N", number, count): layer.n, name_of("stages", number, count): layer.stages}
     if layout != LAYOUT_VERSION:
         attributes[ROUNDING] = activation_bits
-    return ir.node(OP_NAME, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=name)
+    inputs = [x, *(getattr(layer.operands, key) for layer in layers for key in INPUTS[1:])]
+    ordered = {key: attributes[key] for key in (*attribute_names(count), ROUNDING) if key in attributes}
+    outputs = [layer.output for layer in layers]
+    name = _joined([layer.name for layer in layers])
+    return ir.node(OP_NAMES[count - 1], inputs, attributes=ordered, domain=DOMAIN, outputs=outputs, name=name)
+
+
+def _joined(modules: list[str]) -> str:
+    """``a.b.q_proj+k_proj`` of ``a.b.q_proj`` and ``a.b.k_proj``: what they begin with is there once."""
+    parent = modules[0].rpartition(".")[0]
+    same = parent and all(module.rpartition(".")[0] == parent for module in modules)
+    return "+".join([modules[0], *(module.rpartition(".")[2] if same else module for module in modules[1:])])
 
 
 def complete_attributes(node: ir.Node) -> None:
@@ -98,34 +166,50 @@ def complete_inputs(node: ir.Node) -> bool:
 
     Exporters leave out trailing optional inputs, and the reference evaluator of ONNX wants all.
     """
-    if len(node.inputs) >= len(INPUTS):
+    wanted = len(input_names(layers_in(node)))
+    if len(node.inputs) >= wanted:
         return False
-    node.resize_inputs(len(INPUTS))
+    node.resize_inputs(wanted)
     return True
 
 
-def read_node(node: ir.Node) -> Node:
-    """The operands and attributes of a node; weights stay mapped.
+def read_node(node: ir.Node) -> list[Node]:
+    """Operands and attributes of the layers of a node; weights stay mapped.
 
     Raises:
-        FormatError: an operand or an attribute is missing, or an operand is no initializer.
+        FormatError: an operand, an attribute or an output is missing, or an operand is no initializer.
     """
-    name = node.name or "(unnamed)"
+    layers, outputs = layers_in(node), [value.name for value in node.outputs]
+    if len(outputs) != layers or not all(outputs) or not node.inputs or node.inputs[0] is None or not node.inputs[0].name:
+        expected = "input X and output Y" if layers == 1 else f"input X and {layers} named outputs"
+        raise FormatError(f"node {node.name or '(unnamed)'}: expected a named {expected}, found outputs {outputs}")
+    return [_read_layer(node, number, name) for number, name in enumerate(layer_names(node))]
 
-    def operand(index: int) -> Any:
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None and index >= _REQUIRED:
+
+def _input(node: ir.Node, name: str) -> ir.Value | None:
+    index = input_names(layers_in(node)).index(name)
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _read_layer(node: ir.Node, number: int, module: str) -> Node:
+    name, layers = node.name or "(unnamed)", layers_in(node)
+
+    def operand(key: str) -> Any:
+        called = name_of(key, number, layers)
+        value = _input(node, called)
+        if value is None and key not in _REQUIRED:
             return None
         if value is None or value.const_value is None:
-            raise FormatError(f"node {name}: expected {INPUTS[index]} to be an initializer")
+            raise FormatError(f"node {name}: expected {called} to be an initializer")
         return value.const_value.numpy()
 
     def attribute(key: str) -> int:
-        if key not in node.attributes:
-            raise FormatError(f"node {name}: expected an attribute {key}")
-        return int(node.attributes[key].as_int())
+        called = name_of(key, number, layers)
+        if called not in node.attributes:
+            raise FormatError(f"node {name}: expected an attribute {called}")
+        return int(node.attributes[called].as_int())
 
-    tensors = {key: operand(index) for index, key in enumerate(INPUTS) if index > 0}
+    tensors = {key: operand(key) for key in INPUTS[1:]}
     numbers = {key: attribute(key) for key in ATTRIBUTES}
     old = numbers["layout_version"] == LAYOUT_VERSION and ROUNDING not in node.attributes
     packed = PackedLinear(
@@ -140,7 +224,5 @@ def read_node(node: ir.Node) -> Node:
         scale_scope=numbers["scale_scope"],
         activation_bits=0 if old else attribute(ROUNDING),
     )
-    x, y = node.inputs[0], node.outputs[0]
-    if x is None or x.name is None or y.name is None:
-        raise FormatError(f"node {name}: expected a named input X and output Y")
-    return Node(name, packed, tensors["bias"], x.name, y.name)
+    x = node.inputs[0]
+    return Node(module or name, packed, tensors["bias"], str(x.name if x else ""), str(node.outputs[number].name))

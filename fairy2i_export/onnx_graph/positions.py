@@ -8,6 +8,7 @@ the tokens generated since (right padding, as onnxruntime-genai does). GroupQuer
 * zeros behind take no slot: GroupQueryAttention overwrites what they left.
 
 So with L leading zeros and C ones the last slot is L + C - 1, and the token at position p stands in slot L + p.
+Rotating by slots instead of positions gives the same attention, which depends on differences of the two.
 """
 
 from __future__ import annotations
@@ -93,19 +94,20 @@ class Positions:
         bias = g.op(name, "Where", [hidden, g.scalar(_HIDDEN), g.scalar(0.0)])
         return bias if self._cache == ir.DataType.FLOAT else g.op(f"{name}/cast", "Cast", [bias], to=self._cache)
 
-    def rotate(self, rope: Rope, x: ir.Value, module: str, heads: int) -> ir.Value:
-        """Rotate the heads of x [batch, sequence, heads * head_dim]."""
+    def tables(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines, each float32 [positions, rotated / 2]."""
         number = self._decoder.ropes.index(rope)
         suffix = "" if number == 0 else f"_{number}"
-        tables = rotary_tables(rope, self._decoder.head_dim, self._positions)
-        cos, sin = (
-            self._graph.initializer(ir.tensor(table, name=f"rotary{suffix}.{name}"))
-            for name, table in zip(("cos", "sin"), tables, strict=True)
-        )
+        cos, sin = rotary_tables(rope, self._decoder.head_dim, self._positions)
+        named = (("cos", cos), ("sin", sin))
+        cosines, sines = (self._graph.initializer(ir.tensor(table, name=f"rotary{suffix}.{name}")) for name, table in named)
+        return cosines, sines
+
+    def rotate(self, rope: Rope, x: ir.Value, module: str, heads: int) -> ir.Value:
+        """Rotate the heads of x [batch, sequence, heads * head_dim]."""
         # a part of a head is rotated only if its size and the number of heads are told
         part = (
             {} if rope.fraction == 1 else {"rotary_embedding_dim": rope.rotated(self._decoder.head_dim), "num_heads": heads}
         )
-        return self._graph.op(
-            f"{module}/rotary", "RotaryEmbedding", [x, self.ids, cos, sin], domain=CONTRIB, interleaved=0, **part
-        )
+        operands = [x, self.ids, *self.tables(rope)]
+        return self._graph.op(f"{module}/rotary", "RotaryEmbedding", operands, domain=CONTRIB, interleaved=0, **part)

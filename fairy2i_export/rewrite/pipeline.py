@@ -15,6 +15,7 @@ import onnx_ir as ir
 from fairy2i_export.codes.choices import check_stages
 from fairy2i_export.codes.native import check_library, kernel_problem
 from fairy2i_export.errors import ModelError, check_path
+from fairy2i_export.onnx_graph.operator import layers_in
 from fairy2i_export.output.companions import copy_genai_files, genai_config_of
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
@@ -151,7 +152,7 @@ def _setting(request: Request) -> Setting:
 def _change(model: ir.Model, opset: int, setting: Setting, request: Request, observer: Observer) -> Changed:
     """Run all passes on the model in memory."""
     passes: dict[str, int] = {}
-    already = len(operator_nodes(model))
+    already = sum(map(layers_in, operator_nodes(model)))
     constants = Constants(model)
     linears = find_linears(model, constants)
     passes["find"] = len(linears)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from fairy2i_export.codes.native import F32
 from fairy2i_export.errors import ModelError
-from fairy2i_export.onnx_graph.operator import make_node
+from fairy2i_export.onnx_graph.operator import Layer, make_node
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.names import Names
 from fairy2i_export.rewrite.operands import PackedWeights
@@ -120,7 +120,7 @@ class Replacement:
             operands = operands.with_bias(self.constant("bias", np.ascontiguousarray(bias, self.storage)))
         name = self.node.name or self.linear.name
         y = self._output(name)
-        self._append(make_node(name, x, operands, y, k=self._k, n=self._n, stages=self._stages))
+        self._append(make_node([Layer(name, operands, y, self._n, self._stages)], x, k=self._k))
         return self.op("Cast", "bfloat16", [y], {"to": ir.DataType.BFLOAT16}) if cast else y
 
     def op(

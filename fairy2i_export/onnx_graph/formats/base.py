@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -92,6 +92,8 @@ class Weights(Protocol):
 
 # graph, weights, layer, x [..., K], bias [N] or None -> y [..., N]
 MakeNodes = Callable[[GraphWriter, Weights, Linear, ir.Value, ir.Value | None], ir.Value]
+# graph, weights, layers, x [..., K] that all of them read -> y [..., N] of each
+MakeJointNode = Callable[[GraphWriter, Weights, Sequence[Linear], ir.Value], list[ir.Value]]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Format:
         copied_bytes: bytes of the copy that ONNX Runtime makes of them for its kernels when it loads the model; 0 if they
             are used where they lie in the mapped file.
         rounds_activations: rounds the input of layers that have ``activation_bits`` itself.
+        joint_node: appends one node for two or three layers that read the same x; None: each has its own.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Format:
     stored_bytes: Callable[[Linear, Settings], int]
     copied_bytes: Callable[[Linear, Settings], int]
     rounds_activations: bool = False
+    joint_node: MakeJointNode | None = None
 
 
 def multiplier_outputs(linear: Linear, settings: Settings) -> Outputs:
@@ -136,6 +140,11 @@ def put_multipliers(coded: Coded, put: Put) -> None:
         put("row_multiplier", coded.row_multiplier)
     if coded.col_multiplier is not None:
         put("col_multiplier", coded.col_multiplier)
+
+
+def bias_of(graph: GraphWriter, weights: Weights, linear: Linear) -> ir.Value | None:
+    """The bias of a layer [N] as an initializer, or None."""
+    return None if linear.bias is None else graph.initializer(weights.dense(linear.bias))
 
 
 def add_bias(graph: GraphWriter, name: str, product: ir.Value, bias: ir.Value | None) -> ir.Value:

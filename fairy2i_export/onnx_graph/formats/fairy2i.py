@@ -1,6 +1,11 @@
-"""Format ``fairy2i``, the default: one ``ai.fairy2i::Fairy2iMatMul`` node on packed codes (docs/format.md)."""
+"""Format ``fairy2i``, the default: packed codes (docs/format.md) in one ``ai.fairy2i::Fairy2iMatMul`` node.
+
+Layers that read the same x go into one node of ``Fairy2iMatMul2`` or ``3``. Their initializers are those that they have alone.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -14,14 +19,34 @@ from fairy2i_export.onnx_graph.formats.base import (
     Put,
     Settings,
     Weights,
+    bias_of,
     multiplier_outputs,
     put_multipliers,
 )
-from fairy2i_export.onnx_graph.operator import OP_NAME, Operands, make_node
+from fairy2i_export.onnx_graph.operator import OP_NAME, Layer, Operands, make_node
 from fairy2i_export.onnx_graph.writer import GraphWriter
 
 
 def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+    return _append(graph, [linear], [_operands(graph, weights, linear, bias)], x)[0]
+
+
+def _joint_node(graph: GraphWriter, weights: Weights, linears: Sequence[Linear], x: ir.Value) -> list[ir.Value]:
+    operands = [_operands(graph, weights, linear, bias_of(graph, weights, linear)) for linear in linears]
+    return _append(graph, linears, operands, x)
+
+
+def _append(graph: GraphWriter, linears: Sequence[Linear], operands: Sequence[Operands], x: ir.Value) -> list[ir.Value]:
+    layers = [
+        Layer(linear.name, given, ir.Value(name=f"{linear.name}/output"), linear.out_features, linear.stages)
+        for linear, given in zip(linears, operands, strict=True)
+    ]
+    first = linears[0]
+    graph.add(make_node(layers, x, k=first.in_features, layout=_layout(first), activation_bits=first.activation_bits))
+    return [layer.output for layer in layers]
+
+
+def _operands(graph: GraphWriter, weights: Weights, linear: Linear, bias: ir.Value | None) -> Operands:
     n, k, stages, layout = linear.out_features, linear.in_features, linear.stages, _layout(linear)
     outputs: Outputs = {
         "packed": (ir.DataType.UINT8, (packed_size(n // 2, k // 2, stages, layout),)),
@@ -37,10 +62,7 @@ def _nodes(graph: GraphWriter, weights: Weights, linear: Linear, x: ir.Value, bi
         return error
 
     made = {key: graph.initializer(tensor) for key, tensor in weights.coded(linear, outputs, write).items()}
-    y = ir.Value(name=f"{linear.name}/output")
-    operands = Operands(bias=bias, **made)
-    bits = linear.activation_bits
-    return graph.add(make_node(linear.name, x, operands, y, k=k, n=n, stages=stages, layout=layout, activation_bits=bits))
+    return Operands(bias=bias, **made)
 
 
 def _layout(linear: Linear) -> int:
@@ -61,4 +83,5 @@ FAIRY2I = Format(
     stored_bytes=_stored_bytes,
     copied_bytes=lambda linear, settings: 0,
     rounds_activations=True,
+    joint_node=_joint_node,
 )

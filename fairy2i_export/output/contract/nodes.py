@@ -40,14 +40,14 @@ def open_finished(model_file: Path) -> ir.Model:
 
 
 def read_nodes(model_file: Path) -> list[Node]:
-    """All operator nodes of a model, in graph order; their weights stay mapped.
+    """The layers of all operator nodes of a model, in graph order; their weights stay mapped.
 
     Raises:
         FormatError: if there is none, operands are missing or contradict the format, or the model is damaged.
     """
     model = open_finished(model_file)
     try:
-        nodes = [read_node(node) for node in model.graph if is_operator(node)]
+        nodes = [layer for node in model.graph if is_operator(node) for layer in read_node(node)]
     except FormatError:
         raise
     except Exception as error:  # numpy's and onnx_ir's, about a tensor that is not what it says

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from fairy2i_export.onnx_graph.operator import OP_NAME
+from fairy2i_export.onnx_graph.operator import is_operator, shapes_of
 from fairy2i_export.output.metadata import ModelMetadata
 from fairy2i_export.source.checkpoint import Checkpoint
 
@@ -62,9 +62,8 @@ def _shapes(model: ir.Model) -> Iterator[tuple[str, list[int | None]]]:
     vocab = next((value.shape[-1] for value in model.graph.outputs if value.name == "logits" and value.shape), None)
     if isinstance(vocab, int):
         yield EMBEDDING, [vocab, None]
-    for node in model.graph:
-        if node.op_type == OP_NAME:
-            yield node.name or "", [_number(node.attributes, "N"), _number(node.attributes, "K")]
+    for node in filter(is_operator, model.graph):
+        yield from shapes_of(node)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -76,10 +75,6 @@ def _shapes(model: ir.Model) -> Iterator[tuple[str, list[int | None]]]:
             yield name.removesuffix(_TRANSPOSED), shape[::-1]
         elif name.endswith(".ternary"):  # two halves of rows in every row of MatMulNBits
             yield name.removesuffix(".ternary"), [None if shape[0] is None else 2 * shape[0], None]
-
-
-def _number(attributes: Mapping[str, ir.Attr], key: str) -> int | None:
-    return int(attributes[key].as_int()) if key in attributes else None
 
 
 def _layers(model: ir.Model) -> int:

@@ -14,8 +14,6 @@ from fairy2i_export.onnx_graph.operator import (
 )
 from fairy2i_export.rewrite.passes.find import operator_nodes
 
-_KEY = (DOMAIN, OP_NAME, "")
-
 
 def define_operator(model: ir.Model, opset: int, *, rewritten: bool) -> int:
     """Put in the function body and complete the nodes' inputs.
@@ -26,11 +24,12 @@ def define_operator(model: ir.Model, opset: int, *, rewritten: bool) -> int:
         rewritten: whether nodes were added; a body that is there already is then replaced by ours.
 
     Returns:
-        How many things were added: the function, and nodes that named fewer than six inputs.
+        How many things were added: the functions, counted once, and nodes that named fewer inputs than there are.
     """
     nodes = operator_nodes(model)
     changes = sum(complete_inputs(node) for node in nodes)
-    if nodes and (rewritten or _KEY not in model.functions):
+    needed = {(DOMAIN, name, "") for name in (OP_NAME, *(node.op_type for node in nodes))}
+    if nodes and (rewritten or not needed <= set(model.functions)):
         define(model, opset)
         model.graph.opset_imports[DOMAIN] = OP_VERSION
         model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from fairy2i_export.onnx_graph.operator import DOMAIN, is_operator
+from fairy2i_export.onnx_graph.operator import DOMAIN, is_operator, layer_names
 from fairy2i_export.rewrite.linears import Linear
 from fairy2i_export.rewrite.patterns import match, pattern_of
 from fairy2i_export.rewrite.values.constants import Constants
@@ -35,13 +35,13 @@ def find_linears(model: ir.Model, constants: Constants) -> list[Linear]:
 
 
 def operator_nodes(model: ir.Model) -> list[ir.Node]:
-    """The Fairy2iMatMul nodes that are in the graph already."""
+    """The nodes of our operators that are in the graph already."""
     return [node for node in model.graph.all_nodes() if is_operator(node)]
 
 
 def operator_names(model: ir.Model) -> list[str]:
-    """All names of those nodes: what a glob may match although nothing is left to be done."""
-    return [name for node in operator_nodes(model) for name in _names(node, None)]
+    """All names of those nodes and their layers: what a glob may match although nothing is left to be done."""
+    return [name for node in operator_nodes(model) for name in (*layer_names(node), *_names(node, None))]
 
 
 def _candidate(node: ir.Node, constants: Constants) -> Linear | None:

@@ -61,7 +61,7 @@ class RewriteReport:
         passes: name of every pass and how often it did its work.
         rewritten: the layers that became Fairy2iMatMul nodes.
         left: the others.
-        already: Fairy2iMatMul nodes that were in the model before.
+        already: layers of Fairy2iMatMul nodes that were in the model before.
         warnings: one sentence each.
         copied: files of onnxruntime-genai that came along, see docs/rewrite.md.
         dense_bytes: of the rewritten matrices as the model stored or computed them.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fairy2i_export.onnx_graph.operator import OP_NAME
+from fairy2i_export.onnx_graph.operator import OP_NAMES
 
 _AS_FIRST_INPUT = {
     "Cast", "Identity", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Gelu", "Elu", "Selu", "Softmax", "Softplus", "Erf", "Neg",
-    "Transpose", "LayerNormalization", "Dropout", "Clip", OP_NAME,
+    "Transpose", "LayerNormalization", "Dropout", "Clip", *OP_NAMES,
 }  # fmt: skip
 _BROADCAST = {"Add", "Sub", "Mul", "Div"}
 _DEPTH = 50  # nodes looked back: the answer is near or not worth the search

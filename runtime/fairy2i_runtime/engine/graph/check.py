@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fairy2i_runtime.engine.graph import positions
+from fairy2i_runtime.engine.graph import layers, positions
 from fairy2i_runtime.engine.graph.call import (
     Activation,
     Cache,
@@ -33,13 +33,13 @@ from fairy2i_runtime.engine.graph.model_file import (
     tensor,
     value_type,
 )
-from fairy2i_runtime.engine.graph.operators import CONTRIB, OURS, RULES
+from fairy2i_runtime.engine.graph.operators import CONTRIB, RULES
 from fairy2i_runtime.engine.graph.wire import WireError
 from fairy2i_runtime.folder import LOGITS_TO_KEEP
 from fairy2i_runtime.regular_file import open_regular
 
 _STEPS = frozenset(("", name) for name in positions.OPERATORS)
-_VERSIONS = {"": range(18, 27), CONTRIB: range(1, 2), OURS: range(1, 2)}  # of operator sets
+_VERSIONS = {"": range(18, 27), CONTRIB: range(1, 2), layers.DOMAIN: range(1, 2)}  # of operator sets
 _IR_VERSIONS = range(8, 14)
 _CACHE = re.compile(r"past_key_values\.(\d{1,5})\.(key|value)")
 
@@ -214,11 +214,11 @@ class _Graph:
     def _output_names(self) -> list[str]:
         """Names of the graph's outputs, which go with its inputs."""
         names = [fields.get("name", "") for fields in self.graph["outputs"]]
-        layers = len(self.caches) // 2
-        present = [f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+        count = len(self.caches) // 2
+        present = [f"present.{layer}.{part}" for layer in range(count) for part in ("key", "value")]
         expected = {"input_ids", "attention_mask", *(name.replace("present", "past_key_values") for name in present)}
         given = set(self.values) - {LOGITS_TO_KEEP}
-        if not layers or given != expected:
+        if not count or given != expected:
             odd = sorted(expected ^ given) or ["past_key_values.0.key"]
             raise GraphError(f"missing or unexpected inputs {', '.join(odd[:6])}")
         if sorted(names) != sorted(["logits", *present]):

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fairy2i_runtime.engine.graph import positions
+from fairy2i_runtime.engine.graph import layers, positions
 from fairy2i_runtime.engine.graph.call import FLOATS, Activation, Cache, Call
 from fairy2i_runtime.engine.graph.model_file import BOOL, FLOAT, INT8, UINT8, Tensor
 
-CONTRIB, OURS = "com.microsoft", "ai.fairy2i"
+CONTRIB = "com.microsoft"
 MOST = 1 << 31  # of any dimension
 _END = f"[{(1 << 63) - 1}]"  # of a slice: the last column
 _BLOCKS = (16, 32, 64, 128, 256)
@@ -211,7 +211,7 @@ def _rotary(c: Call) -> list[Any]:
 def _attention(c: Call) -> list[Any]:
     c.count(11, 14)
     heads, kv_heads = c.take("num_heads", 1, 1 << 16), c.take("kv_num_heads", 1, 1 << 16)
-    c.take("do_rotary", 0, 0, 0)
+    rotates = c.take("do_rotary", 0, 1, 0) == 1
     c.take_float("scale", 0.0)
     c.take_float("softcap", 0.0)
     key, value = c.operands[3:5]
@@ -228,7 +228,16 @@ def _attention(c: Call) -> list[Any]:
     c.activation(2, kv_heads * key.size, of)
     c.step(5, positions.SEQLENS)
     c.step(6, positions.TOTAL)
-    c.absent(7, 8, 9, 11)
+    if rotates:
+        c.need(key.type == FLOAT and key.size % 16 == 0, "a float cache and heads of a multiple of 16, to rotate")
+        rows, half = c.tensor(7, FLOAT, None, None).dims
+        c.tensor(8, FLOAT, rows, half)
+        fits = half > 0 and half % 8 == 0 and 2 * half <= key.size
+        c.need(fits, f"rotary tables for heads of {key.size}, found {half} columns")
+        c.positions_from_tables.append(rows)
+    else:
+        c.absent(7, 8)
+    c.absent(9, 11)
     c.step(10, positions.BIAS if of == FLOAT else positions.BIAS_HALF)
     if quantized:
         kinds = [c.attributes.pop(name, b"") for name in ("k_quant_type", "v_quant_type")]
@@ -240,22 +249,6 @@ def _attention(c: Call) -> list[Any]:
     present = [f"present.{key.layer}.{part}" for part in ("key", "value")]
     c.need(c.outputs[1:] == present, f"the outputs {' and '.join(present)}")
     return [Activation(of, (heads * key.size,)), key, value]
-
-
-def _ours(c: Call) -> list[Any]:
-    c.count(3, 6)
-    k, n, stages = c.take("K", 2, MOST), c.take("N", 2, MOST), c.take("stages", 1, 64)
-    layout = c.take("layout_version", 1, 2)
-    bits = c.take("activation_bits", 0, 8, 0 if layout == 1 else None)
-    c.need(bits == 0 or (bits == 8 and layout == 2), f"activation_bits 0, or 8 with layout_version 2, found {bits}")
-    c.take("scale_scope", 0, 0)
-    c.activation(0, k)
-    c.tensor(1, UINT8, None)
-    c.tensor(2, FLOAT, stages, 2, 2)
-    for index, size in ((3, n), (4, n), (5, k)):
-        if c.operands[index] is not None:
-            c.tensor(index, FLOAT, size)
-    return [Activation(FLOAT, (n,))]
 
 
 def _block(c: Call) -> int:
@@ -292,5 +285,5 @@ RULES: dict[tuple[str, str], Callable[[Call], list[Any]]] = {
     (CONTRIB, "SkipSimplifiedLayerNormalization"): _skip_norm,
     (CONTRIB, "RotaryEmbedding"): _rotary,
     (CONTRIB, "GroupQueryAttention"): _attention,
-    (OURS, "Fairy2iMatMul"): _ours,
+    **layers.RULES,
 }
