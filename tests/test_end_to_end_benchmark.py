@@ -54,7 +54,7 @@ def test_tables_by_hand() -> None:
     base, ours = records()
     lines = tables.markdown([base, ours, {**base, "threads": 2}]).splitlines()
     assert lines[0] == (
-        "Machine: a machine. llama-cpp-python 1, compiled with AVX2, FMA. 3 rounds. Between its turns no process took more than "
+        "Machine: a machine. llama-cpp-python 1, compiled with AVX2, FMA. Rounds: 3. Between its turns no process took more than "
         "2 ms of a processor."
     )
     assert "| **2-stages lut** | Fairy2i, 2 stages | 2.06 | Q6_K | 80 | 150 |  | lut avx512 |" in lines

@@ -95,8 +95,8 @@ def markdown(records: list[Record], baselines: Sequence[str] = BASELINES) -> str
     peer = f" {versions[0]}, compiled with {', '.join(features)}." if versions else ""
     idle = max(record["idle_processor_seconds"] for record in records)
     lines = [
-        f"Machine: {first['machine']}.{peer} {rounds} rounds. Between its turns no process took more than {1e3 * idle:.0f} ms of a "
-        "processor.",
+        f"Machine: {first['machine']}.{peer} Rounds: {rounds}. "
+        f"Between its turns no process took more than {1e3 * idle:.0f} ms of a processor.",
         "",
         *stored_table(records),
     ]
