@@ -163,7 +163,9 @@ def test_the_graph(tmp_path: Path) -> None:
     modules = {"self_attn.q_proj+k_proj+v_proj": 3, "self_attn.o_proj": 1, "mlp.gate_proj+up_proj": 2, "mlp.down_proj": 1}
     assert [node.name for node in nodes] == [f"model.layers.{i}.{m}" for i in range(2) for m in modules] + ["lm_head"]
     layers = [*2 * list(modules.values()), 1]
-    assert [node.op_type for node in nodes] == [f"Fairy2iMatMul{count}" if count > 1 else "Fairy2iMatMul" for count in layers]
+    assert [node.op_type for node in nodes] == [
+        f"Fairy2iMatMul{count}" if count > 1 else "Fairy2iMatMul" for count in layers
+    ]
     assert [len(node.output) for node in nodes] == layers
     attributes = {a.name: a.i for a in next(n for n in nodes if n.name.endswith("1.mlp.down_proj")).attribute}
     assert attributes == {"K": 150, "N": 72, "stages": 2, "layout_version": 1, "scale_scope": 0}

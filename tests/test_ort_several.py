@@ -106,7 +106,7 @@ def build(
     common = {
         key: value for key, value in wanted.items() if key in ("K", "layout_version", "scale_scope", "activation_bits")
     }
-    if not tensors and not attributes or wanted.get("layout_version") == 2:
+    if (not tensors and not attributes) or wanted.get("layout_version") == 2:
         for i, one in enumerate(layers):
             inputs = ["x", *(names[f"{name}_{i}"] for name in INPUTS)]
             sizes = {"N": one.n, "stages": one.packed.stages}
