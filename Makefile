@@ -141,16 +141,18 @@ sanitize: $(VENV)/.installed-test
 	$(WORK)/sanitize/test_quantize_arguments
 	$(WORK)/sanitize/test_search
 	$(WORK)/sanitize/test_failures
+	$(WORK)/sanitize/test_several quick
 	for target in layer isas pack quantize; do $(WORK)/sanitize/fuzz_$${target}_seeds 200 || exit 1; done
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider
+	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py tests/test_ort_several.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider
 
-# the C library called by eight threads at once, under the thread sanitizer
+# the C library called by eight threads at once, and with work shared out to threads, under the thread sanitizer
 sanitize-threads:
 	cmake -S custom_ops -B $(WORK)/threads -DF2I_SANITIZE=thread -DF2I_BUILD_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
-	cmake --build $(WORK)/threads --target test_threads
+	cmake --build $(WORK)/threads --target test_threads test_several
 	$(WORK)/threads/test_threads
+	$(WORK)/threads/test_several quick
 
 # SECONDS: of each target; JOBS: targets at a time. Inputs that reach new code are kept in CORPUS/TARGET and are where the next run
 # begins. What is found stays in $(WORK)/fuzz, TARGET-crash-... or TARGET-timeout-...

@@ -1,5 +1,6 @@
 /* fuzz_layer.c - any attributes, counts and pointers through the functions that the operator calls, in its order: what
  * contradicts the format is refused with a message, what does not is run, and no byte is touched that was not given.
+ * Then the layer among others that read the same x, which give what each gives alone.
  */
 #include "layer_input.h"
 
@@ -69,6 +70,74 @@ static void run(input *in, const layer_input *l, const f2i_plan *plan) {
   free(workspace);
 }
 
+enum { MOST = F2I_MAX_LAYERS + 1 }; /* layers that are given to f2i_matmuls: one too many, rarely */
+
+/* `rows` of y of a layer, and nothing beyond them. */
+static float *filled_output(const f2i_output *o, int64_t rows) {
+  float *y = allocated((size_t)(rows * o->ldy) * sizeof(float));
+  for (int64_t i = 0; i < rows * o->ldy; ++i) y[i] = 7.0f;
+  return y;
+}
+
+/* y of f2i_matmuls against that of f2i_matmul; also the places between rows, which neither may touch. */
+static void compare(const f2i_output *o, int64_t rows, const layer_input *l) {
+  f2i_message message;
+  size_t bytes = 0;
+  f2i_status status = f2i_workspace_size(o->plan, rows, &bytes, &message);
+  EXPECT(status == F2I_OK, "%s", message.text);
+  void *workspace = allocated(bytes);
+  float *expected = filled_output(o, rows);
+  status = f2i_matmul(o->plan, rows, l->x, l->ldx, o->bias, expected, o->ldy, workspace, bytes, NULL, &message);
+  EXPECT(status == F2I_OK, "%s", message.text);
+  EXPECT(same_floats(o->y, expected, (size_t)(rows * o->ldy)), "several layers differ from one, N=%lld",
+         (long long)o->plan->weights.n);
+  free(expected);
+  free(workspace);
+}
+
+/* A planned layer and others that read the same x, some of them not as they should be. */
+static void run_several(input *in, const layer_input *l, const f2i_plan *plan) {
+  static const f2i_plan no_plan;
+  const size_t count = rarely(in) ? below(in, 2) * MOST : 1 + below(in, F2I_MAX_LAYERS);
+  const int64_t rows = l->rows, ldx = rarely(in) ? l->w.k - 1 : l->ldx;
+  const f2i_parallel backwards = {run_backwards, NULL};
+  layer_input layers[MOST];
+  f2i_plan plans[MOST];
+  f2i_output outputs[MOST];
+  f2i_message message;
+  size_t bytes = 0;
+  int good = count >= 1 && count <= F2I_MAX_LAYERS;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t k = i > 0 && rarely(in) ? l->w.k + 2 : l->w.k;
+    layers[i] = good_layer_of(in, 0, k);
+    const f2i_status status = f2i_plan_init(&plans[i], &layers[i].w, a_name(in), a_name(in), &message);
+    if (i == 0 || status != F2I_OK) plans[i] = *plan;
+    else if (rarely(in)) plans[i] = no_plan;
+    good &= plans[i].kernel != NULL && plans[i].weights.k == l->w.k;
+    outputs[i] = (f2i_output){.plan = &plans[i], .ldy = plans[i].weights.n + (a_byte(in) & 1)};
+    if (plans[i].weights.n == layers[i].w.n) outputs[i].bias = layers[i].bias;
+    outputs[i].y = filled_output(&outputs[i], rows);
+  }
+  f2i_status status = f2i_matmuls_workspace_size(outputs, count, rows, &bytes, &message);
+  expect_message(status, &message);
+  EXPECT((status == F2I_OK) == good, "%s", message.text);
+  const size_t given = rarely(in) ? bytes / 2 : bytes;
+  void *workspace = allocated(given);
+  memset(workspace, 0xFF, given);
+  status = f2i_matmuls(outputs, count, rows, l->x, ldx, workspace, given, a_byte(in) & 1 ? &backwards : NULL, &message);
+  expect_message(status, &message);
+  EXPECT((status == F2I_OK) == (good && (rows == 0 || (given == bytes && ldx == l->ldx))), "%s", message.text);
+  for (size_t i = 0; i < count; ++i) {
+    if (status == F2I_OK) compare(&outputs[i], rows, l);
+    for (int64_t at = 0; status != F2I_OK && at < rows * outputs[i].ldy; ++at) {
+      EXPECT(outputs[i].y[at] == 7.0f, "written in spite of: %s", message.text);
+    }
+    free(outputs[i].y);
+    free_layer(&layers[i]);
+  }
+  free(workspace);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   input in = input_of(data, size);
   layer_input l = good_layer(&in);
@@ -83,8 +152,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   const f2i_status planned = f2i_plan_init(&plan, &l.w, family, isa, &of_plan);
   expect_message(planned, &of_plan);
   if (status != F2I_OK) EXPECT(planned == status && strcmp(of_plan.text, message.text) == 0, "%s", of_plan.text);
-  if (planned == F2I_OK) run(&in, &l, &plan);
-  else EXPECT(plan.kernel == NULL, "a kernel in spite of: %s", of_plan.text);
+  if (planned == F2I_OK) {
+    run(&in, &l, &plan);
+    run_several(&in, &l, &plan);
+  } else {
+    EXPECT(plan.kernel == NULL, "a kernel in spite of: %s", of_plan.text);
+  }
   free_layer(&l);
   return 0;
 }

@@ -16,10 +16,9 @@ static inline int64_t a_size(input *in, int64_t rows) {
   return 2 * (int64_t)(1 + below(in, rows > 9 ? 40 : a_byte(in) % 8 == 0 ? 150 : 36));
 }
 
-/* A layer as the format wants it; x [rows][ldx]. */
-static inline layer_input good_layer(input *in) {
-  const int64_t rows = (int64_t)below(in, a_byte(in) % 16 == 0 ? 72 : 5);
-  layer_input l = {.w = {.k = a_size(in, rows), .n = a_size(in, rows), .layout_version = 1}, .rows = rows};
+/* A layer of k inputs as the format wants it; x [rows][ldx]. */
+static inline layer_input good_layer_of(input *in, int64_t rows, int64_t k) {
+  layer_input l = {.w = {.k = k, .n = a_size(in, rows), .layout_version = 1}, .rows = rows};
   const uint8_t kind = a_byte(in) % 10;
   l.w.stages = kind % 5;
   if (l.w.stages == 0) l.w.stages = 1, l.w.layout_version = 2, l.w.activation_bits = kind == 5 ? 8 : 0; /* without U */
@@ -47,6 +46,11 @@ static inline layer_input good_layer(input *in) {
   l.w.row_multiplier = l.row_multiplier;
   l.w.col_multiplier = l.col_multiplier;
   return l;
+}
+
+static inline layer_input good_layer(input *in) {
+  const int64_t rows = (int64_t)below(in, a_byte(in) % 16 == 0 ? 72 : 5);
+  return good_layer_of(in, rows, a_size(in, rows));
 }
 
 static inline void free_layer(layer_input *l) {

@@ -13,7 +13,15 @@
 #include "fairy2i.h"
 #include "harness.h"
 
-enum { THREADS = 8, SHAPES = 6, KERNELS = 32, MOST_ROWS = 33, MOST = 200, WORKSPACE = 4 << 20 };
+enum {
+  THREADS = 8,
+  SHAPES = 6,
+  KERNELS = 32,
+  MOST_ROWS = 33,
+  MOST = 200,
+  MOST_LAYERS = F2I_MAX_LAYERS,
+  WORKSPACE = 4 << 20
+};
 
 static const struct {
   int64_t k, n, stages, rows;
@@ -31,7 +39,7 @@ typedef struct worker {
   pthread_t id;
   uint32_t random; /* xorshift */
   int errors;
-  float y[MOST_ROWS * MOST];
+  float y[MOST_LAYERS][MOST_ROWS * MOST];
   uint8_t *workspace;
 } worker;
 
@@ -47,13 +55,21 @@ static void backwards(void *context, f2i_task task, size_t count, void *arg) {
   while (count > 0) task(arg, --count);
 }
 
-static int run_once(const f2i_plan *plan, int shape, int in_order, float *y, uint8_t *workspace) {
-  const f2i_parallel parallel = {backwards, NULL};
+/* The same layer into `count` outputs, or by itself if that is 0. */
+static int run_once(const f2i_plan *plan, int shape, int in_order, int count, float (*y)[MOST_ROWS * MOST],
+                    uint8_t *workspace) {
+  const f2i_parallel backward = {backwards, NULL}, *parallel = in_order ? NULL : &backward;
+  const int64_t rows = shapes[shape].rows, k = shapes[shape].k, n = shapes[shape].n;
+  f2i_output outputs[MOST_LAYERS];
   f2i_message message;
   size_t bytes = 0;
-  if (f2i_workspace_size(plan, shapes[shape].rows, &bytes, &message) != F2I_OK || bytes > WORKSPACE) return 0;
-  return f2i_matmul(plan, shapes[shape].rows, x, shapes[shape].k, bias, y, shapes[shape].n, workspace, bytes,
-                    in_order ? NULL : &parallel, &message) == F2I_OK;
+  for (int i = 0; i < count; ++i) outputs[i] = (f2i_output){plan, bias, y[i], n};
+  if (count > 0) {
+    return f2i_matmuls_workspace_size(outputs, (size_t)count, rows, &bytes, &message) == F2I_OK && bytes <= WORKSPACE &&
+           f2i_matmuls(outputs, (size_t)count, rows, x, k, workspace, bytes, parallel, &message) == F2I_OK;
+  }
+  if (f2i_workspace_size(plan, rows, &bytes, &message) != F2I_OK || bytes > WORKSPACE) return 0;
+  return f2i_matmul(plan, rows, x, k, bias, y[0], n, workspace, bytes, parallel, &message) == F2I_OK;
 }
 
 static size_t y_bytes(int shape) { return (size_t)(shapes[shape].rows * shapes[shape].n) * sizeof(float); }
@@ -73,8 +89,11 @@ static void *work(void *arg) {
     } else {
       index = 0; /* what the shared plans run */
     }
-    if (!run_once(own ? &plan : &shared[shape], shape, (int)(next(w) % 2), w->y, w->workspace)) ++w->errors;
-    if (memcmp(w->y, expected[shape][index], y_bytes(shape)) != 0) ++w->errors;
+    const int in_order = (int)(next(w) % 2), count = (int)(next(w) % (MOST_LAYERS + 1));
+    if (!run_once(own ? &plan : &shared[shape], shape, in_order, count, w->y, w->workspace)) ++w->errors;
+    for (int l = 0; l < (count > 0 ? count : 1); ++l) {
+      if (memcmp(w->y[l], expected[shape][index], y_bytes(shape)) != 0) ++w->errors;
+    }
   }
   return NULL;
 }
@@ -105,7 +124,7 @@ static void prepare(void) {
       else if (!kernel.available) continue;
       expected[s][i] = malloc(y_bytes(s));
       check(f2i_plan_init(&plan, w, kernel.family, kernel.isa, NULL) == F2I_OK &&
-                run_once(&plan, s, 1, (float *)(void *)expected[s][i], workspace),
+                run_once(&plan, s, 1, 0, (float (*)[MOST_ROWS * MOST])(void *)expected[s][i], workspace),
             kernel.family, kernel.isa);
     }
   }
