@@ -67,17 +67,24 @@ def run(model: Path | onnx.ModelProto, feeds: Mapping[str, Array], *, library: b
 
 
 def operator_matrices(folder: Path) -> dict[str, Array]:
-    """Node name -> dense float64 matrix [N, K] of every Fairy2iMatMul node, multipliers included."""
+    """Layer -> dense float64 matrix [N, K] of every Fairy2iMatMul node, multipliers included.
+
+    A layer is called as its node, or, in nodes of several, as its codes.
+    """
     model = onnx.load(folder / "model.onnx")
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type == "Fairy2iMatMul":
-            a = {attribute.name: attribute.i for attribute in node.attribute}
-            p = PackedLinear(tensors[node.input[1]], tensors[node.input[2]], a["N"] // 2, a["K"] // 2, a["stages"])
-            q = unpack(p)
-            rows = tensors[node.input[4]][:, None] if node.input[4] else 1
-            found[node.name] = oracle.dense(q.codes, q.scales) * rows
+        if node.domain != "ai.fairy2i":
+            continue
+        a = {attribute.name: attribute.i for attribute in node.attribute}
+        for layer in range(len(node.output)):
+            packed, scales, _, row_multiplier, _ = node.input[1 + 5 * layer : 6 + 5 * layer]
+            several = len(node.output) > 1
+            n, stages = (a[f"{key}_{layer}" if several else key] for key in ("N", "stages"))
+            q = unpack(PackedLinear(tensors[packed], tensors[scales], n // 2, a["K"] // 2, stages))
+            rows = tensors[row_multiplier][:, None] if row_multiplier else 1
+            found[packed.removesuffix(".packed") if several else node.name] = oracle.dense(q.codes, q.scales) * rows
     return found
 
 

@@ -215,10 +215,10 @@ def test_trusted_graphs_run(tmp_path: Path, exported: onnx.ModelProto) -> None:
 def test_the_body_that_is_exported_is_known() -> None:
     from onnx_ir import serde
 
-    for opset, rounding in itertools.product((18, 21), (False, True)):
+    for layers, opset, rounding in itertools.product((1, 2, 3), (18, 21), (False, True)):
         model = onnx.ModelProto()
         model.graph.name = "g"
-        model.functions.append(serde.serialize_function(matmul_function(opset, rounding=rounding)))
+        model.functions.append(serde.serialize_function(matmul_function(opset, layers=layers, rounding=rounding)))
         assert digest(read_model(model.SerializeToString())["functions"][0]) in FUNCTION_DIGESTS
 
 

@@ -112,7 +112,7 @@ def test_tables(capsys):
     assert "512x64" in out
     assert "q_proj" not in out
     assert "packed codes" in out
-    assert "896.3 kB at 512 tokens" in out
+    assert "895.8 kB at 512 tokens" in out
     assert "of as many last ones as a host asks for" in out
     assert histogram(np.array([25, 25, 25, 25])) == "▄▄▄▄"
     assert histogram(np.array([50, 0, 50, 0])) == "█ █ "

@@ -188,10 +188,13 @@ def test_wrong_use(folder: Path, arguments: list[str], message: str, capsys: pyt
 def test_a_model_without_our_nodes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def change(model: onnx.ModelProto, data: bytearray) -> None:
         for node in model.graph.node:
-            if node.op_type == "Fairy2iMatMul":
+            if node.domain == "ai.fairy2i":
                 node.domain = "someone.else"
         for function in model.functions:
             function.domain = "someone.else"
+            for node in function.node:
+                if node.domain == "ai.fairy2i":
+                    node.domain = "someone.else"
         model.opset_import.add(domain="someone.else", version=1)
 
     assert main(["verify", str(damaged(folder, tmp_path, change))]) == 2
