@@ -14,20 +14,14 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # many small steps: threads that spin are slow where others compute, too
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+# torch and transformers take seconds to import: what is wrong with the arguments is told before
+if TYPE_CHECKING:
+    import torch
 
 MARK = "@@"  # stands for the user's words
 SPARE = 16  # tokens that are written beyond those asked for: what is read back may have fewer
@@ -84,14 +78,16 @@ OPENINGS = (
 )
 
 
-class Progress(StoppingCriteria):  # type: ignore[misc]
-    """Says how far the text is, and never stops it."""
+class Progress:
+    """A StoppingCriteria of transformers that says how far the text is, and never stops it."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.said = time.monotonic()
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
         length = input_ids.shape[1]
         if length == self.tokens or time.monotonic() - self.said > SECONDS:
             self.said = time.monotonic()
@@ -99,8 +95,8 @@ class Progress(StoppingCriteria):  # type: ignore[misc]
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
-class Sober(LogitsProcessor):  # type: ignore[misc]
-    """Sharpens the distribution where the assistant speaks.
+class Sober:
+    """A LogitsProcessor of transformers that sharpens the distribution where the assistant speaks.
 
     Args:
         begins: the tokens with which the template lets the assistant begin.
@@ -112,6 +108,8 @@ class Sober(LogitsProcessor):  # type: ignore[misc]
         self.speaks: list[bool] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
         rows = input_ids[:, -len(self.begins) :].tolist()
         self.speaks = self.speaks or [False] * len(rows)
         self.speaks = [
@@ -120,16 +118,16 @@ class Sober(LogitsProcessor):  # type: ignore[misc]
         return scores * torch.tensor([TEMPERATURE / ANSWERS if speaks else 1.0 for speaks in self.speaks])[:, None]
 
 
-def answering(tokenizer: Any) -> LogitsProcessorList:
+def answering(tokenizer: Any) -> list[Sober]:
     """What sharpens answers, if the template says where they begin."""
     asked = [{"role": "user", "content": MARK}]
     try:
         plain = tokenizer.apply_chat_template(asked, tokenize=False)
         prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     except Exception:  # as in opening()
-        return LogitsProcessorList()
+        return []
     begins = tokenizer(prompt.removeprefix(plain), add_special_tokens=False).input_ids if prompt.startswith(plain) else []
-    return LogitsProcessorList([Sober(begins, tokenizer.eos_token_id)] if begins else [])
+    return [Sober(begins, tokenizer.eos_token_id)] if begins else []
 
 
 def opening(tokenizer: Any) -> str:
@@ -173,6 +171,8 @@ def write(path: Path, text: str) -> str:
 
 def number_type() -> torch.dtype:
     """bfloat16 where the processor multiplies it, which halves the time; elsewhere it would be slower."""
+    import torch
+
     known = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
     return torch.bfloat16 if known.get("avx512_bf16") or known.get("bf16") else torch.float32
 
@@ -210,6 +210,9 @@ def main() -> None:
         refuse(options.text, problem)
     if not (options.checkpoint / "config.json").is_file():
         refuse(options.checkpoint, "expected a folder with a Hugging Face model, found no config.json in it")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, StoppingCriteriaList
+
     torch.manual_seed(options.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
@@ -234,7 +237,7 @@ def main() -> None:
             max_new_tokens=length - min(map(len, starts)),
             do_sample=True,
             temperature=TEMPERATURE,
-            logits_processor=answering(tokenizer) if options.conversations else LogitsProcessorList(),
+            logits_processor=LogitsProcessorList(answering(tokenizer) if options.conversations else []),
             top_k=50,
             top_p=1.0,
             repetition_penalty=PENALTY,

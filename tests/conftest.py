@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # oracle.py is imported by several test files
 
 ROOT = Path(__file__).resolve().parent.parent
+# before torch is loaded, here and in processes that tests start: its threads sleep while they wait for each other. Spinning takes
+# most of the processor time of small models, the more the busier the machine is, and changes no result
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def heed_interrupts() -> None:

@@ -45,6 +45,9 @@ ASCII = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 BROKEN = [b"caf\xe9", b"w5 \xff w6", b"\xed\xa0\x80", "Größe".encode("utf-16")[:7], "日本".encode("shift-jis")]
 
 
+NO_UTF8 = r"error: (PROMPT|standard input|--\w[\w-]+): expected text in UTF-8, found the byte 0x"
+
+
 @posix
 @pytest.mark.parametrize("locale", [UTF8, ASCII], ids=["utf8", "ascii"])
 @pytest.mark.parametrize("broken", BROKEN)
@@ -52,20 +55,34 @@ def test_bytes_that_are_no_utf8_are_one_message(broken: bytes, locale: dict[str,
     folder = str(stories_folder())
     calls = [["generate", folder, "-", "--max-new-tokens=2"]]
     if b"\0" not in broken:  # no argument can hold it
-        calls += [
-            ["generate", folder, broken, "--max-new-tokens=2"],
-            ["generate", folder, "fine", "--stop", broken],
-            ["chat", folder, "--system", broken],
-            ["chat", folder, "--stop", broken],
-            ["chat", folder, "--template-variable", b"x=" + broken],
-        ]
+        calls += [["generate", folder, broken, "--max-new-tokens=2"]]
     for arguments in calls:
         done = run(*arguments, text=broken, **locale)
         assert (done.returncode, done.stdout) == (2, b""), arguments
         assert len(lines_of(done.stderr)) == 1
-        assert re.search(
-            r"error: (PROMPT|standard input|--\w[\w-]+): expected text in UTF-8, found the byte 0x", lines_of(done.stderr)[0]
-        )
+        assert re.search(NO_UTF8, lines_of(done.stderr)[0])
+
+
+OPTIONS = (["generate", "--stop"], ["chat", "--system"], ["chat", "--stop"], ["chat", "--template-variable"])
+
+
+@posix
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_bytes_of_options_that_are_no_utf8(options: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """In this process with the texts that Python makes of the arguments in either locale; one of them in a process."""
+    command, option = options
+    arguments = [command, str(stories_folder()), *["fine"] * (command == "generate"), option]
+    value = b"x=" * (option == "--template-variable") + BROKEN[0]
+    done = run(*arguments, value)
+    assert (done.returncode, done.stdout, len(lines_of(done.stderr))) == (2, b"", 1)
+    assert re.search(NO_UTF8, lines_of(done.stderr)[0])
+    for broken in (broken for broken in BROKEN if b"\0" not in broken):
+        for encoding in ("utf-8", "ascii"):
+            value = b"x=" * (option == "--template-variable") + broken
+            assert main([*arguments, value.decode(encoding, "surrogateescape")]) == 2
+            out, err = capfd.readouterr()
+            assert (out, len(err.splitlines())) == ("", 1)
+            assert re.search(NO_UTF8, err)
 
 
 @posix
