@@ -56,7 +56,7 @@ static int read_name(const char *text, size_t length, char *name, size_t size) {
 }
 
 static int starts_with(const char *text, size_t length, const char *key) {
-  return length >= strlen(key) && memcmp(text, key, strlen(key)) == 0;
+  return length >= strlen(key) && strncmp(text, key, strlen(key)) == 0;
 }
 
 /* One "key=value"; 0 if it is none. */
@@ -70,7 +70,7 @@ static int read_setting(const char *text, size_t length, f2i_tuning *tuning) {
 
 f2i_status f2i_tuning_read(const char *text, f2i_tuning *tuning, f2i_message *message) {
   for (size_t length; *text != '\0'; text += length) {
-    length = strcspn(text, " ");
+    for (length = 0; text[length] != '\0' && text[length] != ' ';) ++length;
     if (length > 0 && !read_setting(text, length, tuning)) {
       return f2i_fail(message, F2I_INVALID_ARGUMENT,
                       "tuning (FAIRY2I_TUNING or fairy2i.tuning): expected lut=ISA, dot=ISA, auto=ROWS or alone=BYTES, "
