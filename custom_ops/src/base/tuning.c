@@ -55,7 +55,6 @@ static int read_name(const char *text, size_t length, char *name, size_t size) {
   return 1;
 }
 
-/* A loop: compilers make memcmp of strncmp, which the packages for phones do not import. */
 static int starts_with(const char *text, size_t length, const char *key) {
   for (; *key != '\0'; ++text, ++key, --length) {
     if (length == 0 || *text != *key) return 0;
