@@ -11,8 +11,8 @@
 #include <sys/sysctl.h>
 #endif
 
-#if !defined(_WIN32)
 #include <stdatomic.h>
+#if !defined(_WIN32)
 #include <unistd.h>
 #endif
 
@@ -77,7 +77,7 @@ static int has(const char *name) {
 }
 #endif
 
-uint32_t f2i_cpu_bits(void) {
+static uint32_t find_bits(void) {
   uint32_t bits = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
   /* includes the check that the operating system saves the wide registers */
@@ -107,6 +107,17 @@ uint32_t f2i_cpu_bits(void) {
 #endif
 #endif
   return bits;
+}
+
+uint32_t f2i_cpu_bits(void) {
+  enum { FOUND = 1u << 31 }; /* no feature has it */
+  static atomic_uint known;  /* in a virtual machine asking takes microseconds, and a plan asks for every kernel */
+  uint32_t bits = atomic_load_explicit(&known, memory_order_relaxed);
+  if (bits == 0) {
+    bits = find_bits() | FOUND;
+    atomic_store_explicit(&known, bits, memory_order_relaxed);
+  }
+  return bits & ~(uint32_t)FOUND;
 }
 
 f2i_cpu_model f2i_cpu_identify(void) {

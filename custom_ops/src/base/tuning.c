@@ -3,20 +3,18 @@
  */
 #include "base/tuning.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/cpu.h"
 #include "base/message.h"
 
-enum {
-  ALONE_BYTES = 48 << 10, /* what a thread reads before another one has woken */
-  ANY = -1,
-};
+enum { ALONE_BYTES = 48 << 10 }; /* what a thread reads before another one has woken */
 
 /* Processors with settings of their own; the first that fits counts. Where the figures are from: docs/benchmarks.md. */
 static const struct {
   const char *vendor;
-  int family, first_model, last_model; /* as CPUID says, extended numbers added; family ANY: all */
+  int family, first_model, last_model; /* as CPUID says, extended numbers added */
   f2i_tuning tuning;
 } processors[] = {
     /* Zen 5: additions at four a cycle, ternary operations at two; prefetching into the second-level cache does not
@@ -25,15 +23,24 @@ static const struct {
 };
 static const f2i_tuning others = {.auto_rows = -1, .alone_bytes = ALONE_BYTES};
 
-f2i_tuning f2i_tuning_here(void) {
+static const f2i_tuning *find_tuning(void) {
   const f2i_cpu_model cpu = f2i_cpu_identify();
   for (size_t i = 0; i < sizeof processors / sizeof processors[0]; ++i) {
-    if (strcmp(cpu.vendor, processors[i].vendor) != 0) continue;
-    if (processors[i].family != ANY && cpu.family != processors[i].family) continue;
+    if (strcmp(cpu.vendor, processors[i].vendor) != 0 || cpu.family != processors[i].family) continue;
     if (cpu.model < processors[i].first_model || cpu.model > processors[i].last_model) continue;
-    return processors[i].tuning;
+    return &processors[i].tuning;
   }
-  return others;
+  return &others;
+}
+
+const f2i_tuning *f2i_tuning_here(void) {
+  static _Atomic(const f2i_tuning *) known;
+  const f2i_tuning *found = atomic_load_explicit(&known, memory_order_relaxed);
+  if (found == NULL) {
+    found = find_tuning();
+    atomic_store_explicit(&known, found, memory_order_relaxed);
+  }
+  return found;
 }
 
 /* Digits only, at most 10^12. */

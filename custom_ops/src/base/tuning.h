@@ -10,8 +10,8 @@ typedef struct f2i_tuning {
   int64_t alone_bytes;   /* a call that reads at most so many packed bytes does not wake other threads */
 } f2i_tuning;
 
-/* What is known to be best on the processor this runs on. */
-f2i_tuning f2i_tuning_here(void);
+/* What is known to be best on the processor this runs on; looked up once. */
+const f2i_tuning *f2i_tuning_here(void);
 
 /* Changes what the text names, "key=value" separated by blanks:
  *   lut=ISA dot=ISA auto=ROWS alone=BYTES

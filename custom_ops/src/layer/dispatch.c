@@ -142,8 +142,8 @@ static f2i_status select_kernel(const char *family, const char *isa, const f2i_t
 }
 
 /* The kernels named by family and isa (NULL or "" = environment, then default), or an error. "auto" is the default
- * family for few rows of x and for many rows the first other one that says so; for any number where activations are
- * rounded: "dot" then takes twice as long (layer/rounding.h). */
+ * family for few rows of x and, from as many rows on as the tuning or else the kernel says, "dot"; the default for any
+ * number where activations are rounded: "dot" then takes twice as long (layer/rounding.h). */
 static f2i_status select_kernels(const char *family, const char *isa, const f2i_tuning *tuning, int rounds,
                                  f2i_plan *plan, f2i_message *message) {
   const f2i_kernel *kernel = NULL;
@@ -171,11 +171,10 @@ static f2i_status select_kernels(const char *family, const char *isa, const f2i_
 size_t f2i_kernel_count(void) { return kernels_count; }
 
 static void describe(const f2i_kernel *kernel, f2i_kernel_info *info) {
-  const f2i_tuning tuning = f2i_tuning_here();
   info->family = kernel->family;
   info->isa = kernel->isa;
   info->available = can_run(kernel);
-  info->is_default = find_default(kernel->family, &tuning) == kernel;
+  info->is_default = find_default(kernel->family, f2i_tuning_here()) == kernel;
 }
 
 f2i_status f2i_kernel_at(size_t index, f2i_kernel_info *info) {
@@ -214,20 +213,17 @@ f2i_status f2i_plan_tuning(const f2i_plan *plan, char *text, size_t size) {
 /* f2i_tuning_read, but ISAs that this library does not have are an error; one that cannot run here is not. */
 static f2i_status read_tuning(const char *text, f2i_tuning *settings, f2i_message *message) {
   char names[96];
-  f2i_tuning given = *settings;
-  given.lut[0] = given.dot[0] = '\0';
-  const f2i_status status = f2i_tuning_read(text, &given, message);
+  const f2i_tuning before = *settings;
+  const f2i_status status = f2i_tuning_read(text, settings, message);
   if (status != F2I_OK) return status;
-  const char *const families[] = {"lut", "dot"}, *const isas[] = {given.lut, given.dot};
+  const char *const families[] = {"lut", "dot"}, *const isas[] = {settings->lut, settings->dot};
+  const char *const known[] = {before.lut, before.dot};
   for (size_t i = 0; i < 2; ++i) {
-    if (isas[i][0] == '\0' || find(families[i], isas[i]) != NULL) continue;
+    if (strcmp(isas[i], known[i]) == 0 || isas[i][0] == '\0' || find(families[i], isas[i]) != NULL) continue;
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
                     "tuning (FAIRY2I_TUNING or fairy2i.tuning): unknown ISA \"%.24s\", \"%s\" can run here with: %s",
                     isas[i], families[i], list(families[i], names, sizeof names));
   }
-  if (given.lut[0] == '\0') memcpy(given.lut, settings->lut, sizeof given.lut);
-  if (given.dot[0] == '\0') memcpy(given.dot, settings->dot, sizeof given.dot);
-  *settings = given;
   return F2I_OK;
 }
 
@@ -235,7 +231,7 @@ f2i_status f2i_plan_init_tuned(f2i_plan *plan, const f2i_weights *weights, const
                                const char *tuning, f2i_message *message) {
   if (plan == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "plan: expected a pointer, got NULL");
   memset(plan, 0, sizeof *plan);
-  f2i_tuning settings = f2i_tuning_here();
+  f2i_tuning settings = *f2i_tuning_here();
   f2i_status status = f2i_validate(weights, message);
   if (status == F2I_OK && getenv("FAIRY2I_TUNING") != NULL) {
     status = read_tuning(getenv("FAIRY2I_TUNING"), &settings, message);
