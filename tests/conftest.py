@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 def heed_interrupts() -> None:
     """To run in a child before it starts: who runs the tests in the background may have SIGINT ignored, which is inherited."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def in_threads(count: int, work: Callable[[int], object]) -> None:
+    """Call ``work`` with the numbers up to ``count``, each in a thread of its own, and wait for all of them."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
+from conftest import in_threads
 from fairy2i_runtime.errors import ChatTemplateError
 from fairy2i_runtime.text.chat_template import MOST_BYTES, TEMPLATE_FILE, ChatTemplate
 from fairy2i_runtime.text.sandbox import process
@@ -100,11 +100,7 @@ def test_several_threads_may_render() -> None:
         for _ in range(10):
             found[number] = ChatTemplate("{{ messages[0].content }}" + str(number), {}).render(TALK)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(4, work)
     assert found == {number: f"hi{number}" for number in range(4)}
 
 

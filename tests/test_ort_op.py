@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import oracle
+from conftest import in_threads
 from fairy2i_export import PackedLinear, pack
 from fairy2i_export.codes.layout import packed_size
 from fairy2i_export.codes.quantized import QuantizedLinear
@@ -253,11 +253,7 @@ def test_one_session_runs_concurrently() -> None:
             if not np.array_equal(shared.run(None, {"x": xs[i]})[0], alone[i]):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, work)
     assert not wrong
 
 

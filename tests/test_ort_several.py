@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import oracle
+from conftest import in_threads
 from fairy2i_export import PackedLinear, pack
 from fairy2i_runtime import core
 from test_ort_op import DOMAIN, INPUTS, layer, session
@@ -207,11 +207,7 @@ def test_one_session_runs_concurrently() -> None:
             if not all(map(np.array_equal, found, alone[i])):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(6, work)
     assert not wrong
 
 

@@ -81,6 +81,15 @@ def test_what_a_session_gets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["info"]) == 0
     assert "(of the library)" in capsys.readouterr().out
     assert kept_tuning(7) == "auto=5"
+    assert kept_tuning(7, "scalar") is None
+
+
+def test_bench_tells_what_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    keep_tuning(1, {"tuning": "lut=scalar dot=scalar auto=9"})
+    short = ["--prompt-tokens", "9", "--new-tokens", "2", "--repeat", "1", "--threads", "1", "--kernel", "auto", "--json"]
+    assert main(["bench", str(stories_folder()), *short]) == 0
+    ran = json.loads(capsys.readouterr().out)["configuration"]
+    assert (ran["kernel"], ran["isa"], ran["prompt_kernel"], ran["prompt_isa"]) == ("lut", "scalar", "dot", "scalar")
 
 
 def test_settings_that_the_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from worker_loop import Run, serve
 from fairy2i_runtime import core, load
 from fairy2i_runtime.errors import Fairy2iWarning
 from fairy2i_runtime.measure.bench_worker import run_once
+from fairy2i_runtime.ops.tuning import kept_tuning
 
 
 def start() -> tuple[dict[str, Any], Run]:
@@ -18,7 +19,9 @@ def start() -> tuple[dict[str, Any], Run]:
     folder, threads, kernel, context = sys.argv[1:]
     warnings.simplefilter("ignore", Fairy2iWarning)
     model = load(folder, threads=int(threads), kernel=kernel, context_length=int(context))
-    kernels = [f"{found.family} {found.isa}" for found in core.chosen_kernels(kernel).values()]
+    kernels = [
+        f"{found.family} {found.isa}" for found in core.chosen_kernels(kernel, tuning=kept_tuning(int(threads))).values()
+    ]
 
     def run(prompt: list[int], new_tokens: int) -> tuple[float, float]:
         seconds = run_once(model.decoder, prompt, new_tokens)  # as fairy2i bench

@@ -22,8 +22,10 @@ from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.source.text.sample_text import DEFAULT_TEXT, mostly_unknown, sample_ids
 from fairy2i_export.source.transformers_model import torch_is_installed
+from fairy2i_runtime.engine.threads import default_threads
 from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.ops import core
+from fairy2i_runtime.ops.tuning import kept_tuning
 from fairy2i_runtime.text.special_tokens import TOKENIZER_FILE
 
 LOGITS_LIMIT = 1e-3  # relative error of exact mode against torch, weights alike
@@ -138,7 +140,8 @@ def verify(
     ids, notes = _text_ids(model, content, min(tokens, model.context_length))
     with progress("layers", len(nodes), "layers") as advance:
         kernels = judge_kernels(model.folder.model_file, nodes, ids, isa=isa, done=lambda: advance(1))
-    default = core.chosen_kernel(model.folder.kernel_to_run(None), None, rows=len(ids)).family
+    settings = kept_tuning(default_threads())
+    default = core.chosen_kernel(model.folder.kernel_to_run(None), tuning=settings, rows=len(ids)).family
     comparisons = {(name, REFERENCE): v.comparison for name, v in kernels.verdicts.items() if v.comparison is not None}
     found = Verification(str(folder), len(ids), kernels, default, comparisons, notes=notes)
     _judge(found)

@@ -20,10 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairy2i_runtime.engine.failures import opening_failure
-from fairy2i_runtime.engine.session import ISA_ENTRY, ISA_VARIABLE, check_kernel_names
+from fairy2i_runtime.engine.session import check_kernel_names
 from fairy2i_runtime.engine.threads import check_threads, default_threads, warn_of_too_many
 from fairy2i_runtime.errors import LibraryError, ModelFolderError, OptionError, check_text
-from fairy2i_runtime.folder import CONFIG_FILE, KERNEL_ENTRY, KERNEL_VARIABLE, LIBRARY_ENTRY, ModelFolder, open_folder
+from fairy2i_runtime.folder import (
+    CONFIG_FILE,
+    ISA_ENTRY,
+    KERNEL_ENTRY,
+    KERNEL_VARIABLE,
+    LIBRARY_ENTRY,
+    ModelFolder,
+    open_folder,
+)
 from fairy2i_runtime.jsonfile import read_json
 from fairy2i_runtime.ops import core
 from fairy2i_runtime.ops.library import library_path, load_by_name
@@ -104,7 +112,7 @@ def config(
     entries = _session_entries(path / CONFIG_FILE, threads)
     if opened.needs_library:
         entries |= _library_entries(path, opened, kernel, isa)
-        tuning = None if isa or os.environ.get(ISA_VARIABLE) else kept_tuning(int(entries.get("intra_op_num_threads", 0)))
+        tuning = kept_tuning(int(entries.get("intra_op_num_threads", 0)), isa)
         entries |= {} if tuning is None else {TUNING_ENTRY: tuning}
     try:
         made = genai.Config(str(path))

@@ -43,9 +43,8 @@ def open_on_trial(path: Path) -> str:
     """The same in this process; returns the refusal."""
     import onnxruntime as ort
 
-    from fairy2i_runtime.engine.session import ISA_ENTRY
     from fairy2i_runtime.errors import Fairy2iRuntimeError
-    from fairy2i_runtime.folder import KERNEL_ENTRY
+    from fairy2i_runtime.folder import ISA_ENTRY, KERNEL_ENTRY
     from fairy2i_runtime.ops.library import register
 
     options = ort.SessionOptions()

@@ -11,13 +11,11 @@ import onnxruntime as ort
 from fairy2i_runtime.engine.failures import opening_failure, problem_of
 from fairy2i_runtime.engine.threads import check_threads, default_threads
 from fairy2i_runtime.errors import ModelFolderError, OptionError, encoding_problem
-from fairy2i_runtime.folder import KERNEL_ENTRY, KERNEL_VARIABLE
+from fairy2i_runtime.folder import ISA_ENTRY, ISA_VARIABLE, KERNEL_ENTRY, KERNEL_VARIABLE
 from fairy2i_runtime.ops.library import ort_version, register
 from fairy2i_runtime.ops.tuning import TUNING_ENTRY, TUNING_VARIABLE, kept_tuning, tuning_file
 from fairy2i_runtime.regular_file import read_regular
 
-ISA_ENTRY = "fairy2i.isa"
-ISA_VARIABLE = "FAIRY2I_ISA"
 EXTERNAL_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"  # for models that are not read from a file
 CONFIG_ENTRY_ORT = (1, 24)  # from here on a kernel can read the session's configuration entries
 
@@ -76,9 +74,7 @@ def open_session(
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     if needs_library and use_library:
-        if tuning is None and isa is None and not os.environ.get(ISA_VARIABLE) and ort_version() >= CONFIG_ENTRY_ORT:
-            tuning = kept_tuning(options.intra_op_num_threads)
-        _choose_kernel(options, kernel, isa, tuning)
+        _choose_kernel(options, kernel, isa, kept_tuning(options.intra_op_num_threads, isa) if tuning is None else tuning)
         register(options)
     elif kernel is not None or isa is not None:
         raise OptionError("kernel and isa choose code of the operator library: they need use_library=True")

@@ -25,6 +25,7 @@ from fairy2i_runtime.folder import open_folder
 from fairy2i_runtime.measure.bench_worker import DONE
 from fairy2i_runtime.ops import core
 from fairy2i_runtime.ops.processor import processor_name
+from fairy2i_runtime.ops.tuning import kept_tuning
 
 MAX_REPEAT = 1000
 
@@ -87,7 +88,8 @@ def bench(folder: Path, options: BenchOptions, done: Callable[[], object] = lamb
     kernels: list[core.KernelInfo | None] = [None, None]
     if opened.needs_library:
         family = opened.kernel_to_run(options.kernel)
-        kernels = [core.chosen_kernel(family, options.isa, rows=rows) for rows in (1, options.prompt_tokens)]
+        tuning = kept_tuning(options.threads or default_threads(), options.isa)
+        kernels = [core.chosen_kernel(family, options.isa, tuning, rows=rows) for rows in (1, options.prompt_tokens)]
     found = _in_fresh_process({"folder": str(folder), **vars(options)}, done)
     first = [run["first_token"] for run in found["runs"]]
     return {

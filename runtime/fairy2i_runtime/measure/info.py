@@ -95,7 +95,8 @@ def _kernel_name(folder: ModelFolder) -> str | None:
     if not (folder.needs_library and _library_exists()):
         return None
     try:
-        return " ".join(kernel.family for kernel in chosen_kernels(folder.kernel_to_run(None)).values())
+        found = chosen_kernels(folder.kernel_to_run(None), tuning=kept_tuning(default_threads()))
+        return " ".join(kernel.family for kernel in found.values())
     except Fairy2iRuntimeError:
         return None
 

@@ -239,20 +239,22 @@ def one_tile_layer(kernel: str | None = None, isa: str | None = None, tuning: st
     return Linear(one_tile, np.ones((1, 2, 2), np.float32), 2, 2, kernel=kernel, isa=isa, tuning=tuning)
 
 
-def chosen_kernels(kernel: str | None = None, isa: str | None = None) -> dict[int, KernelInfo]:
+def chosen_kernels(kernel: str | None = None, isa: str | None = None, tuning: str | None = None) -> dict[int, KernelInfo]:
     """The kernels that a layer gets with a choice and this environment, each by the least number of rows of activations.
 
-    They are asked of the library, not guessed.
+    They are asked of the library, not guessed. Those of a session need its settings (``kept_tuning``).
 
     Raises:
         KernelError: there is no such kernel, or it cannot run here; the message says which can.
     """
-    return one_tile_layer(kernel, isa).kernels
+    return one_tile_layer(kernel, isa, tuning).kernels
 
 
-def chosen_kernel(kernel: str | None = None, isa: str | None = None, *, rows: int = 1) -> KernelInfo:
+def chosen_kernel(
+    kernel: str | None = None, isa: str | None = None, tuning: str | None = None, *, rows: int = 1
+) -> KernelInfo:
     """The one of :func:`chosen_kernels` that runs for this many rows of activations."""
-    found = chosen_kernels(kernel, isa)
+    found = chosen_kernels(kernel, isa, tuning)
     return found[max(least for least in found if least <= rows)]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fairy2i_runtime.errors import Fairy2iWarning, ModelFolderError, OptionError
+from fairy2i_runtime.folder import ISA_VARIABLE
 from fairy2i_runtime.jsonfile import read_optional_json
 from fairy2i_runtime.ops.processor import processor_name
 from fairy2i_runtime.version import __version__
@@ -40,13 +41,18 @@ def machine_key(threads: int) -> str:
     return f"{processor_name()}, {os.cpu_count()} processors, {threads} threads, {__version__}"
 
 
-def kept_tuning(threads: int) -> str | None:
-    """The settings that were measured for so many threads on this machine; None: none were.
+def kept_tuning(threads: int, isa: str | None = None) -> str | None:
+    """The settings that were measured on this machine and that a session runs with; None: there are none.
 
-    A file that cannot be used is warned of, and otherwise as if it were not there.
+    The environment's settings, which the library reads itself, come before them, and they say nothing where somebody names an
+    instruction set. A file that cannot be used is warned of, and otherwise as if it were not there.
+
+    Args:
+        threads: of the session; 0 = onnxruntime's own number.
+        isa: the instruction set that was named for it, or None.
     """
-    if os.environ.get(TUNING_VARIABLE):
-        return None  # which the library reads itself
+    if os.environ.get(TUNING_VARIABLE) or isa or os.environ.get(ISA_VARIABLE):
+        return None
     try:
         entry = read_optional_json(tuning_file()).get(machine_key(threads))
     except RuntimeError:  # there is no home
