@@ -353,6 +353,23 @@ def test_auto_is_one_kernel_for_few_rows_and_may_be_another_for_many(isa: str | 
         assert len(layer.kernels) == 1
 
 
+def test_nothing_multiplies_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of "lut" that adds with dot products is no default; settings for "auto" are none for "lut"."""
+    names = {kernel.isa for kernel in core.kernels() if kernel.multiplies and kernel.family == "lut" and kernel.available}
+    assert not any(kernel.multiplies for kernel in core.kernels() if kernel.family == "exact")
+    assert all(kernel.multiplies for kernel in core.kernels() if kernel.family == "dot")
+    for family in (None, "lut", "exact"):
+        for tuning in (None, *(f"few={name}" for name in names)):
+            assert not core.chosen_kernel(family, tuning=tuning).multiplies
+    for name in names:
+        assert core.chosen_kernel("lut", name) == core.chosen_kernel("auto", tuning=f"few={name}")
+        assert [kernel.family for kernel in core.chosen_kernels("auto", tuning=f"few={name} auto=3").values()] == [
+            "lut",
+            "dot",
+        ]
+    assert core.chosen_kernel("auto", tuning="lut=scalar few=scalar").isa == "scalar"
+
+
 def test_forced_kernels_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
     q = random_layer(np.random.default_rng(0), 4, 4, 2)
     for family, isa in RUNNABLE:

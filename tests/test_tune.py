@@ -13,7 +13,7 @@ from fairy2i_export.commands.tools import main
 from fairy2i_runtime import core, load
 from fairy2i_runtime.engine.threads import default_threads
 from fairy2i_runtime.errors import Fairy2iWarning, OptionError
-from fairy2i_runtime.measure.tune import ROWS, tune
+from fairy2i_runtime.measure.tune import ROWS, rounds_of_tuning, tune
 from fairy2i_runtime.ops.tuning import keep_tuning, kept_tuning, machine_key, tuning_file
 from runtime_models import stories_folder
 
@@ -39,6 +39,9 @@ def test_the_command_keeps_what_it_finds_and_sessions_run_with_it(capsys: pytest
     settings = dict(part.split("=") for part in report["tuning"].split())
     here = {kernel.isa for kernel in core.kernels() if kernel.family == "lut" and kernel.available}
     assert settings["lut"] in here
+    assert not core.chosen_kernel("lut", tuning=report["tuning"]).multiplies
+    if multiplying := {kernel.isa for kernel in core.kernels() if kernel.multiplies and kernel.isa in here}:
+        assert settings["few"] in {settings["lut"], *multiplying}
     assert int(settings["auto"]) in (0, *ROWS)
     assert "alone" not in settings  # there is one thread
     assert sum(trial["taken"] for trial in report["trials"] if trial["setting"].startswith("lut=")) == 1
@@ -51,8 +54,16 @@ def test_the_command_keeps_what_it_finds_and_sessions_run_with_it(capsys: pytest
 
 def test_two_threads_choose_what_one_does_alone() -> None:
     found = tune(stories_folder(), threads=2, rounds=1)
-    assert [part.partition("=")[0] for part in found.text.split()] == ["lut", "alone", "dot", "auto"]
+    adds = any(kernel.family == "lut" and kernel.multiplies and kernel.available for kernel in core.kernels())
+    names = ["lut", "alone", *(["few"] if adds else []), "dot", "auto"]
+    assert [part.partition("=")[0] for part in found.text.split()] == names
     core.one_tile_layer("auto", tuning=found.text)  # the library takes it
+
+
+def test_progress_is_told_for_every_round() -> None:
+    rounds: list[None] = []
+    tune(stories_folder(), threads=1, rounds=2, done=lambda: rounds.append(None))
+    assert len(rounds) == rounds_of_tuning(2, 1)
 
 
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
@@ -71,11 +82,14 @@ def test_what_a_session_gets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["info", "--json"]) == 0
     tuning = json.loads(capsys.readouterr().out)["installation"]["library"]["tuning"]
     assert tuning["source"] == "fairy2i tune"
-    assert tuning["settings"].startswith("lut=scalar dot=")
-    assert " auto=9 " in tuning["settings"]
+    settings = dict(part.split("=") for part in tuning["settings"].split())
+    assert (settings["lut"], settings["auto"]) == ("scalar", "9")
+    assert {"few", "dot", "alone"} <= settings.keys()
     monkeypatch.setenv("FAIRY2I_TUNING", "alone=77")
     assert main(["info"]) == 0
-    assert "alone=77 (of FAIRY2I_TUNING)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "alone=77" in out
+    assert "(of FAIRY2I_TUNING)" in out
     monkeypatch.delenv("FAIRY2I_TUNING")
     keep_tuning(threads, None)
     assert main(["info"]) == 0
@@ -85,7 +99,7 @@ def test_what_a_session_gets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_bench_tells_what_ran(capsys: pytest.CaptureFixture[str]) -> None:
-    keep_tuning(1, {"tuning": "lut=scalar dot=scalar auto=9"})
+    keep_tuning(1, {"tuning": "lut=scalar few=scalar dot=scalar auto=9"})
     short = ["--prompt-tokens", "9", "--new-tokens", "2", "--repeat", "1", "--threads", "1", "--kernel", "auto", "--json"]
     assert main(["bench", str(stories_folder()), *short]) == 0
     ran = json.loads(capsys.readouterr().out)["configuration"]

@@ -66,7 +66,7 @@ typedef struct feature {
 static const feature features[] = {
     {F2I_CPU_AVX2, "avx2"},         {F2I_CPU_AVX512, "avx512"}, {F2I_CPU_AVX512_VNNI, "avx512_vnni"},
     {F2I_CPU_AVX_VNNI, "avx_vnni"}, {F2I_CPU_NEON, "neon"},     {F2I_CPU_DOTPROD, "dotprod"},
-    {F2I_CPU_I8MM, "i8mm"},         {F2I_CPU_AMX, "amx_int8"},
+    {F2I_CPU_I8MM, "i8mm"},         {F2I_CPU_AMX, "amx_int8"},  {F2I_CPU_AVX512_VBMI, "avx512_vbmi"},
 };
 
 #if defined(__aarch64__) && defined(__APPLE__)
@@ -90,6 +90,7 @@ static uint32_t find_bits(void) {
       __builtin_cpu_supports("avx512dq")) {
     bits |= F2I_CPU_AVX512;
     if (__builtin_cpu_supports("avx512vnni")) bits |= F2I_CPU_AVX512_VNNI;
+    if (__builtin_cpu_supports("avx512vbmi")) bits |= F2I_CPU_AVX512_VBMI;
 #if defined(ASKS_FOR_AMX)
     if (has_amx()) bits |= F2I_CPU_AMX;
 #endif

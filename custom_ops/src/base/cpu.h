@@ -14,6 +14,7 @@ enum {
   F2I_CPU_DOTPROD = 1u << 5,
   F2I_CPU_I8MM = 1u << 6,
   F2I_CPU_AMX = 1u << 7, /* tiles and int8 products; needs f2i_cpu_allow */
+  F2I_CPU_AVX512_VBMI = 1u << 8,
 };
 
 /* Features of this CPU that the operating system lets programs use. Computed once. */

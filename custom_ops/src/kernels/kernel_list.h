@@ -23,6 +23,15 @@ F2I_KERNEL(FAMILY("lut") ISA("avx512_plain") VARIANT NEEDS(F2I_CPU_AVX512) OPERA
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512) BLOCK(f2i_block_lut__avx512_plain)
            ORDER(f2i_order_lut__avx512) PANEL(f2i_panel_lut__avx512))
 #endif
+#if defined(F2I_HAVE_LUT_AVX512_VNNI) && defined(F2I_HAVE_LUT_AVX512)
+/* adds with dot products by 1 */
+F2I_KERNEL(FAMILY("lut") ISA("avx512_vnni") VARIANT MULTIPLIES NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VBMI | F2I_CPU_AVX512_VNNI)
+           OPERAND_BYTES(F2I_PLANE_ENTRIES) WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512)
+           BLOCK(f2i_block_lut__avx512_vnni) PANEL(f2i_panel_lut__avx512))
+F2I_KERNEL(FAMILY("lut") ISA("avx512_vnni_near") VARIANT MULTIPLIES NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VBMI | F2I_CPU_AVX512_VNNI)
+           OPERAND_BYTES(F2I_PLANE_ENTRIES) WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx512)
+           BLOCK(f2i_block_lut__avx512_vnni_near) PANEL(f2i_panel_lut__avx512))
+#endif
 #if defined(F2I_HAVE_LUT_AVX2)
 F2I_KERNEL(FAMILY("lut") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
@@ -62,34 +71,34 @@ F2I_KERNEL(FAMILY("exact") ISA("scalar") OPERAND_BYTES(4 * F2I_PLANE_ENTRIES)
            BUILD(f2i_build_exact__scalar) BLOCK(f2i_block_exact__scalar))
 #if defined(F2I_HAVE_DOT_AMX) && defined(F2I_HAVE_DOT_AVX512)
 /* tiles for many rows of x, else the next one */
-F2I_KERNEL(FAMILY("dot") ISA("amx") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI | F2I_CPU_AMX) OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("amx") MULTIPLIES NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI | F2I_CPU_AMX) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
            PANEL(f2i_panel_dot__amx) AUTO_ROWS(4))
 #endif
 #if defined(F2I_HAVE_DOT_AVX512)
-F2I_KERNEL(FAMILY("dot") ISA("avx512") NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("avx512") MULTIPLIES NEEDS(F2I_CPU_AVX512 | F2I_CPU_AVX512_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx512) BLOCK(f2i_block_dot__avx512)
            PANEL(f2i_panel_dot__avx512) AUTO_ROWS(4))
 #endif
 #if defined(F2I_HAVE_DOT_AVXVNNI)
-F2I_KERNEL(FAMILY("dot") ISA("avx_vnni") NEEDS(F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("avx_vnni") MULTIPLIES NEEDS(F2I_CPU_AVX2 | F2I_CPU_AVX_VNNI) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx_vnni) BLOCK(f2i_block_dot__avx_vnni)
            ORDER(f2i_order_dot__avx_vnni) PANEL(f2i_panel_dot__avx_vnni) AUTO_ROWS(16))
 #endif
 #if defined(F2I_HAVE_DOT_AVX2)
-F2I_KERNEL(FAMILY("dot") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("avx2") MULTIPLIES NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2)
            ORDER(f2i_order_dot__avx2) PANEL(f2i_panel_dot__avx2))
 #endif
 #if defined(F2I_HAVE_DOT_NEON86)
-F2I_KERNEL(FAMILY("dot") ISA("neon86") NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("neon86") MULTIPLIES NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon86) BLOCK(f2i_block_dot__neon86)
            PANEL(f2i_panel_dot__neon86) AUTO_ROWS(4))
 #endif
 #if defined(F2I_HAVE_DOT_NEON82)
-F2I_KERNEL(FAMILY("dot") ISA("neon82") NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("neon82") MULTIPLIES NEEDS(F2I_CPU_DOTPROD) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__neon82) BLOCK(f2i_block_dot__neon82)
            PANEL(f2i_panel_dot__neon82) AUTO_ROWS(5))
 #endif
-F2I_KERNEL(FAMILY("dot") ISA("scalar") OPERAND_BYTES(F2I_DOT_BYTES)
+F2I_KERNEL(FAMILY("dot") ISA("scalar") MULTIPLIES OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__scalar) BLOCK(f2i_block_dot__scalar))

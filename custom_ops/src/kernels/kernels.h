@@ -116,6 +116,7 @@ typedef struct f2i_kernel {
   const f2i_panel_kernel *panel; /* for the most rows; NULL: `block` does any number of rows */
   int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */
   int is_variant;    /* runs only where it is named: by the caller, the environment, or a tuning */
+  int multiplies;    /* with instructions that multiply for every weight */
 } f2i_kernel;
 
 /* The kernel that a plan runs for this many rows of x. */

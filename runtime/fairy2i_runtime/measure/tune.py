@@ -5,8 +5,9 @@ that a slow moment of the machine meets all of them; a setting is changed only i
 
 1. ``lut``: each instruction set and variant of the look-up kernels that this processor runs, a token at a time.
 2. ``alone``: which calls are too small to wake other threads for, a token at a time. With one thread there is nothing to choose.
-3. ``dot`` and ``auto``: the same for the kernels that multiply, on a prompt; and from how many rows of activations on they are
-   faster than the look-up kernels. It is used where somebody asks for the kernel ``auto``.
+3. ``few``: the same as 1 for those that add by multiplying, where there are any; they run only where somebody asks for ``auto``.
+4. ``dot`` and ``auto``: the same for the kernels that multiply weights, on a prompt; and from how many rows of activations on they
+   are faster than those for few rows. Used for ``auto`` as well.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Tuning:
 
 def rounds_of_tuning(rounds: int, threads: int) -> int:
     """How often :func:`tune` calls ``done``."""
-    return rounds * (3 + (threads != 1))
+    return rounds * (3 + (threads != 1) + (len(_isas("lut", multiply=True)) > 0))
 
 
 def tune(
@@ -121,31 +122,37 @@ class _Tuner:
         self._found = Tuning(threads)
 
     def run(self) -> Tuning:
-        lut = self._choose("lut", [f"lut={isa}" for isa in _isas("lut")], 1)
-        settings = [lut]
+        settings = [self._choose("lut", [f"lut={isa}" for isa in _isas("lut")], 1)]
         if self._found.threads != 1:
-            known = int(_known(lut)["alone"])
+            known = int(_known(settings)["alone"])
             candidates = [f"alone={size}" for size in (known, *(size for size in ALONE if size != known))]
-            settings.append(self._choose("lut", candidates, 1, " ".join(settings)))
-        dot = self._choose("dot", [f"dot={isa}" for isa in _isas("dot")], PROMPT, " ".join(settings[1:]))
-        settings += [dot, f"auto={self._first_rows(' '.join([*settings, dot]))}"]
+            settings.append(self._choose("lut", candidates, 1, settings))
+        few = settings[0].removeprefix("lut=")
+        if _isas("lut", multiply=True):
+            known_isa = _known(settings, "auto").get("few", few)
+            isas = sorted({few, *_isas("lut", multiply=True)}, key=lambda isa: (isa != known_isa, isa))
+            settings.append(self._choose("auto", [f"few={isa}" for isa in isas], 1, settings))
+            few = settings[-1].removeprefix("few=")
+        candidates = [f"dot={isa}" for isa in _isas("dot", multiply=True)]
+        settings.append(self._choose("dot", candidates, PROMPT, settings))
+        settings.append(f"auto={self._first_rows([*settings, f'lut={few}'])}")
         self._found.text = " ".join(settings)
         return self._found
 
-    def _decoder(self, kernel: str, tuning: str) -> Decoder:
+    def _decoder(self, kernel: str, settings: Sequence[str]) -> Decoder:
         session = open_session(
             self._folder.model_file,
             contents=self._contents,
             threads=self._found.threads or None,
             kernel=kernel,
-            tuning=tuning,
+            tuning=" ".join(settings),
             entries=_STOP_SPINNING,
         )
         return Decoder(session, self._folder.context_length, name=str(self._folder.model_file))
 
-    def _choose(self, kernel: str, candidates: Sequence[str], rows: int, others: str = "") -> str:
+    def _choose(self, kernel: str, candidates: Sequence[str], rows: int, others: Sequence[str] = ()) -> str:
         """The fastest of some settings, the first one unless another one gains; ``others`` are settled."""
-        decoders = [self._decoder(kernel, f"{others} {candidate}") for candidate in candidates]
+        decoders = [self._decoder(kernel, [*others, candidate]) for candidate in candidates]
         seconds = self._turns([partial(_seconds, decoder, rows) for decoder in decoders])
         best = min(range(len(candidates)), key=lambda i: median(seconds[i]))
         if median(seconds[best]) > (1 - GAIN) * median(seconds[0]):
@@ -157,8 +164,8 @@ class _Tuner:
         ]
         return candidates[best]
 
-    def _first_rows(self, settings: str) -> int:
-        """From how many rows on the kernel that multiplies is faster, for all that were tried; 0 if it never is."""
+    def _first_rows(self, settings: Sequence[str]) -> int:
+        """From how many rows on the kernel that multiplies weights is faster, for all that were tried; 0 if it never is."""
         lut, dot = (self._decoder(kernel, settings) for kernel in ("lut", "dot"))
         works = [partial(_seconds, decoder, rows) for rows in ROWS for decoder in (lut, dot)]
         seconds = self._turns(works)
@@ -201,16 +208,16 @@ def _seconds(decoder: Decoder, rows: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def _isas(family: str) -> list[str]:
+def _isas(family: str, *, multiply: bool = False) -> list[str]:
     """Instruction sets and variants that a family of kernels has here, the one that runs without measuring first.
 
-    The slowest of all, ``scalar``, is none of them, unless there is no other.
+    Those that multiply, or those that do not. The slowest of all, ``scalar``, is none of them, unless there is no other.
     """
-    here = [kernel for kernel in kernels() if kernel.family == family and kernel.available]
+    here = [k for k in kernels() if k.family == family and k.available and k.multiplies == multiply]
     here.sort(key=lambda kernel: not kernel.is_default)
-    return [kernel.isa for kernel in here if kernel.isa != "scalar"] or ["scalar"]
+    return [kernel.isa for kernel in here if kernel.isa != "scalar"] or [kernel.isa for kernel in here]
 
 
-def _known(tuning: str) -> dict[str, str]:
+def _known(settings: Sequence[str], kernel: str | None = None) -> dict[str, str]:
     """The settings that a layer gets, by name."""
-    return dict(part.split("=") for part in one_tile_layer(tuning=tuning).tuning.split())
+    return dict(part.split("=") for part in one_tile_layer(kernel, tuning=" ".join(settings)).tuning.split())

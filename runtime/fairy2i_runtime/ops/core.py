@@ -28,12 +28,21 @@ class KernelError(Fairy2iRuntimeError):
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel of the library: family (``lut``, ``exact``, ``dot``) and ISA, whether this CPU runs it and picks it by default."""
+    """A kernel of the library.
+
+    Attributes:
+        family: ``lut``, ``exact`` or ``dot``.
+        isa: instruction set, or variant of one.
+        available: this CPU runs it.
+        is_default: it is what runs of its family here if nobody names an instruction set.
+        multiplies: with instructions that multiply for every weight; only ``auto``, or naming it, makes such a kernel run.
+    """
 
     family: str
     isa: str
     available: bool
     is_default: bool
+    multiplies: bool
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +78,9 @@ def _check(ffi: Any, status: int, message: Any) -> None:
 
 
 def _kernel(ffi: Any, info: Any) -> KernelInfo:
-    return KernelInfo(_text(ffi, info.family), _text(ffi, info.isa), bool(info.available), bool(info.is_default))
+    return KernelInfo(
+        _text(ffi, info.family), _text(ffi, info.isa), bool(info.available), bool(info.is_default), bool(info.multiplies)
+    )
 
 
 def kernels() -> list[KernelInfo]:
