@@ -63,13 +63,22 @@ static inline size_t f2i_strip_begin(const f2i_call *c, size_t strips, size_t st
   return begin < c->tiles ? (size_t)begin : c->tiles;
 }
 
+/* The bytes of K-block k of a strip that begins at the tile `first`. */
+static inline const uint8_t *f2i_strip_bytes(const f2i_call *c, size_t k, size_t first) {
+  return c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
+}
+
+/* How many K-blocks of a strip of `tiles` tiles are F2I_AHEAD_BYTES. */
+static inline size_t f2i_blocks_ahead(const f2i_call *c, size_t tiles) {
+  return f2i_ceil_div(F2I_AHEAD_BYTES, tiles * f2i_tile_bytes(c));
+}
+
 /* What the thread that works on K-block k of the strip of `tiles` tiles at `first` should prefetch: the bytes of the
  * same strip F2I_AHEAD_BYTES further on, or beyond its last block those at the start of the strip behind it. */
 static inline const uint8_t *f2i_ahead(const f2i_call *c, size_t k, size_t first, size_t tiles) {
-  const size_t step = f2i_ceil_div(F2I_AHEAD_BYTES, tiles * f2i_tile_bytes(c));
-  const int inside = k + step < c->blocks;
-  const size_t block = inside ? k + step : (k + step - c->blocks) % c->blocks;
-  return c->w->packed + (block * c->tiles + (inside ? first : (first + tiles) % c->tiles)) * f2i_tile_bytes(c);
+  const size_t block = k + f2i_blocks_ahead(c, tiles);
+  if (block < c->blocks) return f2i_strip_bytes(c, block, first);
+  return f2i_strip_bytes(c, (block - c->blocks) % c->blocks, (first + tiles) % c->tiles);
 }
 
 /* Whether f2i_range_load and f2i_range_finish take care of a row. */

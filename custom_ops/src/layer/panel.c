@@ -58,7 +58,7 @@ static void strip_task(void *arg, size_t index) {
   for (size_t step = 0; step < c->steps; ++step) {
     const size_t k = step / c->parts;
     panel.shared = f2i_step_shared(c, step);
-    panel.packed = c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
+    panel.packed = f2i_strip_bytes(c, k, first);
     panel.ahead = f2i_ahead(c, k, first, tiles);
     panel.operands = p->operands + step * p->operand_bytes;
     panel.units = p->units + step * p->kernel->rows;

@@ -121,7 +121,7 @@ static void walk_strip(const rows_layer *l, size_t index) {
     for (size_t step = 0; step < c->steps; ++step) {
       const size_t k = step / c->parts;
       block.shared = f2i_step_shared(c, step);
-      block.packed = c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
+      block.packed = f2i_strip_bytes(c, k, first);
       block.ahead = f2i_ahead(c, k, first, tiles);
       block.operands = l->operands + (step * c->rows + row) * l->operand_bytes;
       block.units = l->units + step * c->rows + row;
@@ -178,6 +178,24 @@ static size_t strip_at(const rows_call *r, uint64_t bytes) {
   return before;
 }
 
+/* The operands of a single row of x, by the thread that goes through this strip then: what it reads first comes from
+ * memory meanwhile, a share with each block. */
+static void build_before(const rows_layer *l, size_t strip) {
+  const f2i_call *c = l->c;
+  const size_t first = f2i_strip_begin(c, l->strips, strip), tiles = f2i_strip_begin(c, l->strips, strip + 1) - first;
+  const size_t ahead = f2i_blocks_ahead(c, tiles), bytes = tiles * f2i_tile_bytes(c);
+  const size_t share = f2i_ceil_div((ahead < c->blocks ? ahead : c->blocks) * bytes, l->blocks);
+  size_t k = 0, at = 0; /* the next K-block of the strip, and byte of it */
+  for (size_t block = 0; block < l->blocks; ++block) {
+    for (size_t i = 0; i < share && k < c->blocks; i += F2I_ALIGN) {
+      __builtin_prefetch(f2i_strip_bytes(c, k, first) + at, 0, 2);
+      at += F2I_ALIGN;
+      if (at == bytes) at = 0, ++k;
+    }
+    build_block(l, block);
+  }
+}
+
 /* Work item: a range of strips, then what is left of the other ranges, with operands of its own. */
 static void builder_task(void *arg, size_t index) {
   builders_call *b = arg;
@@ -196,7 +214,7 @@ static void builder_task(void *arg, size_t index) {
       size_t layer = 0;
       while (strip >= mine.layers[layer].strips) strip -= mine.layers[layer++].strips;
       const rows_layer *l = &mine.layers[layer];
-      for (size_t block = 0; block < l->blocks && !built[layer]; ++block) build_block(l, block);
+      if (!built[layer]) build_before(l, strip);
       built[layer] = 1;
       walk_strip(l, strip);
     }
