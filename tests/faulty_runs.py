@@ -11,6 +11,7 @@ faults.c has counted, "continued": the step that a training went on from, or the
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -158,8 +159,10 @@ def in_a_copy(order: dict[str, Any]) -> dict[str, Any]:
 def main(kinds: list[str]) -> None:
     """Answer orders until there are no more."""
     points = {point.module for kind in kinds for point in POINTS[kind].values()}
-    for name in points.union(*(NEEDED[kind] for kind in kinds)):
+    for name in points.union({"fairy2i_export.codes.native"}, *(NEEDED[kind] for kind in kinds)):
         importlib.import_module(name)
+    sys.modules["fairy2i_export.codes.native"].library()  # its declarations are parsed once, not in every copy
+    gc.freeze()  # what is there by now is garbage in no copy: each would walk through all of torch
     for line in sys.stdin:
         print(json.dumps(in_a_copy(json.loads(line))), flush=True)
 

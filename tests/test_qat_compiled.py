@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +25,13 @@ SCALES = {
     1: [[[1.0, 0.9], [1.1, 0.8]]],
     2: [[[1.0, 0.9], [1.1, 0.8]], [[0.5, 0.4], [0.45, 0.5]]],
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_number_at_a_time() -> Iterator[None]:
+    """As a thread of a GPU computes; a kernel for the processor's vectors takes g++ twice as long."""
+    with torch._inductor.config.patch({"cpp.simdlen": 1}):
+        yield
 
 
 def layer(shape: tuple[int, int], options: QuantizationOptions) -> list[Any]:
