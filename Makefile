@@ -165,11 +165,12 @@ fuzz: fuzz-library fuzz-files
 
 # needs clang with its libraries (Debian: clang libclang-rt-14-dev). Run an input again with $(WORK)/fuzz/TARGET FILE. RECORD=1 adds
 # the runs, with their processor time, to custom_ops/fuzz/record.json and the table of docs/security.md
+FUZZERS := fuzz_layer fuzz_isas fuzz_pack fuzz_quantize
 fuzz-library:
 	cmake -S custom_ops -B $(WORK)/fuzz -DCMAKE_C_COMPILER=clang -DF2I_BUILD_FUZZERS=ON -DF2I_BUILD_TESTS=ON \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo > /dev/null
-	cmake --build $(WORK)/fuzz -j$(JOBS)
-	cd $(WORK)/fuzz && printf '%s\n' fuzz_layer fuzz_isas fuzz_pack fuzz_quantize | xargs -P $(JOBS) -I TARGET sh -c '\
+	cmake --build $(WORK)/fuzz -j$(JOBS) --target $(FUZZERS) $(FUZZERS:%=%_seeds)
+	cd $(WORK)/fuzz && printf '%s\n' $(FUZZERS) | xargs -P $(JOBS) -I TARGET sh -c '\
 	  mkdir -p $(CORPUS)/TARGET && ./TARGET_seeds 200 $(CORPUS)/TARGET && \
 	  $(PYTHON) $(CURDIR)/scripts/fuzz_record.py run $(if $(RECORD),--record) TARGET.log -- ./TARGET $(CORPUS)/TARGET \
 	    -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- -print_final_stats=1'
