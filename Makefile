@@ -35,15 +35,22 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(PIP) .
 	@touch $@
 
+# what extras and groups of pyproject.toml ask for, a line each: named, the packages themselves would be built once more
+ASKED := import sys, tomllib; all = tomllib.load(open("pyproject.toml", "rb")); \
+  known = {**all["project"]["optional-dependencies"], **all["dependency-groups"]}; \
+  print(*(line for name in sys.argv[1:] for line in known[name]), sep="\n")
+
 $(VENV)/.installed-test: $(VENV)/.installed .ci/locks/lint.txt
 	$(PIP) $(TORCH)
 	$(PIP) --require-hashes -r .ci/locks/lint.txt
-	$(PIP) '.[train,test,lint,eval]' $(TORCH)
+	$(BIN)/python -c '$(ASKED)' train test lint eval > $(VENV)/test.txt
+	$(PIP) -r $(VENV)/test.txt $(TORCH)
 	@touch $@
 
 $(VENV)/.installed-train: $(VENV)/.installed
 	$(PIP) $(TORCH)
-	$(PIP) '.[train]' gguf sentencepiece $(TORCH)
+	$(BIN)/python -c '$(ASKED)' train > $(VENV)/train.txt
+	$(PIP) -r $(VENV)/train.txt gguf sentencepiece $(TORCH)
 	@touch $@
 
 setup: $(VENV)/.installed
@@ -111,12 +118,10 @@ $(WORK)/release/.installed: .ci/locks/release.txt
 # the newest releases of the tools of these extras and groups of pyproject.toml, with the hashes of all their files, for every system and
 # Python; lint is pinned there
 LOCKS := arm browser fuzz lint lock node old package release
-TABLE := import sys, tomllib; all = tomllib.load(open("pyproject.toml", "rb")); \
-  print(*{**all["project"]["optional-dependencies"], **all["dependency-groups"]}[sys.argv[1]], sep="\n")
 lock:
 	$(PYTHON) -m venv $(WORK)/lock
 	$(WORK)/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/locks/lock.txt
-	for name in $(LOCKS); do $(PYTHON) -c '$(TABLE)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
+	for name in $(LOCKS); do $(PYTHON) -c '$(ASKED)' $$name | $(WORK)/lock/bin/uv pip compile --quiet --universal --upgrade \
 	  $$([ $$name != old ] || echo --no-deps) --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" -o .ci/locks/$$name.txt - || exit 1; done
 

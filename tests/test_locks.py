@@ -22,7 +22,7 @@ SCRIPTS = [
 ]
 # what is meant to be the newest release, as users get it (docs/security.md): a word of the line -> of what
 UNLOCKED = {
-    "Makefile": ("$(PIP) .\n", "$(PIP) $(TORCH)\n", "$(PIP) '.[train", "$(PIP) gguf sentencepiece\n"),
+    "Makefile": ("$(PIP) .\n", "$(PIP) $(TORCH)\n", "$(PIP) -r $(VENV)/", "$(PIP) gguf sentencepiece\n"),
     "arm_root.sh": ("$wanted",),  # onnxruntime as this machine has it; the rest is locked
     "hosts": ("onnxruntime-genai\n",),
     "serve": ("$wanted\n",),
