@@ -2,10 +2,11 @@
  *
  * Best ISA of a family first; the first family is the default, the others run only when asked for. AUTO_ROWS: where
  * a kernel was found to be faster than "lut" on the same processors (docs/benchmarks.md, docs/arm.md). VARIANT: another
- * way to the same sums, for processors that base/tuning.c or `fairy2i tune` say it is faster on. "scalar" is
- * always there. F2I_HAVE_ and the name of the file with a row's `block` says that the compiler knows its flags
- * (CMakeLists.txt), and so those of the files with the rest of the row. No include guard: layer/dispatch.c includes
- * this twice, for declarations of all that rows name and for the table.
+ * way to the same sums, for processors that base/tuning.c or `fairy2i tune` say it is faster on. MULTIPLIES: with
+ * instructions that multiply for every weight; nothing but "auto" runs it unasked. "scalar" is always there. F2I_HAVE_
+ * and the name of the file with a row's `block` says that the compiler knows its flags (CMakeLists.txt), and so those
+ * of the files with the rest of the row. No include guard: layer/dispatch.c includes this twice, for declarations of
+ * all that rows name and for the table.
  */
 /* clang-format off */
 #if defined(F2I_HAVE_LUT_AVX512)
