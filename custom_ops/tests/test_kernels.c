@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/tuning.h"
 #include "fairy2i.h"
 #include "layers.h"
 
@@ -153,6 +154,8 @@ static void test_choice(void) {
         "unknown family", message.text);
   for (size_t i = 0; i < f2i_kernel_count(); ++i) {
     f2i_kernel_at(i, &info);
+    check(strlen(info.family) < F2I_NAME_SIZE && strlen(info.isa) < F2I_NAME_SIZE, "a name fits where it is kept",
+          info.isa);
     if (info.available) continue;
     /* "not available", also to a family that has no kernel for it */
     const char *families[] = {info.family, "exact"};

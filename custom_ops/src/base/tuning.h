@@ -4,11 +4,13 @@
 
 #include "fairy2i.h"
 
+enum { F2I_NAME_SIZE = 24 }; /* of the name of a family or an ISA, with its zero */
+
 typedef struct f2i_tuning {
-  char lut[24], dot[24]; /* ISA of that family for callers who name none; "": the best one */
-  char few[24];          /* ISA of "lut" for "auto"; "": as for others */
-  int64_t auto_rows;     /* of x: from so many on "auto" takes "dot"; 0: never; -1: as the kernel says */
-  int64_t alone_bytes;   /* a call that reads at most so many packed bytes does not wake other threads */
+  char lut[F2I_NAME_SIZE], dot[F2I_NAME_SIZE]; /* ISA of that family for callers who name none; "": the best one */
+  char few[F2I_NAME_SIZE];                     /* ISA of "lut" for "auto"; "": as for others */
+  int64_t auto_rows;   /* of x: from so many on "auto" takes "dot"; 0: never; -1: as the kernel says */
+  int64_t alone_bytes; /* a call that reads at most so many packed bytes does not wake other threads */
 } f2i_tuning;
 
 /* What is known to be best on the processor this runs on; looked up once. */

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/tuning.h"
 #include "fairy2i.h"
 #include "onnxruntime_c_api.h"
 
@@ -45,10 +46,10 @@ typedef struct f2i_node {
   const OrtApi *api;
   OrtMemoryInfo *memory; /* CPU arena, for scratch */
   char name[96];
-  char family[16], isa[16]; /* forced kernel, or "" */
-  char tuning[128];         /* settings for this processor, or "" */
-  int is_half;              /* X, bias and Y are float16 */
-  size_t count;             /* of layers */
+  char family[F2I_NAME_SIZE], isa[F2I_NAME_SIZE]; /* forced kernel, or "" */
+  char tuning[128];                               /* settings for this processor, or "" */
+  int is_half;                                    /* X, bias and Y are float16 */
+  size_t count;                                   /* of layers */
   f2i_node_layer layers[F2I_MAX_LAYERS];
 } f2i_node;
 
