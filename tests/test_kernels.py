@@ -353,7 +353,7 @@ def test_auto_is_one_kernel_for_few_rows_and_may_be_another_for_many(isa: str | 
         assert len(layer.kernels) == 1
 
 
-def test_nothing_multiplies_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_multiplies_unless_it_is_named() -> None:
     """A kernel of "lut" that adds with dot products is no default; settings for "auto" are none for "lut"."""
     names = {kernel.isa for kernel in core.kernels() if kernel.multiplies and kernel.family == "lut" and kernel.available}
     assert not any(kernel.multiplies for kernel in core.kernels() if kernel.family == "exact")

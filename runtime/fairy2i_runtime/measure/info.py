@@ -44,7 +44,7 @@ def tuning_info(threads: int) -> dict[str, str]:
     by_environment = bool((os.environ.get(TUNING_VARIABLE) or "").strip())
     source = TUNING_VARIABLE if by_environment else "the library" if kept is None else "fairy2i tune"
     parts = [part for kernel in ("lut", "auto") for part in one_tile_layer(kernel, tuning=kept).tuning.split()]
-    return {"settings": " ".join(sorted(set(parts), key=parts.index)), "source": source}
+    return {"settings": " ".join(dict.fromkeys(parts)), "source": source}
 
 
 def model_info(folder: Path, context_length: int | None = None, *, trust_graph: bool = False) -> dict[str, Any]:

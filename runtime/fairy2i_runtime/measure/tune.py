@@ -128,9 +128,10 @@ class _Tuner:
             candidates = [f"alone={size}" for size in (known, *(size for size in ALONE if size != known))]
             settings.append(self._choose("lut", candidates, 1, settings))
         few = settings[0].removeprefix("lut=")
-        if _isas("lut", multiply=True):
+        adding = _isas("lut", multiply=True)
+        if adding:
             known_isa = _known(settings, "auto").get("few", few)
-            isas = sorted({few, *_isas("lut", multiply=True)}, key=lambda isa: (isa != known_isa, isa))
+            isas = sorted({few, *adding}, key=lambda isa: (isa != known_isa, isa))
             settings.append(self._choose("auto", [f"few={isa}" for isa in isas], 1, settings))
             few = settings[-1].removeprefix("few=")
         candidates = [f"dot={isa}" for isa in _isas("dot", multiply=True)]
