@@ -21,11 +21,11 @@ from rich.table import Table
 from loops import Body, innermost_loops, run_mca
 
 FILES = {  # kernel: object
-    "lut/avx512": "avx512/lut_avx512",
-    "lut/avx512, panel": "avx512/lut_avx512_panel",
+    "lut/avx512": "avx512/lut/lut_avx512",
+    "lut/avx512, panel": "avx512/lut/lut_avx512_panel",
     "lut/avx2": "avx2/lut_avx2",
-    "dot/avx512": "avx512/dot_avx512",
-    "dot/avx512, panel": "avx512/dot_avx512_panel",
+    "dot/avx512": "avx512/dot/dot_avx512",
+    "dot/avx512, panel": "avx512/dot/dot_avx512_panel",
 }
 LINE = 256  # weights of 64 bytes
 PORTS = {"p0": r"Port0?0$", "p1": r"Port0?1$", "p5": r"Port0?5$", "loads": r"Port(0?2|0?3|11)$"}

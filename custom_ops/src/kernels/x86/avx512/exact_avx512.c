@@ -4,6 +4,7 @@
 
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
+#include "kernels/x86/avx512/block.h"
 
 f2i_build_fn f2i_build_exact__avx512;
 f2i_block_fn f2i_block_exact__avx512;
@@ -37,16 +38,12 @@ float f2i_build_exact__avx512(const float *re, const float *im, const float *sca
   return finite ? 1.0f : NAN;
 }
 
-static inline void add_to(float *acc, __m512 unit, __m512 sum) {
-  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, sum)));
-}
-
 static void tile_of_row(const uint8_t *packed, const uint8_t *ahead, const float *tables, int stages, __m512 unit,
                         float *acc) {
   __m512 re[2], im[2]; /* by row half */
   for (int h = 0; h < 2; ++h) re[h] = im[h] = _mm512_setzero_ps();
   for (int cell = 0; cell < stages * F2I_BLOCK_CELLS; ++cell, packed += F2I_CELL_BYTES, ahead += F2I_CELL_BYTES) {
-    _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+    prefetch(ahead, F2I_CELL_BYTES, 0);
     for (int byte_column = 0; byte_column < 2; ++byte_column, tables += BYTE_COLUMN) {
       const __m512 low_re = _mm512_loadu_ps(tables), low_im = _mm512_loadu_ps(tables + TABLE);
       const __m512 high_re = _mm512_loadu_ps(tables + 2 * TABLE), high_im = _mm512_loadu_ps(tables + 3 * TABLE);

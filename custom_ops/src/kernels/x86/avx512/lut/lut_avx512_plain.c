@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
+#include "kernels/x86/avx512/block.h"
 
 f2i_block_fn f2i_block_lut__avx512, f2i_block_lut__avx512_plain;
 
@@ -12,11 +13,6 @@ f2i_block_fn f2i_block_lut__avx512, f2i_block_lut__avx512_plain;
 typedef struct byte_sums {
   __m512i all, odd;
 } byte_sums;
-
-/* 16-bit sums of the even and of the odd bytes. */
-typedef struct word_sums {
-  __m512i even, odd;
-} word_sums;
 
 /* Every look-up adds 128: start with minus the sum of that in a byte column. */
 static inline byte_sums start(int stages) {
@@ -42,7 +38,7 @@ static inline word_sums widen(const byte_sums *s) {
   return words;
 }
 
-#include "kernels/x86/avx512/lut_row.h"
+#include "kernels/x86/avx512/lut/lut_row.h"
 
 void f2i_block_lut__avx512_plain(const f2i_block *b) {
   if (b->rows == 1) lut_row(b, 0, 1);

@@ -14,6 +14,7 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
+#include "kernels/x86/avx512/block.h"
 
 /* Adds the two byte columns. Lanes of re and im: rows 0-15 of the first and of the second one, then rows 16-31.
  * Returns re of rows 0-15, of rows 16-31, then im. */
@@ -21,17 +22,13 @@ static inline __m512i add_columns(__m512i re, __m512i im) {
   return _mm512_add_epi16(_mm512_shuffle_i64x2(re, im, 0x88), _mm512_shuffle_i64x2(re, im, 0xDD));
 }
 
-static inline void add_to(float *acc, __m512 unit, __m512i sum) {
-  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sum))));
-}
-
 static inline void flush(const byte_sums *re_bytes, const byte_sums *im_bytes, __m512 unit, float *acc) {
   const word_sums re = widen(re_bytes), im = widen(im_bytes);
   const __m512i even = add_columns(re.even, im.even), odd = add_columns(re.odd, im.odd);
-  add_to(acc, unit, _mm512_srai_epi32(_mm512_slli_epi32(even, 16), 16)); /* rows 0, 4, ... */
-  add_to(acc + 16, unit, _mm512_srai_epi32(even, 16));                   /* rows 2, 6, ... */
-  add_to(acc + 32, unit, _mm512_srai_epi32(_mm512_slli_epi32(odd, 16), 16));
-  add_to(acc + 48, unit, _mm512_srai_epi32(odd, 16));
+  add_to(acc, unit, low_words(even));       /* rows 0, 4, ... */
+  add_to(acc + 16, unit, high_words(even)); /* rows 2, 6, ... */
+  add_to(acc + 32, unit, low_words(odd));
+  add_to(acc + 48, unit, high_words(odd));
 }
 
 static inline __m512i table_at(const uint8_t *table) {
@@ -46,12 +43,6 @@ typedef struct cell_tables {
 static inline cell_tables load_tables(const uint8_t *table) {
   const cell_tables t = {table_at(table), table_at(table + 32), table_at(table + 64), table_at(table + 96)};
   return t;
-}
-
-/* Bytes that are needed soon, into the first-level cache if `near`, else into the second. */
-static inline void prefetch(const uint8_t *ahead, int near) {
-  if (near) _mm_prefetch((const char *)ahead, _MM_HINT_T0);
-  else _mm_prefetch((const char *)ahead, _MM_HINT_T1);
 }
 
 /* Table indices of a cell. */
@@ -97,10 +88,8 @@ static inline void two_tiles(const f2i_block *b, size_t row, size_t tile, size_t
 #pragma GCC unroll 2
   for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
     const cell_tables first = load_tables(table), second = load_tables(table + F2I_CELL_ENTRIES);
-    for (size_t c = 0; c < 2 * F2I_CELL_BYTES; c += F2I_CELL_BYTES) {
-      prefetch(ahead + c, near);
-      prefetch(ahead + other + c, near);
-    }
+    prefetch(ahead, 2 * F2I_CELL_BYTES, near);
+    prefetch(ahead + other, 2 * F2I_CELL_BYTES, near);
     add_cells(&here, first, split(packed), second, split(packed + F2I_CELL_BYTES));
     add_cells(&there, first, split(packed + other), second, split(packed + other + F2I_CELL_BYTES));
     packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES;
@@ -116,8 +105,7 @@ static inline void one_tile(const f2i_block *b, size_t row, size_t tile, int nea
   both_sums here = start_both(b->stages);
 #pragma GCC unroll 2
   for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
-    prefetch(ahead, near);
-    prefetch(ahead + F2I_CELL_BYTES, near);
+    prefetch(ahead, 2 * F2I_CELL_BYTES, near);
     add_cells(&here, load_tables(table), split(packed), load_tables(table + F2I_CELL_ENTRIES),
               split(packed + F2I_CELL_BYTES));
     packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES;

@@ -5,7 +5,8 @@
  * One tile instruction is a whole K-block of one part of the output: 64 bytes of 16 rows of x times the 16 steps of 16
  * rows of the matrix.
  */
-#include "kernels/x86/avx512/dot_panel.h"
+#include "kernels/x86/avx512/block.h"
+#include "kernels/x86/avx512/dot/dot_panel.h"
 
 extern const f2i_panel_kernel f2i_panel_dot__amx;
 
@@ -47,7 +48,7 @@ static void tiles_of_panel(const f2i_panel *p) {
   for (size_t row = 0; row < p->rows; ++row) units[row] = f2i_dot_unit(p->shared, p->units[row]);
   for (size_t row = p->rows; row < PANEL_ROWS; ++row) units[row] = 0.0f;
   for (size_t tile = 0; tile < p->tiles; ++tile) {
-    prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
+    prefetch(p->ahead + tile * tile_bytes, tile_bytes, 0);
     unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, 0, &weights);
     for (int half = 0; half < HALVES; ++half) {
       _tile_loadd(0, weights.w[half][0], 64);

@@ -6,7 +6,7 @@
 #define F2I_DOT_PANEL_H
 
 #include "kernels/dot_panel_operands.h"
-#include "kernels/x86/avx512/dot_unpack.h"
+#include "kernels/x86/avx512/dot/dot_unpack.h"
 
 extern const f2i_panel_kernel f2i_panel_dot__avx512; /* for few rows of x better than AMX, too */
 

@@ -1,6 +1,7 @@
 /* flags: -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni */
 /* dot_avx512_panel.c - "dot" with AVX-512 VNNI for many rows of x. */
-#include "kernels/x86/avx512/dot_panel.h"
+#include "kernels/x86/avx512/block.h"
+#include "kernels/x86/avx512/dot/dot_panel.h"
 
 /* `count` rows of x from `row` on, and `halves` halves of a tile from `half` on: as many sums as half the registers
  * hold, and enough for the latency of the instruction. Constants where this is called: sums stay in registers. */
@@ -39,7 +40,7 @@ static void f2i_block_dot__avx512_panel(const f2i_panel *p) {
   panel_state *state = p->state;
   _Alignas(64) panel_weights weights;
   for (size_t tile = 0; tile < p->tiles; ++tile, ++state) {
-    prefetch_tile(p->ahead + tile * tile_bytes, tile_bytes);
+    prefetch(p->ahead + tile * tile_bytes, tile_bytes, 0);
     unpack_tile(p->packed + tile * tile_bytes, p->shared, p->stages, 128, &weights);
     size_t row = 0;
     for (; row + 8 <= p->rows; row += 8) {

@@ -8,6 +8,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/avx512/block.h"
+
 /* Everything added so far: ones + 2 twos + 4 (the widened fours), bytes. `all` adds even + 256 * odd bytes of the fours
  * in 16-bit lanes, `odd` the odd bytes alone. */
 typedef struct byte_sums {
@@ -26,11 +28,6 @@ static inline void add_fours(byte_sums *s, __m512i first, __m512i second) {
   s->all = _mm512_add_epi16(s->all, fours);
   s->odd = _mm512_add_epi16(s->odd, _mm512_srli_epi16(fours, 8));
 }
-
-/* 16-bit sums of the even and of the odd bytes. */
-typedef struct word_sums {
-  __m512i even, odd;
-} word_sums;
 
 static inline word_sums widen(const byte_sums *s) {
   const __m512i odd_twos = _mm512_add_epi16(_mm512_srli_epi16(s->twos, 8), _mm512_slli_epi16(s->odd, 1));

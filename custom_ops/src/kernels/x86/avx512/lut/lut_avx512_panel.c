@@ -10,7 +10,8 @@
 #include "kernels/column_terms.h"
 #include "kernels/kernels.h"
 #include "kernels/whole_pairs.h"
-#include "kernels/x86/avx512/byte_sums.h"
+#include "kernels/x86/avx512/block.h"
+#include "kernels/x86/avx512/lut/byte_sums.h"
 
 extern const f2i_panel_kernel f2i_panel_lut__avx512;
 
@@ -215,13 +216,6 @@ static inline void index_plane(const uint8_t *packed, uint16_t *out) {
   }
 }
 
-/* value[i] += unit * sum, for the rows of x of vector i; sums of bytes 4 j + i are `low` halves of 32-bit lanes or not.
- */
-static inline void add_to(__m512 *value, __m512 unit, __m512i sums, int low) {
-  const __m512i wide = _mm512_srai_epi32(low ? _mm512_slli_epi32(sums, 16) : sums, 16);
-  *value = _mm512_add_ps(*value, _mm512_mul_ps(unit, _mm512_cvtepi32_ps(wide)));
-}
-
 /* Everything added while a block lasts: ones + 2 twos + 4 fours + 8 (the widened eights), bytes. `all` adds even + 256
  * * odd bytes of the eights in 16-bit lanes, `odd` the odd bytes alone. */
 typedef struct deep_sums {
@@ -234,10 +228,11 @@ static inline void flush(const deep_sums *s, const __m512 unit[4], row_sums *out
   byte_sums rest = {s->ones, s->twos, _mm512_add_epi16(s->fours, twice(s->all)),
                     _mm512_add_epi16(_mm512_srli_epi16(s->fours, 8), twice(s->odd))};
   const word_sums words = widen(&rest);
-  add_to(&out->value[0], unit[0], words.even, 1);
-  add_to(&out->value[1], unit[1], words.odd, 1);
-  add_to(&out->value[2], unit[2], words.even, 0);
-  add_to(&out->value[3], unit[3], words.odd, 0);
+  float *value = (float *)out->value;
+  add_to(value, unit[0], low_words(words.even));
+  add_to(value + 16, unit[1], low_words(words.odd));
+  add_to(value + 32, unit[2], high_words(words.even));
+  add_to(value + 48, unit[3], high_words(words.odd));
 }
 
 /* Looks up one cell: a carry of weight four. table: its CELL_TABLES; offsets: as index_plane lays them out */
@@ -278,10 +273,6 @@ static inline void add_tile(const uint8_t *tables, const uint16_t *offsets, cons
   }
 }
 
-static inline void prefetch(const uint8_t *begin, const uint8_t *end) {
-  for (; begin < end; begin += 64) _mm_prefetch((const char *)begin, _MM_HINT_T1);
-}
-
 static void f2i_block_lut__avx512_panel(const f2i_panel *p) {
   const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
   const size_t tables = (size_t)p->stages * PLANE_TABLES; /* of a block */
@@ -296,8 +287,9 @@ static void f2i_block_lut__avx512_panel(const f2i_panel *p) {
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     const uint8_t *packed = p->packed + tile * tile_bytes, *ahead = p->ahead + tile * tile_bytes;
     const uint8_t *next = operands + tables * TABLE_BYTES; /* the tables of the next block, a share for each tile */
-    prefetch(ahead, ahead + tile_bytes);
-    prefetch(next + tile * tables / p->tiles * TABLE_BYTES, next + (tile + 1) * tables / p->tiles * TABLE_BYTES);
+    const size_t first = tile * tables / p->tiles, end = (tile + 1) * tables / p->tiles;
+    prefetch(ahead, tile_bytes, 0);
+    prefetch(next + first * TABLE_BYTES, (end - first) * TABLE_BYTES, 0);
     for (int plane = 0; plane < p->stages; ++plane) {
       index_plane(packed + plane * F2I_PLANE_BYTES, offsets + plane * 2 * F2I_PLANE_BYTES);
     }

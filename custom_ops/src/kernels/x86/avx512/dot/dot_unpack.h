@@ -81,10 +81,4 @@ static inline __attribute__((always_inline)) weights_of_group unpack_group(const
   return out;
 }
 
-/* gcc takes a function that does nothing else for one without effect, and drops its calls unless it inlines them early.
- */
-static inline __attribute__((always_inline)) void prefetch_tile(const uint8_t *ahead, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
-}
-
 #endif

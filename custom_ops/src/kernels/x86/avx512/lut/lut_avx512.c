@@ -6,7 +6,7 @@
  * leaving the byte. Two levels of it leave one byte of weight four to widen for every four looked up.
  */
 #include "kernels/kernels.h"
-#include "kernels/x86/avx512/byte_sums.h"
+#include "kernels/x86/avx512/lut/byte_sums.h"
 
 f2i_block_fn f2i_block_lut__avx512;
 f2i_block_fn f2i_block_lut__avx512_near;
@@ -35,7 +35,7 @@ static inline void add_four(byte_sums *s, __m512i v0, __m512i v1, __m512i v2, __
   add_fours(s, first, second);
 }
 
-#include "kernels/x86/avx512/lut_row.h"
+#include "kernels/x86/avx512/lut/lut_row.h"
 
 /* A tile, two rows of x that share its split bytes. */
 static inline void tile_of_two(const f2i_block *b, size_t row, size_t tile) {
@@ -43,9 +43,7 @@ static inline void tile_of_two(const f2i_block *b, size_t row, size_t tile) {
   const uint8_t *packed = b->packed + tile * tile_bytes, *table = b->operands + row * b->operand_stride;
   const uint8_t *next = table + b->operand_stride;
   both_sums upper = start_both(b->stages), lower = start_both(b->stages);
-  for (size_t i = 0; row == 0 && i < tile_bytes; i += F2I_CELL_BYTES) {
-    prefetch(b->ahead + tile * tile_bytes + i, 0); /* once for all rows */
-  }
+  if (row == 0) prefetch(b->ahead + tile * tile_bytes, tile_bytes, 0); /* once for all rows */
 #pragma GCC unroll 2
   for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
     const nibbles first = split(packed), second = split(packed + F2I_CELL_BYTES);

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
+#include "kernels/x86/avx512/block.h"
 
 f2i_block_fn f2i_block_lut__avx512_vnni;
 f2i_block_fn f2i_block_lut__avx512_vnni_near;
@@ -83,26 +84,13 @@ static inline void add_cells(sums *s, const tables *t, const constants *c, const
   add_half(&s->lower_re, &s->lower_im, t, split(c, _mm512_permutex2var_epi8(a, c->lower, b)), c->ones);
 }
 
-static inline void add_to(float *acc, __m512 unit, __m512i sum) {
-  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sum))));
-}
-
 static inline void flush(const f2i_block *b, size_t row, size_t tile, const sums *s) {
   const __m512 unit = _mm512_set1_ps(b->units[row * b->unit_stride]);
   float *acc = b->acc + row * b->acc_stride + tile * F2I_ACC_PER_TILE;
-  add_to(acc, unit, s->upper_re);
-  add_to(acc + F2I_HALF_ROWS, unit, s->lower_re);
-  add_to(acc + F2I_TILE_ROWS, unit, s->upper_im);
-  add_to(acc + F2I_TILE_ROWS + F2I_HALF_ROWS, unit, s->lower_im);
-}
-
-/* The bytes of two cells that are needed soon, into the first-level cache if `near`, else into the second. Inlined at
- * once: gcc takes a function that only prefetches for one without effect. */
-static inline __attribute__((always_inline)) void prefetch(const uint8_t *ahead, int near) {
-  for (size_t i = 0; i < 2 * F2I_CELL_BYTES; i += 64) {
-    if (near) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
-    else _mm_prefetch((const char *)ahead + i, _MM_HINT_T1);
-  }
+  add_to(acc, unit, _mm512_cvtepi32_ps(s->upper_re));
+  add_to(acc + F2I_HALF_ROWS, unit, _mm512_cvtepi32_ps(s->lower_re));
+  add_to(acc + F2I_TILE_ROWS, unit, _mm512_cvtepi32_ps(s->upper_im));
+  add_to(acc + F2I_TILE_ROWS + F2I_HALF_ROWS, unit, _mm512_cvtepi32_ps(s->lower_im));
 }
 
 /* One row of x, two tiles `apart`, whose bytes share the loaded tables; or, if that is 0, one tile. */
@@ -115,8 +103,8 @@ static inline __attribute__((always_inline)) void add_tiles(const f2i_block *b, 
   sums here = start(b->stages), there = start(b->stages);
   for (int i = 0; i < b->stages * F2I_BLOCK_CELLS / 2; ++i) {
     const tables t = load_tables(table);
-    prefetch(ahead, near);
-    if (two) prefetch(ahead + other, near);
+    prefetch(ahead, 2 * F2I_CELL_BYTES, near);
+    if (two) prefetch(ahead + other, 2 * F2I_CELL_BYTES, near);
     add_cells(&here, &t, &c, packed);
     if (two) add_cells(&there, &t, &c, packed + other);
     packed += 2 * F2I_CELL_BYTES, ahead += 2 * F2I_CELL_BYTES, table += 2 * F2I_CELL_ENTRIES;

@@ -4,7 +4,8 @@
  * The instruction multiplies unsigned by signed bytes, so 128 is added to the weights and 128 times the sum of the
  * activations subtracted from the result.
  */
-#include "kernels/x86/avx512/dot_unpack.h"
+#include "kernels/x86/avx512/block.h"
+#include "kernels/x86/avx512/dot/dot_unpack.h"
 
 f2i_build_fn f2i_build_dot__avx512;
 f2i_block_fn f2i_block_dot__avx512;
@@ -28,8 +29,8 @@ static inline void add_group(sums *s, const weights_of_group *w, const f2i_dot_a
   }
 }
 
-static inline void add_to(float *acc, __m512 unit, __m512i sum) {
-  _mm512_storeu_ps(acc, _mm512_add_ps(_mm512_loadu_ps(acc), _mm512_mul_ps(unit, _mm512_cvtepi32_ps(sum))));
+static inline __m512 sum_of(const __m512i by_parity[2]) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(by_parity[0], by_parity[1]));
 }
 
 /* stages is a constant where this is called: all values stay in registers */
@@ -45,15 +46,15 @@ static inline __attribute__((always_inline)) void one_row(const f2i_block *b, si
 #pragma GCC unroll 1
     for (int group = 0; group < F2I_BLOCK_CELLS / 2; ++group) {
       const uint8_t *cells = packed + group * 2 * F2I_CELL_BYTES, *next = ahead + group * 2 * F2I_CELL_BYTES;
-      for (int p = 0; p < stages; ++p) prefetch_tile(next + p * F2I_PLANE_BYTES, 2 * F2I_CELL_BYTES);
+      for (int p = 0; p < stages; ++p) prefetch(next + p * F2I_PLANE_BYTES, 2 * F2I_CELL_BYTES, 0);
       const weights_of_group upper = unpack_group(cells, b->shared, 0, stages, 128);
       add_group(&s[0], &upper, x, group);
       const weights_of_group lower = unpack_group(cells, b->shared, 1, stages, 128);
       add_group(&s[1], &lower, x, group);
     }
     for (int half = 0; half < 2; ++half) {
-      add_to(out + half * F2I_HALF_ROWS, unit, _mm512_add_epi32(s[half].re[0], s[half].re[1]));
-      add_to(out + F2I_TILE_ROWS + half * F2I_HALF_ROWS, unit, _mm512_add_epi32(s[half].im[0], s[half].im[1]));
+      add_to(out + half * F2I_HALF_ROWS, unit, sum_of(s[half].re));
+      add_to(out + F2I_TILE_ROWS + half * F2I_HALF_ROWS, unit, sum_of(s[half].im));
     }
   }
 }
