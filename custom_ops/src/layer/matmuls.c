@@ -25,51 +25,50 @@ static f2i_status check_plans(const f2i_output *outputs, size_t count, f2i_messa
   return F2I_OK;
 }
 
-static int go_together(const f2i_output *outputs, size_t count, int64_t rows) {
-  int together = rows == 1;
-  for (size_t i = 0; i < count && together; ++i) {
-    const f2i_call c = f2i_shape_call(outputs[i].plan, rows);
-    together = f2i_panel_for(&c, rows) == NULL;
-  }
-  return together;
-}
-
-/* Workspace of layers that go together. */
-static uint64_t together_bytes(const f2i_output *outputs, size_t count) {
+/* Workspace of layers if they go together, else 0. */
+static uint64_t together_bytes(const f2i_output *outputs, size_t count, int64_t rows) {
   f2i_call shapes[F2I_MAX_LAYERS];
   const f2i_call *const calls[F2I_MAX_LAYERS] = {&shapes[0], &shapes[1], &shapes[2]};
   uint64_t bytes = F2I_ALIGN;
+  if (rows != 1) return 0;
   for (size_t i = 0; i < count; ++i) {
     shapes[i] = f2i_shape_call(outputs[i].plan, 1);
     f2i_next_group(&shapes[i], 1);
+    if (shapes[i].panel != NULL) return 0;
     bytes += f2i_opened_bytes(&shapes[i]);
   }
   return bytes + f2i_rows_workspace(calls, count);
 }
 
-f2i_status f2i_matmuls_workspace_size_within(uint64_t limit, const f2i_output *outputs, size_t count, int64_t rows,
-                                             size_t *bytes, f2i_message *message) {
+/* Workspace of all layers, and whether they go together. */
+static f2i_status size_within(uint64_t limit, const f2i_output *outputs, size_t count, int64_t rows, size_t *bytes,
+                              int *together, f2i_message *message) {
   f2i_status status = check_plans(outputs, count, message);
   if (status != F2I_OK) return status;
-  size_t most = 0;
-  for (size_t i = 0; i < count; ++i) {
+  const uint64_t needed = together_bytes(outputs, count, rows);
+  *together = needed > 0;
+  if (needed > limit) {
+    return f2i_fail(message, F2I_INVALID_ARGUMENT,
+                    "workspace: expected at most %llu bytes on this CPU, K=%lld and %zu layers need %llu",
+                    (unsigned long long)limit, (long long)outputs[0].plan->weights.k, count,
+                    (unsigned long long)needed);
+  }
+  size_t most = (size_t)needed;
+  for (size_t i = 0; i < count && !*together; ++i) {
     size_t alone = 0;
-    status = f2i_workspace_size_within(limit, outputs[i].plan, rows, bytes == NULL ? NULL : &alone, message);
+    status = f2i_workspace_size_within(limit, outputs[i].plan, rows, &alone, message);
     if (status != F2I_OK) return status;
     most = alone > most ? alone : most;
   }
-  if (go_together(outputs, count, rows)) {
-    const uint64_t together = together_bytes(outputs, count);
-    if (together > limit) {
-      return f2i_fail(message, F2I_INVALID_ARGUMENT,
-                      "workspace: expected at most %llu bytes on this CPU, K=%lld and %zu layers need %llu",
-                      (unsigned long long)limit, (long long)outputs[0].plan->weights.k, count,
-                      (unsigned long long)together);
-    }
-    most = (size_t)together;
-  }
   *bytes = most;
   return f2i_ok(message);
+}
+
+f2i_status f2i_matmuls_workspace_size_within(uint64_t limit, const f2i_output *outputs, size_t count, int64_t rows,
+                                             size_t *bytes, f2i_message *message) {
+  int together;
+  if (bytes == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected an address for its size");
+  return size_within(limit, outputs, count, rows, bytes, &together, message);
 }
 
 f2i_status f2i_matmuls_workspace_size(const f2i_output *outputs, size_t count, int64_t rows, size_t *bytes,
@@ -121,7 +120,8 @@ static void run_together(const f2i_output *outputs, size_t count, const float *x
 f2i_status f2i_matmuls(const f2i_output *outputs, size_t count, int64_t rows, const float *x, int64_t ldx,
                        void *workspace, size_t workspace_bytes, const f2i_parallel *parallel, f2i_message *message) {
   size_t needed = 0;
-  f2i_status status = f2i_matmuls_workspace_size(outputs, count, rows, &needed, message);
+  int together = 0;
+  f2i_status status = size_within(F2I_SIZE_LIMIT, outputs, count, rows, &needed, &together, message);
   if (status != F2I_OK) return status;
   if (rows == 0) return f2i_ok(message);
   status = check_rows(outputs, count, x, ldx, message);
@@ -130,7 +130,7 @@ f2i_status f2i_matmuls(const f2i_output *outputs, size_t count, int64_t rows, co
     return f2i_fail(message, F2I_INVALID_ARGUMENT, "workspace: expected %zu bytes, got %zu", needed,
                     workspace == NULL ? (size_t)0 : workspace_bytes);
   }
-  if (go_together(outputs, count, rows)) {
+  if (together) {
     run_together(outputs, count, x, workspace, parallel);
     return f2i_ok(message);
   }

@@ -5,10 +5,9 @@
  * of x, so that the packed bytes come from memory once and each output is summed by one thread in one order: the result
  * does not depend on the number of threads.
  *
- * A single row of x may go through several layers: their strips then stand in one list. Each of a few threads takes an
- * equal part of it, then helps with those of the others, and builds the operands of a layer for itself when it meets
- * the first strip of it: all in one step, for handing over from the builders to the others takes as long as a small
- * layer.
+ * A single row of x may go through several layers: their strips then stand in one list. A thread, or each of a few that
+ * take equal parts of it and then help each other, builds the operands of a layer for itself when it meets the first
+ * strip of it: all in one step, for handing over from the builders to the others takes as long as a small layer.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -252,11 +251,14 @@ void f2i_rows_group(const f2i_call *const *calls, size_t count, void *workspace)
     strips += r.layers[i].strips;
     bytes += walked_bytes(c);
   }
-  const f2i_parallel *parallel = calls[0]->parallel, *others = bytes > calls[0]->alone_bytes ? parallel : NULL;
-  if (each > 1 && others != NULL) {
-    run_builders(&r, each, bytes, others);
-    return;
+  const f2i_parallel *building = blocks > ALONE_BLOCKS ? calls[0]->parallel : NULL;
+  const f2i_parallel *walking = bytes > calls[0]->alone_bytes ? calls[0]->parallel : NULL;
+  if (each > 1 && walking != NULL) {
+    run_builders(&r, each, bytes, walking);
+  } else if (calls[0]->rows == 1 && building == NULL && walking == NULL) {
+    run_builders(&r, 1, bytes, NULL);
+  } else {
+    f2i_run(building, build_task, blocks, &r);
+    f2i_run(walking, strip_task, strips, &r);
   }
-  f2i_run(blocks > ALONE_BLOCKS ? parallel : NULL, build_task, blocks, &r);
-  f2i_run(others, strip_task, strips, &r);
 }

@@ -20,7 +20,7 @@ static void parallel_for(void *context, f2i_task task, size_t count, void *arg) 
 
 /* Everything one call works on. */
 typedef struct call {
-  const void *x;
+  f2i_x x;
   int64_t rows;
   struct {
     const void *bias;
@@ -30,28 +30,13 @@ typedef struct call {
   } layers[F2I_MAX_LAYERS];
 } call;
 
-static OrtStatus *make_outputs(const f2i_node *n, OrtKernelContext *context, const OrtValue *x, call *c) {
-  const int64_t k = n->layers[0].operands.weights.k;
-  OrtTensorTypeAndShapeInfo *info = NULL;
-  F2I_RETURN_IF_ERROR(n->api->GetTensorTypeAndShape(x, &info));
-  size_t rank = 0;
-  int64_t dims[16];
-  f2i_message text;
-  OrtStatus *status = n->api->GetDimensionsCount(info, &rank);
-  if (status == NULL && rank >= 1 && rank <= 16) status = n->api->GetDimensions(info, dims, rank);
-  n->api->ReleaseTensorTypeAndShapeInfo(info);
-  if (status != NULL) return status;
-  if (rank < 1 || rank > 16 || dims[rank - 1] != k) {
-    (void)f2i_fail(&text, F2I_OK, "X: expected shape [..., K=%lld], got rank %zu with last dimension %lld",
-                   (long long)k, rank, rank >= 1 && rank <= 16 ? (long long)dims[rank - 1] : 0LL);
-    return f2i_node_fail(n, F2I_WHOLE_NODE, ORT_INVALID_ARGUMENT, text.text);
-  }
-  c->rows = 1;
-  for (size_t i = 0; i + 1 < rank; ++i) c->rows *= dims[i]; /* ONNX Runtime allocated rows * K: no overflow */
+static OrtStatus *make_outputs(const f2i_node *n, OrtKernelContext *context, call *c) {
+  c->rows = 1; /* ONNX Runtime allocated rows * K: no overflow */
+  for (size_t i = 0; i + 1 < c->x.rank; ++i) c->rows *= c->x.dims[i];
   for (size_t i = 0; i < n->count; ++i) {
     OrtValue *y = NULL;
-    dims[rank - 1] = n->layers[i].operands.weights.n;
-    F2I_RETURN_IF_ERROR(n->api->KernelContext_GetOutput(context, i, dims, rank, &y));
+    c->x.dims[c->x.rank - 1] = n->layers[i].operands.weights.n;
+    F2I_RETURN_IF_ERROR(n->api->KernelContext_GetOutput(context, i, c->x.dims, c->x.rank, &y));
     F2I_RETURN_IF_ERROR(n->api->GetTensorMutableData(y, &c->layers[i].y));
   }
   return NULL;
@@ -81,18 +66,18 @@ static OrtStatus *read_layer(const f2i_node *n, size_t layer, OrtKernelContext *
 
 static OrtStatus *read_inputs(const f2i_node *n, OrtKernelContext *context, call *c) {
   const OrtValue *x = NULL;
-  size_t inputs = 0, count = 0;
+  size_t inputs = 0;
   F2I_RETURN_IF_ERROR(n->api->KernelContext_GetInputCount(context, &inputs));
   F2I_RETURN_IF_ERROR(n->api->KernelContext_GetInput(context, F2I_IN_X, &x));
-  F2I_RETURN_IF_ERROR(f2i_read_x(n, x, &c->x, &count));
+  F2I_RETURN_IF_ERROR(f2i_read_x(n, x, &c->x));
   for (size_t i = 0; i < n->count; ++i) F2I_RETURN_IF_ERROR(read_layer(n, i, context, inputs, c));
-  return make_outputs(n, context, x, c);
+  return make_outputs(n, context, c);
 }
 
 /* X, biases and outputs of float16 as floats: [rows][K], then for each layer [rows][N] and its bias [N]. */
 static void widen(const f2i_node *n, const call *c, float *scratch, const float **x, f2i_output *outputs) {
   const size_t count = (size_t)(c->rows * n->layers[0].operands.weights.k);
-  const uint16_t *half_x = c->x;
+  const uint16_t *half_x = c->x.data;
   *x = scratch;
   for (size_t i = 0; i < count; ++i) *scratch++ = f2i_half_to_float(half_x[i]);
   for (size_t l = 0; l < n->count; ++l) {
@@ -117,7 +102,7 @@ static void narrow(const f2i_node *n, const call *c, const f2i_output *outputs) 
 /* scratch: floats that widen takes, then the workspace */
 static OrtStatus *run_call(const f2i_node *n, OrtKernelContext *context, const call *c, f2i_output *outputs,
                            float *scratch, size_t floats, size_t workspace_bytes) {
-  const float *x = c->x;
+  const float *x = c->x.data;
   if (n->is_half) widen(n, c, scratch, &x, outputs);
   parallel_context pool = {n->api, context, NULL};
   const f2i_parallel parallel = {parallel_for, &pool};

@@ -76,6 +76,14 @@ const char *f2i_attribute_name(f2i_message *text, const char *name, size_t layer
 const OrtApiBase *f2i_api_base(void);
 int f2i_is_release(const OrtApiBase *base, long minor);
 
+/* X of a call. */
+enum { F2I_MAX_RANK = 16 };
+typedef struct f2i_x {
+  const void *data;
+  size_t rank;
+  int64_t dims[F2I_MAX_RANK];
+} f2i_x;
+
 /* creation.c and execution.c: what ONNX Runtime calls. */
 OrtStatus *ORT_API_CALL f2i_node_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info,
                                         void **kernel);
@@ -89,8 +97,8 @@ enum { F2I_WHOLE_NODE = F2I_MAX_LAYERS }; /* in place of the number of a layer *
 /* A status that names the operator and the node, and the layer if there are several. */
 OrtStatus *f2i_node_fail(const f2i_node *n, size_t layer, OrtErrorCode code, const char *what);
 
-/* Address and element count of X. */
-OrtStatus *f2i_read_x(const f2i_node *n, const OrtValue *value, const void **data, size_t *count);
+/* Address and shape of X: [..., K]. */
+OrtStatus *f2i_read_x(const f2i_node *n, const OrtValue *value, f2i_x *x);
 
 /* Puts an operand of a layer into *to, after looking at its type, and at the length of a bias. */
 OrtStatus *f2i_read_operand(const f2i_node *n, size_t layer, int operand, const OrtValue *value, f2i_operands *to);

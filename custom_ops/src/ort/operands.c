@@ -40,10 +40,29 @@ static ONNXTensorElementDataType type_of_x(const f2i_node *n) {
   return n->is_half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
-OrtStatus *f2i_read_x(const f2i_node *n, const OrtValue *value, const void **data, size_t *count) {
+OrtStatus *f2i_read_x(const f2i_node *n, const OrtValue *value, f2i_x *x) {
+  const int64_t k = n->layers[0].operands.weights.k;
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  F2I_RETURN_IF_ERROR(read_tensor(n, value, data, count, &type));
-  return check_type(n, F2I_WHOLE_NODE, "X", type, type_of_x(n));
+  OrtTensorTypeAndShapeInfo *info = NULL; /* made once for all that is asked: it takes a good part of a small call */
+  void *address = NULL;
+  f2i_message text;
+  if (value == NULL) return f2i_node_fail(n, F2I_WHOLE_NODE, ORT_INVALID_ARGUMENT, "X: expected a tensor, found none");
+  F2I_RETURN_IF_ERROR(n->api->GetTensorTypeAndShape(value, &info));
+  OrtStatus *status = n->api->GetTensorElementType(info, &type);
+  if (status == NULL) status = n->api->GetDimensionsCount(info, &x->rank);
+  const int known = status == NULL && x->rank >= 1 && x->rank <= F2I_MAX_RANK;
+  if (known) status = n->api->GetDimensions(info, x->dims, x->rank);
+  n->api->ReleaseTensorTypeAndShapeInfo(info);
+  if (status == NULL) status = check_type(n, F2I_WHOLE_NODE, "X", type, type_of_x(n));
+  if (status != NULL) return status;
+  if (!known || x->dims[x->rank - 1] != k) {
+    (void)f2i_fail(&text, F2I_OK, "X: expected shape [..., K=%lld], got rank %zu with last dimension %lld",
+                   (long long)k, x->rank, known ? (long long)x->dims[x->rank - 1] : 0LL);
+    return f2i_node_fail(n, F2I_WHOLE_NODE, ORT_INVALID_ARGUMENT, text.text);
+  }
+  F2I_RETURN_IF_ERROR(n->api->GetTensorMutableData((OrtValue *)value, &address));
+  x->data = address;
+  return NULL;
 }
 
 /* An optional input that is there but empty is refused: its address may be NULL like that of an absent one, and nobody
