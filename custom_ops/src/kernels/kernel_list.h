@@ -89,7 +89,7 @@ F2I_KERNEL(FAMILY("dot") ISA("avx_vnni") MULTIPLIES NEEDS(F2I_CPU_AVX2 | F2I_CPU
 #if defined(F2I_HAVE_DOT_AVX2)
 F2I_KERNEL(FAMILY("dot") ISA("avx2") MULTIPLIES NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_DOT_BYTES)
            PREPARE(f2i_prepare_dot) WHOLE(F2I_WHOLE_SUMS) BUILD(f2i_build_dot__avx2) BLOCK(f2i_block_dot__avx2)
-           ORDER(f2i_order_dot__avx2) PANEL(f2i_panel_dot__avx2))
+           ORDER(f2i_order_dot__avx2) PANEL(f2i_panel_dot__avx2) AUTO_ROWS(32))
 #endif
 #if defined(F2I_HAVE_DOT_NEON86)
 F2I_KERNEL(FAMILY("dot") ISA("neon86") MULTIPLIES NEEDS(F2I_CPU_DOTPROD | F2I_CPU_I8MM) OPERAND_BYTES(F2I_DOT_BYTES)

@@ -1,10 +1,12 @@
 /* dot_256.h - "dot" with 32-byte vectors, for AVX2 and for AVX-VNNI. The including file defines first
  *
  *   DOT(name)                           name with the suffix of the ISA
- *   typedef dot_weights                 eight rows x four bytes as dot_add wants them
- *   dot_weights as_weights(__m256i)     from signed bytes
- *   __m256i dot_add(sum, w, x)          sum += the four products of each 32-bit lane with the signed bytes of x
- *   WEIGHT_BIAS                         what as_weights adds to every weight
+ *   __m256i dot_add(sum, w, x)          sum += the four products of each 32-bit lane of signed bytes
+ *   typedef ready_weights               weights made ready for many rows of x
+ *   ready_weights make_ready(__m256i)   from signed bytes
+ *   __m256i dot_add_ready(sum, w, x)    as dot_add, but off by what it adds for x = 0
+ *   IS_OFF                              whether it adds anything then
+ *   WEIGHT_BIAS                         what both add to every weight
  *   AT_ONCE                             rows of x whose sums stay in registers beside a step's weights
  *
  * Byte columns are transposed in groups of four, so that a 32-bit lane is a row: vector v of 0..3 holds rows 4 v ... 4
@@ -19,7 +21,12 @@ f2i_block_fn DOT(f2i_block_dot);
 extern const f2i_panel_kernel DOT(f2i_panel_dot);
 extern const uint8_t DOT(f2i_order_dot)[F2I_ACC_PER_TILE];
 
-enum { VECTORS = 4, GROUPS = F2I_BLOCK_CELLS / 2, LANES = F2I_TILE_ROWS / VECTORS };
+enum {
+  VECTORS = 4,
+  GROUPS = F2I_BLOCK_CELLS / 2,
+  LANES = F2I_TILE_ROWS / VECTORS,
+  MANY_ROWS = 6, /* of x, that are worth making weights ready for */
+};
 
 /* Sums of a tile: [row of x][vector][real, imaginary][lane] */
 typedef struct panel_state {
@@ -30,6 +37,12 @@ typedef struct panel_state {
 typedef struct panel_weights {
   int8_t w[VECTORS][2][STEPS][LANES][4];
 } panel_weights;
+
+/* The same made ready, and what dot_add_ready adds to the sums of every row of x. */
+typedef struct panel_ready {
+  ready_weights w[VECTORS][2][STEPS];
+  __m256i off[VECTORS][2];
+} panel_ready;
 
 /* Operands of one row of x. */
 typedef struct row_operands {
@@ -147,38 +160,73 @@ static void unpack_tile(const uint8_t *packed, const uint8_t *ahead, const f2i_d
   if (stages == 4) unpack_stages(packed, ahead, planes, 4, out);
 }
 
-/* Sums of `count` rows of x and a vector of a tile; a constant where this is called: sums stay in registers.
- * rows: [count], [STEPS][4] each; bias: [count] */
-static inline __attribute__((always_inline)) void multiply(const panel_weights *weights, int v,
-                                                           const int8_t (*rows)[STEPS][4], const int32_t *bias,
-                                                           const int count, __m256i sums[][2]) {
-  for (int r = 0; r < count; ++r) sums[r][0] = sums[r][1] = _mm256_set1_epi32(bias[r]);
-  for (int step = 0; step < STEPS; ++step) {
-    const dot_weights re = as_weights(_mm256_load_si256((const __m256i *)(const void *)weights->w[v][0][step]));
-    const dot_weights im = as_weights(_mm256_load_si256((const __m256i *)(const void *)weights->w[v][1][step]));
-    for (int r = 0; r < count; ++r) {
-      const __m256i x = four(rows[r][step]);
-      sums[r][0] = dot_add(sums[r][0], re, x);
-      sums[r][1] = dot_add(sums[r][1], im, x);
-    }
-  }
-}
-
 static inline void add_to(float *out, float unit, __m256i sum) {
   const __m256 product = _mm256_mul_ps(_mm256_set1_ps(unit), _mm256_cvtepi32_ps(sum));
   _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), product));
 }
 
-/* The rows of x from `row` on, `count` of them; a constant where this is called. */
-static inline __attribute__((always_inline)) void add_rows(const f2i_panel *p, const panel_weights *weights, size_t row,
+static inline __m256i weights_at(const panel_weights *weights, int v, int part, int step) {
+  return _mm256_load_si256((const __m256i *)(const void *)weights->w[v][part][step]);
+}
+
+/* One row of x, a part of a vector of a tile: adds its sums to out. x: [STEPS][4] */
+static inline void add_row(const panel_weights *weights, int v, int part, const int8_t (*x)[4], int32_t bias,
+                           float unit, float *out) {
+  __m256i sum = _mm256_set1_epi32(bias);
+  for (int step = 0; step < STEPS; ++step) sum = dot_add(sum, weights_at(weights, v, part, step), four(x[step]));
+  add_to(out, unit, sum);
+}
+
+static inline void make_panel_ready(const panel_weights *weights, panel_ready *out) {
+  for (int v = 0; v < VECTORS; ++v) {
+    for (int part = 0; part < 2; ++part) {
+      __m256i off = _mm256_setzero_si256();
+      for (int step = 0; step < STEPS; ++step) {
+        const ready_weights w = out->w[v][part][step] = make_ready(weights_at(weights, v, part, step));
+        if (IS_OFF) off = dot_add_ready(off, w, _mm256_setzero_si256());
+      }
+      out->off[v][part] = off;
+    }
+  }
+}
+
+/* The rows of x from `row` on, `count` of them; a constant where this is called: sums stay in registers, if gcc does
+ * not mix up the rows. */
+static inline __attribute__((always_inline)) void add_rows(const f2i_panel *p, const panel_ready *weights, size_t row,
                                                            const int count, panel_state *state) {
   const panel_operands *x = p->operands;
+  const int8_t (*rows)[STEPS][4] = x->x + row;
   for (int v = 0; v < VECTORS; ++v) {
     __m256i sums[AT_ONCE][2];
-    multiply(weights, v, x->x + row, x->bias + row, count, sums);
+    for (int r = 0; r < count; ++r) {
+      const __m256i bias = _mm256_set1_epi32(x->bias[row + (size_t)r]);
+      for (int part = 0; part < 2; ++part) sums[r][part] = _mm256_sub_epi32(bias, weights->off[v][part]);
+    }
+    for (int step = 0; step < STEPS; ++step) {
+      const ready_weights re = weights->w[v][0][step], im = weights->w[v][1][step];
+      for (int r = 0; r < count; ++r) {
+        const __m256i values = four(rows[r][step]);
+        sums[r][0] = dot_add_ready(sums[r][0], re, values);
+        sums[r][1] = dot_add_ready(sums[r][1], im, values);
+        __asm__ volatile("" : "+x"(sums[r][0]), "+x"(sums[r][1]));
+      }
+    }
     for (int r = 0; r < count; ++r) {
       const float unit = f2i_dot_unit(p->shared, p->units[row + (size_t)r]);
       for (int part = 0; part < 2; ++part) add_to(state->sum[row + (size_t)r][v][part], unit, sums[r][part]);
+    }
+  }
+}
+
+/* Few rows of x. */
+static void add_each(const f2i_panel *p, const panel_weights *weights, panel_state *state) {
+  const panel_operands *x = p->operands;
+  for (size_t row = 0; row < p->rows; ++row) {
+    const float unit = f2i_dot_unit(p->shared, p->units[row]);
+    for (int v = 0; v < VECTORS; ++v) {
+      for (int part = 0; part < 2; ++part) {
+        add_row(weights, v, part, x->x[row], x->bias[row], unit, state->sum[row][v][part]);
+      }
     }
   }
 }
@@ -187,11 +235,17 @@ static void panel_block(const f2i_panel *p) {
   const size_t tile_bytes = (size_t)p->stages * F2I_PLANE_BYTES;
   panel_state *state = p->state;
   _Alignas(32) panel_weights weights;
+  panel_ready ready;
   for (size_t tile = 0; tile < p->tiles; ++tile) {
     unpack_tile(p->packed + tile * tile_bytes, p->ahead + tile * tile_bytes, p->shared, p->stages, &weights);
+    if (p->rows < MANY_ROWS) {
+      add_each(p, &weights, &state[tile]);
+      continue;
+    }
+    make_panel_ready(&weights, &ready);
     size_t row = 0;
-    for (; row + AT_ONCE <= p->rows; row += AT_ONCE) add_rows(p, &weights, row, AT_ONCE, &state[tile]);
-    for (; row < p->rows; ++row) add_rows(p, &weights, row, 1, &state[tile]);
+    for (; row + AT_ONCE <= p->rows; row += AT_ONCE) add_rows(p, &ready, row, AT_ONCE, &state[tile]);
+    for (; row < p->rows; ++row) add_rows(p, &ready, row, 1, &state[tile]);
   }
 }
 
@@ -242,9 +296,9 @@ void DOT(f2i_block_dot)(const f2i_block *b) {
     for (size_t tile = 0; tile < b->tiles; ++tile, acc += F2I_ACC_PER_TILE) {
       unpack_tile(b->packed + tile * tile_bytes, b->ahead + tile * tile_bytes, b->shared, b->stages, &weights);
       for (int v = 0; v < VECTORS; ++v) {
-        __m256i sums[1][2];
-        multiply(&weights, v, &x->x, &x->bias, 1, sums);
-        for (int part = 0; part < 2; ++part) add_to(acc + (v * 2 + part) * LANES, unit, sums[0][part]);
+        for (int part = 0; part < 2; ++part) {
+          add_row(&weights, v, part, x->x, x->bias, unit, acc + (v * 2 + part) * LANES);
+        }
       }
     }
   }
