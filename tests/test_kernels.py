@@ -340,34 +340,19 @@ def test_auto_is_one_kernel_for_few_rows_and_may_be_another_for_many(isa: str | 
     q = random_layer(rng, 50, 70, 2)
     x = rng.standard_normal((80, 140)).astype(np.float32)
     layer = linear(q, "auto", isa or "")
-    assert layer.kernel.family == "lut"
     least = [*layer.kernels, 1000]
     for first, following, kernel in zip(least, least[1:], layer.kernels.values(), strict=False):
         alone = linear(q, kernel.family, kernel.isa)
         for rows in {first, min(following - 1, 80)}:
             np.testing.assert_array_equal(layer(x[:rows]), alone(x[:rows]))
             assert core.chosen_kernel("auto", isa, rows=rows) == kernel
+    found = [(rows, kernel.family) for rows, kernel in layer.kernels.items()]
     if isa is None and {"avx512_vnni"} <= set(core.library_info()["cpu_features"]):
-        assert [(rows, kernel.family) for rows, kernel in layer.kernels.items()] == [(1, "lut"), (4, "dot")]
-    if isa in ("scalar", "avx2"):  # nothing is known, or "lut" is faster
-        assert len(layer.kernels) == 1
-
-
-def test_nothing_multiplies_unless_it_is_named() -> None:
-    """A kernel of "lut" that adds with dot products is no default; settings for "auto" are none for "lut"."""
-    names = {kernel.isa for kernel in core.kernels() if kernel.multiplies and kernel.family == "lut" and kernel.available}
-    assert not any(kernel.multiplies for kernel in core.kernels() if kernel.family == "exact")
-    assert all(kernel.multiplies for kernel in core.kernels() if kernel.family == "dot")
-    for family in (None, "lut", "exact"):
-        for tuning in (None, *(f"few={name}" for name in names)):
-            assert not core.chosen_kernel(family, tuning=tuning).multiplies
-    for name in names:
-        assert core.chosen_kernel("lut", name) == core.chosen_kernel("auto", tuning=f"few={name}")
-        assert [kernel.family for kernel in core.chosen_kernels("auto", tuning=f"few={name} auto=3").values()] == [
-            "lut",
-            "dot",
-        ]
-    assert core.chosen_kernel("auto", tuning="lut=scalar few=scalar").isa == "scalar"
+        assert found in ([(1, "dot")], [(1, "lut"), (2, "dot")], [(1, "lut"), (4, "dot")])  # by model, with VBMI, without
+    if isa == "avx2":
+        assert found == [(1, "lut"), (32, "dot")]
+    if isa == "scalar":  # nothing is known
+        assert found == [(1, "lut")]
 
 
 def test_forced_kernels_really_run(monkeypatch: pytest.MonkeyPatch) -> None:

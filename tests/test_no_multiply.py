@@ -1,6 +1,4 @@
-"""The "lut" kernels do not multiply: their inner loops are disassembled and searched for multiply instructions.
-
-Those that do, adding with dot products by 1, say so in their rows of kernel_list.h, and run only where that is wanted.
+"""The "lut" kernels do not multiply by weights: their inner loops are disassembled and searched for multiply instructions.
 
 An inner loop is an innermost natural loop of the control flow that looks bytes up: byte shuffles, in portable code byte
 loads from a table at a computed index, or loads of whole vectors at one. Outside such loops multiplications are allowed:
@@ -219,12 +217,6 @@ def block_functions(functions: Functions, family: str) -> list[str]:
     return sorted(name for name in functions if re.fullmatch(rf"f2i_block_{family}__\w+", name))
 
 
-def said_to_multiply() -> set[str]:
-    """Block functions of the rows of kernel_list.h that say MULTIPLIES."""
-    rows = (ROOT / "custom_ops" / "src" / "kernels" / "kernel_list.h").read_text(encoding="utf-8").split("F2I_KERNEL(")[1:]
-    return {name for row in rows if re.search(r"\bMULTIPLIES\b", row) for name in re.findall(r"\bBLOCK\((\w+)\)", row)}
-
-
 def build(folder: Path, *options: str) -> Path:
     """A library of this repository's sources with the flags of the packaged one, but with its symbols."""
     environment = {key: value for key, value in os.environ.items() if key not in ("CC", "CFLAGS", "LDFLAGS")}
@@ -262,7 +254,7 @@ def functions(machine: str, tmp_path_factory: pytest.TempPathFactory) -> Functio
 
 
 def test_look_up_kernels_do_not_multiply(functions: Functions, machine: str) -> None:
-    symbols = sorted({*block_functions(functions, "lut")} - said_to_multiply())
+    symbols = block_functions(functions, "lut")
     expected = {
         "x86_64": {"scalar", "avx2", "avx512", "avx512_panel"},
         "aarch64": {"scalar", "neon", "neon82", "neon_8_panel", "neon_16_panel", "neon_32_panel"},
@@ -279,11 +271,11 @@ def test_look_up_kernels_do_not_multiply(functions: Functions, machine: str) -> 
         assert not found, f"{symbol} multiplies in an inner loop: {found}"
 
 
-def test_kernels_that_say_so_are_found_to_multiply(functions: Functions) -> None:
-    """The search can fail: what is known for its multiplications has integer ones in its inner loops, or those it calls."""
+def test_dot_kernels_are_found_to_multiply(functions: Functions) -> None:
+    """The search can fail: what is named for its multiplications has integer ones in its inner loops, or those it calls."""
     symbols = block_functions(functions, "dot")
     assert symbols
-    for symbol in {*symbols, *(said_to_multiply() & functions.keys())}:
+    for symbol in symbols:
         if not symbol.endswith("scalar"):
             loops = [body for name in reachable(functions, [symbol]) for body in innermost_loops(functions[name])]
             found = {i.mnemonic for body in loops for i in body if i.multiplies}

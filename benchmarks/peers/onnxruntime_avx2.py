@@ -1,8 +1,9 @@
 """A copy of the installed onnxruntime that takes the processor for one without AVX-512.
 
-onnxruntime chooses its kernels by what the processor says of itself, and has no setting for that. An x86 program may use the registers
-of AVX-512 if XGETBV says that the system keeps them (Intel SDM volume 1, 14.3): in the copy every XGETBV is replaced by an instruction
-that says it keeps those of SSE and AVX alone. So the same release can be measured as it runs on a processor with AVX2:
+onnxruntime chooses its kernels by what the processor says of itself, and has no setting for that. An x86 program may use the
+registers of AVX-512 if XGETBV says that the system keeps them (Intel SDM volume 1, 14.3): in the copy every XGETBV is replaced by
+an instruction that says it keeps those of SSE and AVX alone. So the same release can be measured as it runs on a processor with
+AVX2:
 
     python benchmarks/peers/onnxruntime_avx2.py FOLDER
     PYTHONPATH=FOLDER python benchmarks/bench_linear.py --engine lut:avx2 --engine auto:avx2 --engine ort-q2 ...

@@ -53,7 +53,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     compute_reference(&l.w, dense, l.x + row * l.ldx, l.bias, right + row);
   }
   free(dense);
-  f2i_kernel_info kernel, scalar = {"", "scalar", 1, 0, 0};
+  f2i_kernel_info kernel, scalar = {"", "scalar", 1, 0};
   for (size_t i = 0; i < f2i_kernel_count(); ++i) {
     if (f2i_kernel_at(i, &kernel) != F2I_OK) abort();
     if (!kernel.available) continue;

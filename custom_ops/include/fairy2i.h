@@ -58,14 +58,12 @@ typedef struct f2i_weights {
 } f2i_weights;
 
 /* A kernel of the library. Families: "lut", int8 tables, no multiplication per weight; "exact", tables of float
- * precision; "dot", int8 dot-product instructions, which multiply: only ever used when asked for. So are ISAs of "lut"
- * that add with such instructions. */
+ * precision; "dot", int8 dot-product instructions, which multiply: only ever used when asked for. */
 typedef struct f2i_kernel_info {
   const char *family;
   const char *isa;
   int available;  /* this CPU can run it */
   int is_default; /* it is what an unforced call of its family runs on this processor */
-  int multiplies; /* with instructions that multiply for every weight; "auto" and those who name it run it */
 } f2i_kernel_info;
 
 /* A validated layer and the kernels chosen for it. Make it with f2i_plan_init; the fields are private. */
@@ -113,7 +111,6 @@ f2i_status f2i_plan_init(f2i_plan *plan, const f2i_weights *weights, const char 
 
 /* The same with settings for this processor, which results do not depend on: "key=value" separated by blanks,
  *   lut=ISA, dot=ISA  what a family runs where isa and FAIRY2I_ISA name none
- *   few=ISA           what "auto" runs of "lut" there, for few rows
  *   auto=ROWS         from so many rows on "auto" takes "dot"; 0: never
  *   alone=BYTES       a call that reads at most so many packed bytes, counted for each row, does not wake other threads
  * What it does not name, or all if tuning is NULL or "", is as the environment variable FAIRY2I_TUNING says, else as

@@ -166,7 +166,7 @@ static void test_choice(void) {
     }
   }
   check(f2i_plan_init(&plan, &l.w, NULL, NULL, &message) == F2I_OK && f2i_plan_kernel(&plan, &info) == F2I_OK &&
-            strcmp(info.family, "lut") == 0 && info.is_default && !info.multiplies,
+            strcmp(info.family, "lut") == 0 && info.is_default,
         "default kernel", message.text);
   printf("default: %s/%s\n", info.family, info.isa);
   setenv("FAIRY2I_KERNEL", "exact", 1);
@@ -183,9 +183,9 @@ static void test_choice(void) {
   check(f2i_plan_init(&plan, &l.w, "auto", "none", &message) == F2I_UNKNOWN_KERNEL, "auto, unknown ISA", message.text);
   check(f2i_plan_kernel_for(&plan, 1, &info, &next) == F2I_INVALID_ARGUMENT, "a plan that failed", "");
   check(f2i_plan_init(&plan, &l.w, "auto", NULL, &message) == F2I_OK && f2i_plan_kernel(&plan, &info) == F2I_OK &&
-            strcmp(info.family, "lut") == 0 && (info.is_default || info.multiplies) &&
-            f2i_plan_kernel_for(&plan, 0, &info, &next) == F2I_OK,
-        "auto, one row", message.text);
+            info.is_default && f2i_plan_kernel_for(&plan, 0, &info, &next) == F2I_OK &&
+            strcmp(info.family, "lut") == 0 && info.is_default,
+        "auto, no row", message.text);
   printf("auto: another kernel from %lld rows on\n", (long long)next);
   if (next > 0) {
     int64_t last = -1;
@@ -200,10 +200,17 @@ static void test_choice(void) {
 
 /* Settings by processor: what is named runs, the environment's are behind the caller's, anything else is refused. */
 static void test_tuning(void) {
-  static const char *const wrong[] = {"lut",        "lut=doesnotexist", "lut=a_name_of_an_ISA_that_is_too_long",
-                                      "dot=neon99", "few=doesnotexist", "auto=",
-                                      "auto=-1",    "auto=4x",          "auto=1234567890123",
-                                      "alone=1k",   "rows=4",           "lut=scalar;auto=1"};
+  static const char *const wrong[] = {"lut",
+                                      "lut=doesnotexist",
+                                      "lut=a_name_of_an_ISA_that_is_too_long",
+                                      "dot=neon99",
+                                      "auto=",
+                                      "auto=-1",
+                                      "auto=4x",
+                                      "auto=1234567890123",
+                                      "alone=1k",
+                                      "rows=4",
+                                      "lut=scalar;auto=1"};
   f2i_plan plan;
   f2i_message message;
   f2i_kernel_info info;
@@ -214,24 +221,25 @@ static void test_tuning(void) {
               strstr(message.text, "tuning") != NULL && plan.kernel == NULL,
           "wrong tuning", wrong[i]);
   }
-  const char *all = "few=scalar dot=scalar  auto=7 alone=1000 ";
+  const char *all = "lut=scalar dot=scalar  auto=7 alone=1000 ";
   check(f2i_plan_init_tuned(&plan, &l.w, "auto", NULL, all, &message) == F2I_OK &&
             f2i_plan_kernel_for(&plan, 6, &info, NULL) == F2I_OK && strcmp(info.family, "lut") == 0 &&
             strcmp(info.isa, "scalar") == 0 && f2i_plan_kernel_for(&plan, 7, &info, NULL) == F2I_OK &&
             strcmp(info.family, "dot") == 0 && strcmp(info.isa, "scalar") == 0,
         "tuning", message.text);
   check(f2i_plan_tuning(&plan, text, sizeof text) == F2I_OK &&
-            strcmp(text, "few=scalar dot=scalar auto=7 alone=1000") == 0,
+            strcmp(text, "lut=scalar dot=scalar auto=7 alone=1000") == 0,
         "text of a tuning", text);
-  check(f2i_plan_tuning(&plan, text, 4) == F2I_OK && strcmp(text, "few") == 0, "cut text of a tuning", text);
+  check(f2i_plan_tuning(&plan, text, 4) == F2I_OK && strcmp(text, "lut") == 0, "cut text of a tuning", text);
   check(f2i_plan_init_tuned(&plan, &l.w, "auto", NULL, "auto=0", &message) == F2I_OK &&
             f2i_plan_kernel_for(&plan, 1 << 20, &info, NULL) == F2I_OK && strcmp(info.family, "lut") == 0,
         "auto, never another", message.text);
-  f2i_kernel_at(0, &info);
-  snprintf(text, sizeof text, "lut=scalar few=%s", info.isa);
-  check(f2i_plan_init_tuned(&plan, &l.w, "lut", NULL, text, &message) == F2I_OK &&
-            f2i_plan_kernel(&plan, &info) == F2I_OK && strcmp(info.isa, "scalar") == 0 && !info.multiplies,
-        "what auto runs for few rows is not what lut runs", info.isa);
+  check(f2i_plan_init_tuned(&plan, &l.w, "auto", NULL, "auto=1", &message) == F2I_OK &&
+            f2i_plan_kernel(&plan, &info) == F2I_OK && strcmp(info.family, "dot") == 0,
+        "auto, always the other", message.text);
+  check(f2i_plan_init_tuned(&plan, &l.w, "auto", "scalar", "auto=3", &message) == F2I_OK &&
+            f2i_plan_kernel_for(&plan, 3, &info, NULL) == F2I_OK && strcmp(info.family, "dot") == 0,
+        "auto, a forced ISA and a tuning", message.text);
   setenv("FAIRY2I_TUNING", "lut=scalar alone=5", 1);
   check(f2i_plan_init_tuned(&plan, &l.w, NULL, NULL, "alone=6", &message) == F2I_OK &&
             f2i_plan_tuning(&plan, text, sizeof text) == F2I_OK && strcmp(text, "lut=scalar alone=6") == 0,

@@ -187,7 +187,7 @@ static void test_shape(const shape *s, const int *rows, size_t rows_count) {
  * and operands are built once for each thread that meets a layer, not for all that might. */
 static void test_regions(void) {
   const shape large = {512, 3, {{1024, 2}, {256, 2}, {256, 1}}}, tiny = {512, 3, {{34, 2}, {2, 1}, {6, 2}}};
-  const f2i_kernel_info kernel = {"lut", "scalar", 1, 0, 0};
+  const f2i_kernel_info kernel = {"lut", "scalar", 1, 0};
 #if defined(__x86_64__)
   const size_t builders_most = 4;
 #else
@@ -248,7 +248,7 @@ static void refused(const group *g, const f2i_output *outputs, size_t count, int
 
 static void test_wrong_arguments(void) {
   const shape s = {70, 3, {{34, 2}, {66, 1}, {2, 3}}}, other = {72, 1, {{34, 2}}};
-  const f2i_kernel_info kernel = {"lut", "scalar", 1, 0, 0};
+  const f2i_kernel_info kernel = {"lut", "scalar", 1, 0};
   enum { ENOUGH = 1 << 20 };
   group g = open_group(&s), longer = open_group(&other);
   const buffer x = random_floats(70);

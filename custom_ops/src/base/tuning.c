@@ -17,15 +17,13 @@ static const struct {
   int family, first_model, last_model; /* as CPUID says, extended numbers added */
   f2i_tuning tuning;
 } processors[] = {
-    /* Zen 3 and 4. One dot product in the time of two additions, and it adds four numbers */
-    {"AuthenticAMD", 25, 0, 255, {.few = "avx512_vnni", .auto_rows = -1, .alone_bytes = ALONE_BYTES}},
-    /* Zen 5: additions at four a cycle, ternary operations and dot products at two; prefetching into the second-level
-     * cache does not overlap with computing there */
-    {"AuthenticAMD",
-     26,
-     0,
-     255,
-     {.lut = "avx512_plain", .few = "avx512_vnni_near", .auto_rows = -1, .alone_bytes = ALONE_BYTES}},
+    /* Zen 4, with Zen 3 between its models: "dot" is the faster one for a single row, too */
+    {"AuthenticAMD", 25, 0x10, 0x1F, {.auto_rows = 1, .alone_bytes = ALONE_BYTES}},
+    {"AuthenticAMD", 25, 0x60, 0x7F, {.auto_rows = 1, .alone_bytes = ALONE_BYTES}},
+    {"AuthenticAMD", 25, 0xA0, 0xAF, {.auto_rows = 1, .alone_bytes = ALONE_BYTES}},
+    /* Zen 5: additions at four a cycle, ternary operations at two; prefetching into the second-level cache does not
+     * overlap with computing there */
+    {"AuthenticAMD", 26, 0, 255, {.lut = "avx512_plain", .auto_rows = -1, .alone_bytes = ALONE_BYTES}},
 };
 static const f2i_tuning others = {.auto_rows = -1, .alone_bytes = ALONE_BYTES};
 
@@ -79,7 +77,6 @@ static int starts_with(const char *text, size_t length, const char *key) {
 static int read_setting(const char *text, size_t length, f2i_tuning *tuning) {
   if (starts_with(text, length, "lut=")) return read_name(text + 4, length - 4, tuning->lut, sizeof tuning->lut);
   if (starts_with(text, length, "dot=")) return read_name(text + 4, length - 4, tuning->dot, sizeof tuning->dot);
-  if (starts_with(text, length, "few=")) return read_name(text + 4, length - 4, tuning->few, sizeof tuning->few);
   if (starts_with(text, length, "auto=")) return read_number(text + 5, length - 5, &tuning->auto_rows);
   if (starts_with(text, length, "alone=")) return read_number(text + 6, length - 6, &tuning->alone_bytes);
   return 0;
@@ -90,8 +87,8 @@ f2i_status f2i_tuning_read(const char *text, f2i_tuning *tuning, f2i_message *me
     for (length = 0; text[length] != '\0' && text[length] != ' ';) ++length;
     if (length > 0 && !read_setting(text, length, tuning)) {
       return f2i_fail(message, F2I_INVALID_ARGUMENT,
-                      "tuning (FAIRY2I_TUNING or fairy2i.tuning): expected lut=ISA, dot=ISA, few=ISA, auto=ROWS or "
-                      "alone=BYTES, separated by blanks, found \"%.*s\"",
+                      "tuning (FAIRY2I_TUNING or fairy2i.tuning): expected lut=ISA, dot=ISA, auto=ROWS or alone=BYTES, "
+                      "separated by blanks, found \"%.*s\"",
                       length < 64 ? (int)length : 64, text);
     }
     length += text[length] == ' ';

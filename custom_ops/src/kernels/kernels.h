@@ -114,9 +114,9 @@ typedef struct f2i_kernel {
   f2i_whole whole;
   const uint8_t *order; /* [F2I_ACC_PER_TILE]: place of an output among the accumulators of a tile; NULL: in order */
   const f2i_panel_kernel *panel; /* for the most rows; NULL: `block` does any number of rows */
+  size_t at_once;                /* rows of x that `block` takes for hardly more than one, built quickly; 0 is 1 */
   int64_t auto_rows; /* of x: with so many or more "auto" takes this kernel instead of the default family's; 0: never */
   int is_variant;    /* runs only where it is named: by the caller, the environment, or a tuning */
-  int multiplies;    /* with instructions that multiply for every weight */
 } f2i_kernel;
 
 /* The kernel that a plan runs for this many rows of x. */

@@ -68,6 +68,9 @@ static inline const uint8_t *f2i_strip_bytes(const f2i_call *c, size_t k, size_t
   return c->w->packed + (k * c->tiles + first) * f2i_tile_bytes(c);
 }
 
+/* How many rows, as kernels see them, go through the weights for hardly more than one. */
+static inline size_t f2i_at_once(const f2i_call *c) { return c->kernel->at_once > 1 ? c->kernel->at_once : 1; }
+
 /* How many K-blocks of a strip of `tiles` tiles are F2I_AHEAD_BYTES. */
 static inline size_t f2i_blocks_ahead(const f2i_call *c, size_t tiles) {
   return f2i_ceil_div(F2I_AHEAD_BYTES, tiles * f2i_tile_bytes(c));

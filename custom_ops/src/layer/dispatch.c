@@ -19,9 +19,9 @@
 #define BLOCK(name) f2i_block_fn name;
 #define ORDER(name) extern const uint8_t name[F2I_ACC_PER_TILE];
 #define PANEL(name) extern const f2i_panel_kernel name;
+#define AT_ONCE(count)
 #define AUTO_ROWS(count)
 #define VARIANT
-#define MULTIPLIES
 #include "kernels/kernel_list.h"
 #undef F2I_KERNEL
 #undef FAMILY
@@ -34,9 +34,9 @@
 #undef BLOCK
 #undef ORDER
 #undef PANEL
+#undef AT_ONCE
 #undef AUTO_ROWS
 #undef VARIANT
-#undef MULTIPLIES
 
 /* the rows as initializers */
 #define F2I_KERNEL(fields) {fields},
@@ -50,9 +50,9 @@
 #define BLOCK(name) .block = name,
 #define ORDER(name) .order = name,
 #define PANEL(name) .panel = &name,
+#define AT_ONCE(count) .at_once = count,
 #define AUTO_ROWS(count) .auto_rows = count,
 #define VARIANT .is_variant = 1,
-#define MULTIPLIES .multiplies = 1,
 static const f2i_kernel kernels[] = {
 #include "kernels/kernel_list.h"
 };
@@ -71,16 +71,12 @@ static const f2i_kernel *find(const char *family, const char *isa) {
   return NULL;
 }
 
-/* What an unforced call of a family runs, or "auto" of that family. A tuning may come from another machine: what cannot
- * run here is passed over. */
-static const f2i_kernel *find_default(const char *family, const f2i_tuning *tuning, int is_auto) {
-  const int is_lut = strcmp(family, "lut") == 0, is_dot = strcmp(family, "dot") == 0;
-  const char *const isas[] = {is_lut && is_auto ? tuning->few : "", is_lut ? tuning->lut : is_dot ? tuning->dot : ""};
-  for (size_t i = 0; i < sizeof isas / sizeof isas[0]; ++i) {
-    const f2i_kernel *tuned = isas[i][0] == '\0' ? NULL : find(family, isas[i]);
-    if (tuned != NULL && can_run(tuned)) return tuned;
-  }
-  return find(family, NULL);
+/* What an unforced call of a family runs. A tuning may come from another machine: what cannot run here is passed over.
+ */
+static const f2i_kernel *find_default(const char *family, const f2i_tuning *tuning) {
+  const char *isa = strcmp(family, "lut") == 0 ? tuning->lut : strcmp(family, "dot") == 0 ? tuning->dot : "";
+  const f2i_kernel *tuned = isa[0] == '\0' ? NULL : find(family, isa);
+  return tuned != NULL && can_run(tuned) ? tuned : find(family, NULL);
 }
 
 /* The names of the families, or of a family's ISAs that run here, separated by blanks. */
@@ -107,8 +103,8 @@ static const char *choice(const char *given, const char *variable) {
   return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
-/* The kernel of a family, or of "auto" of that family, with isa if that is not NULL, or an error. */
-static f2i_status select_kernel(const char *family, const char *isa, const f2i_tuning *tuning, int is_auto,
+/* The kernel of a family, with isa if that is not NULL, or an error. */
+static f2i_status select_kernel(const char *family, const char *isa, const f2i_tuning *tuning,
                                 const f2i_kernel **kernel, f2i_message *message) {
   char names[96];
   if (find(family, "scalar") == NULL) {
@@ -116,13 +112,13 @@ static f2i_status select_kernel(const char *family, const char *isa, const f2i_t
                     "unknown kernel \"%.32s\" (FAIRY2I_KERNEL or fairy2i.kernel): expected one of: %s " AUTO, family,
                     list(NULL, names, sizeof names));
   }
-  *kernel = isa == NULL ? find_default(family, tuning, is_auto) : find(family, isa);
+  *kernel = isa == NULL ? find_default(family, tuning) : find(family, isa);
   int known = *kernel != NULL; /* the ISA, in any family */
   /* a family need not exist for every ISA: forcing one that can run here then runs the family's best other kernel */
   for (size_t i = 0; i < kernels_count && *kernel == NULL; ++i) {
     if (strcmp(kernels[i].isa, isa) != 0) continue;
     known = 1;
-    if (can_run(&kernels[i])) *kernel = find_default(family, tuning, is_auto);
+    if (can_run(&kernels[i])) *kernel = find_default(family, tuning);
   }
   if (*kernel == NULL || !can_run(*kernel)) {
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
@@ -152,15 +148,13 @@ static f2i_status select_kernels(const char *family, const char *isa, const f2i_
   isa = choice(isa, "FAIRY2I_ISA");
   const int is_auto = family != NULL && strcmp(family, AUTO) == 0;
   if (family == NULL || is_auto) family = kernels[0].family;
-  f2i_status status = select_kernel(family, isa, tuning, is_auto, &kernel, message);
+  f2i_status status = select_kernel(family, isa, tuning, &kernel, message);
   if (status != F2I_OK) return status;
   plan->kernel = kernel;
   if (!is_auto || rounds) return f2i_ok(message);
-  status = select_kernel("dot", isa, tuning, is_auto, &kernel, message);
+  status = select_kernel("dot", isa, tuning, &kernel, message);
   if (status != F2I_OK) return status;
-  const f2i_kernel *few = plan->kernel;
-  if (few->is_variant) few = find(few->family, NULL);
-  const uint32_t needs = few->needs; /* of what it was found to be faster than */
+  const uint32_t needs = ((const f2i_kernel *)plan->kernel)->needs; /* of what it was found to be faster than */
   const int64_t rows = tuning->auto_rows >= 0             ? tuning->auto_rows
                        : (kernel->needs & needs) == needs ? kernel->auto_rows
                                                           : 0;
@@ -177,8 +171,7 @@ static void describe(const f2i_kernel *kernel, f2i_kernel_info *info) {
   info->family = kernel->family;
   info->isa = kernel->isa;
   info->available = can_run(kernel);
-  info->is_default = find_default(kernel->family, f2i_tuning_here(), 0) == kernel;
-  info->multiplies = kernel->multiplies;
+  info->is_default = find_default(kernel->family, f2i_tuning_here()) == kernel;
 }
 
 f2i_status f2i_kernel_at(size_t index, f2i_kernel_info *info) {
@@ -205,7 +198,7 @@ f2i_status f2i_plan_tuning(const f2i_plan *plan, char *text, size_t size) {
   if (many == NULL) {
     (void)f2i_fail(&found, F2I_OK, "%s=%s alone=%lld", few->family, few->isa, (long long)plan->alone_bytes);
   } else {
-    (void)f2i_fail(&found, F2I_OK, "few=%s %s=%s auto=%lld alone=%lld", few->isa, many->family, many->isa,
+    (void)f2i_fail(&found, F2I_OK, "%s=%s %s=%s auto=%lld alone=%lld", few->family, few->isa, many->family, many->isa,
                    (long long)plan->many_rows, (long long)plan->alone_bytes);
   }
   const size_t length = strlen(found.text) < size - 1 ? strlen(found.text) : size - 1;
@@ -220,8 +213,8 @@ static f2i_status read_tuning(const char *text, f2i_tuning *settings, f2i_messag
   const f2i_tuning before = *settings;
   const f2i_status status = f2i_tuning_read(text, settings, message);
   if (status != F2I_OK) return status;
-  const char *const families[] = {"lut", "dot", "lut"}, *const isas[] = {settings->lut, settings->dot, settings->few};
-  const char *const known[] = {before.lut, before.dot, before.few};
+  const char *const families[] = {"lut", "dot"}, *const isas[] = {settings->lut, settings->dot};
+  const char *const known[] = {before.lut, before.dot};
   for (size_t i = 0; i < sizeof isas / sizeof isas[0]; ++i) {
     if (strcmp(isas[i], known[i]) == 0 || isas[i][0] == '\0' || find(families[i], isas[i]) != NULL) continue;
     return f2i_fail(message, F2I_UNKNOWN_KERNEL,
@@ -236,6 +229,7 @@ f2i_status f2i_plan_init_tuned(f2i_plan *plan, const f2i_weights *weights, const
   if (plan == NULL) return f2i_fail(message, F2I_INVALID_ARGUMENT, "plan: expected a pointer, got NULL");
   memset(plan, 0, sizeof *plan);
   f2i_tuning settings = *f2i_tuning_here();
+  if (choice(isa, "FAIRY2I_ISA") != NULL) settings.auto_rows = -1; /* it was found with other kernels */
   f2i_status status = f2i_validate(weights, message);
   if (status == F2I_OK && getenv("FAIRY2I_TUNING") != NULL) {
     status = read_tuning(getenv("FAIRY2I_TUNING"), &settings, message);

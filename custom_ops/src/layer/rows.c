@@ -7,7 +7,8 @@
  *
  * A single row of x may go through several layers: their strips then stand in one list. A thread, or each of a few that
  * take equal parts of it and then help each other, builds the operands of a layer for itself when it meets the first
- * strip of it: all in one step, for handing over from the builders to the others takes as long as a small layer.
+ * strip of it: all in one step, for handing over from the builders to the others takes as long as a small layer. So do
+ * a few rows with kernels that take them at once.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -53,14 +54,14 @@ static uint64_t built_bytes(const f2i_call *c) {
 /* Bytes of weights that are walked, as often as they are. */
 static uint64_t walked_bytes(const f2i_call *c) { return (uint64_t)c->rows * c->steps * c->tiles * f2i_tile_bytes(c); }
 
-/* How many threads build the operands of a single row of x, each for itself, or 1: they then share them. More than a
- * few, or those of layers with fewer weights than operands, would build longer than they multiply. */
+/* How many threads build all operands, each for itself, or 1: they then share them. More than a few, or those of layers
+ * with fewer weights than operands, would build longer than they multiply. */
 static size_t builders(const f2i_call *const *calls, size_t count) {
   const size_t cpus = f2i_cpu_count();
   uint64_t operands = 0, weights = 0;
   for (size_t i = 0; i < count; ++i) {
-    if (calls[i]->rows > 1) return 1;
-    operands += (uint64_t)calls[i]->steps * operand_bytes(calls[i]);
+    if (calls[i]->rows > f2i_at_once(calls[i])) return 1;
+    operands += (uint64_t)calls[i]->rows * calls[i]->steps * operand_bytes(calls[i]);
     weights += walked_bytes(calls[i]);
   }
   return cpus > BUILDERS_MOST || operands > weights ? 1 : cpus;
@@ -177,8 +178,8 @@ static size_t strip_at(const rows_call *r, uint64_t bytes) {
   return before;
 }
 
-/* The operands of a single row of x, by the thread that goes through this strip then: what it reads first comes from
- * memory meanwhile, a share with each block. */
+/* All operands of a layer, by the thread that goes through this strip then: what it reads first comes from memory
+ * meanwhile, a share with each block. */
 static void build_before(const rows_layer *l, size_t strip) {
   const f2i_call *c = l->c;
   const size_t first = f2i_strip_begin(c, l->strips, strip), tiles = f2i_strip_begin(c, l->strips, strip + 1) - first;
@@ -255,7 +256,7 @@ void f2i_rows_group(const f2i_call *const *calls, size_t count, void *workspace)
   const f2i_parallel *walking = bytes > calls[0]->alone_bytes ? calls[0]->parallel : NULL;
   if (each > 1 && walking != NULL) {
     run_builders(&r, each, bytes, walking);
-  } else if (calls[0]->rows == 1 && building == NULL && walking == NULL) {
+  } else if (calls[0]->rows <= f2i_at_once(calls[0]) && building == NULL && walking == NULL) {
     run_builders(&r, 1, bytes, NULL);
   } else {
     f2i_run(building, build_task, blocks, &r);

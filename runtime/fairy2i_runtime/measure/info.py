@@ -43,8 +43,7 @@ def tuning_info(threads: int) -> dict[str, str]:
     kept = kept_tuning(threads)
     by_environment = bool((os.environ.get(TUNING_VARIABLE) or "").strip())
     source = TUNING_VARIABLE if by_environment else "the library" if kept is None else "fairy2i tune"
-    parts = [part for kernel in ("lut", "auto") for part in one_tile_layer(kernel, tuning=kept).tuning.split()]
-    return {"settings": " ".join(dict.fromkeys(parts)), "source": source}
+    return {"settings": one_tile_layer("auto", tuning=kept).tuning, "source": source}
 
 
 def model_info(folder: Path, context_length: int | None = None, *, trust_graph: bool = False) -> dict[str, Any]:

@@ -5,9 +5,8 @@ that a slow moment of the machine meets all of them; a setting is changed only i
 
 1. ``lut``: each instruction set and variant of the look-up kernels that this processor runs, a token at a time.
 2. ``alone``: which calls are too small to wake other threads for, a token at a time. With one thread there is nothing to choose.
-3. ``few``: the same as 1 for those that add by multiplying, where there are any; they run only where somebody asks for ``auto``.
-4. ``dot`` and ``auto``: the same for the kernels that multiply weights, on a prompt; and from how many rows of activations on they
-   are faster than those for few rows. Used for ``auto`` as well.
+3. ``dot`` and ``auto``: the same for the kernels that multiply, on a prompt; and from how many rows of activations on they are
+   faster than ``lut``. Used where somebody asks for ``dot`` or ``auto``.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from fairy2i_runtime.ops.core import kernels, one_tile_layer
 
 TOKENS = 12  # of a measurement, one at a time
 PROMPT = 64  # tokens of the prompt by which a kernel that multiplies is chosen
-ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # where that kernel may begin
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # where that kernel may begin
 ALONE = (0, 48 << 10, 128 << 10, 256 << 10, 512 << 10)  # bytes
 GAIN = 0.03  # of the time, at least, for a setting other than the one without measuring
 MOST_ROUNDS = 1000
@@ -76,7 +75,7 @@ class Tuning:
 
 def rounds_of_tuning(rounds: int, threads: int) -> int:
     """How often :func:`tune` calls ``done``."""
-    return rounds * (3 + (threads != 1) + (len(_isas("lut", multiply=True)) > 0))
+    return rounds * (3 + (threads != 1))
 
 
 def tune(
@@ -127,16 +126,8 @@ class _Tuner:
             known = int(_known(settings)["alone"])
             candidates = [f"alone={size}" for size in (known, *(size for size in ALONE if size != known))]
             settings.append(self._choose("lut", candidates, 1, settings))
-        few = settings[0].removeprefix("lut=")
-        adding = _isas("lut", multiply=True)
-        if adding:
-            known_isa = _known(settings, "auto").get("few", few)
-            isas = sorted({few, *adding}, key=lambda isa: (isa != known_isa, isa))
-            settings.append(self._choose("auto", [f"few={isa}" for isa in isas], 1, settings))
-            few = settings[-1].removeprefix("few=")
-        candidates = [f"dot={isa}" for isa in _isas("dot", multiply=True)]
-        settings.append(self._choose("dot", candidates, PROMPT, settings))
-        settings.append(f"auto={self._first_rows([*settings, f'lut={few}'])}")
+        settings.append(self._choose("dot", [f"dot={isa}" for isa in _isas("dot")], PROMPT, settings))
+        settings.append(f"auto={self._first_rows(settings)}")
         self._found.text = " ".join(settings)
         return self._found
 
@@ -166,7 +157,7 @@ class _Tuner:
         return candidates[best]
 
     def _first_rows(self, settings: Sequence[str]) -> int:
-        """From how many rows on the kernel that multiplies weights is faster, for all that were tried; 0 if it never is."""
+        """From how many rows on the kernel that multiplies is faster, for all that were tried; 0 if it never is."""
         lut, dot = (self._decoder(kernel, settings) for kernel in ("lut", "dot"))
         works = [partial(_seconds, decoder, rows) for rows in ROWS for decoder in (lut, dot)]
         seconds = self._turns(works)
@@ -209,16 +200,16 @@ def _seconds(decoder: Decoder, rows: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def _isas(family: str, *, multiply: bool = False) -> list[str]:
+def _isas(family: str) -> list[str]:
     """Instruction sets and variants that a family of kernels has here, the one that runs without measuring first.
 
-    Those that multiply, or those that do not. The slowest of all, ``scalar``, is none of them, unless there is no other.
+    The slowest of all, ``scalar``, is none of them, unless there is no other.
     """
-    here = [k for k in kernels() if k.family == family and k.available and k.multiplies == multiply]
+    here = [kernel for kernel in kernels() if kernel.family == family and kernel.available]
     here.sort(key=lambda kernel: not kernel.is_default)
     return [kernel.isa for kernel in here if kernel.isa != "scalar"] or [kernel.isa for kernel in here]
 
 
-def _known(settings: Sequence[str], kernel: str | None = None) -> dict[str, str]:
+def _known(settings: Sequence[str]) -> dict[str, str]:
     """The settings that a layer gets, by name."""
-    return dict(part.split("=") for part in one_tile_layer(kernel, tuning=" ".join(settings)).tuning.split())
+    return dict(part.split("=") for part in one_tile_layer(tuning=" ".join(settings)).tuning.split())

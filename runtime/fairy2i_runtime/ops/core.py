@@ -35,14 +35,12 @@ class KernelInfo:
         isa: instruction set, or variant of one.
         available: this CPU runs it.
         is_default: it is what runs of its family here if nobody names an instruction set.
-        multiplies: with instructions that multiply for every weight; only ``auto``, or naming it, makes such a kernel run.
     """
 
     family: str
     isa: str
     available: bool
     is_default: bool
-    multiplies: bool
 
 
 @lru_cache(maxsize=1)
@@ -78,9 +76,7 @@ def _check(ffi: Any, status: int, message: Any) -> None:
 
 
 def _kernel(ffi: Any, info: Any) -> KernelInfo:
-    return KernelInfo(
-        _text(ffi, info.family), _text(ffi, info.isa), bool(info.available), bool(info.is_default), bool(info.multiplies)
-    )
+    return KernelInfo(_text(ffi, info.family), _text(ffi, info.isa), bool(info.available), bool(info.is_default))
 
 
 def kernels() -> list[KernelInfo]:

@@ -77,4 +77,4 @@ static void f2i_block_dot__amx_panel(const f2i_panel *p) {
   _tile_release();
 }
 
-const f2i_panel_kernel f2i_panel_dot__amx = F2I_DOT_PANEL(f2i_block_dot__amx_panel);
+const f2i_panel_kernel f2i_panel_dot__amx = F2I_DOT_PANEL(8, f2i_block_dot__amx_panel);

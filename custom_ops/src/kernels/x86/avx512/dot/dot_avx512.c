@@ -5,14 +5,22 @@
  * activations subtracted from the result.
  */
 #include "kernels/x86/avx512/block.h"
+#include "kernels/x86/avx512/dot/dot_round.h"
 #include "kernels/x86/avx512/dot/dot_unpack.h"
 
 f2i_build_fn f2i_build_dot__avx512;
 f2i_block_fn f2i_block_dot__avx512;
 
 float f2i_build_dot__avx512(const float *re, const float *im, const float *scales, int stages, void *operands) {
+  const rounded x = round_block(re, im, scales);
+  f2i_dot_activations *out = operands;
   (void)stages;
-  return f2i_build_dot(re, im, scales, operands);
+  memset(out, 0, sizeof *out);
+  _mm256_storeu_si256((__m256i *)(void *)out->re, x.re);
+  _mm256_storeu_si256((__m256i *)(void *)out->im, x.im);
+  out->sum_re = sum_of_bytes(x.re);
+  out->sum_im = sum_of_bytes(x.im);
+  return x.unit;
 }
 
 /* Sums of half a tile. Even and odd columns have sums of their own: the chains of dependent instructions stay short. */

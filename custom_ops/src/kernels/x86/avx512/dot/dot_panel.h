@@ -6,9 +6,11 @@
 #define F2I_DOT_PANEL_H
 
 #include "kernels/dot_panel_operands.h"
+#include "kernels/x86/avx512/dot/dot_round.h"
 #include "kernels/x86/avx512/dot/dot_unpack.h"
 
 extern const f2i_panel_kernel f2i_panel_dot__avx512; /* for few rows of x better than AMX, too */
+extern const f2i_panel_kernel f2i_panel_dot__avx512_vbmi;
 
 enum {
   HALVES = F2I_TILE_ROWS / F2I_HALF_ROWS,
@@ -25,47 +27,20 @@ typedef struct panel_state {
   float sum[PANEL_ROWS][HALVES][2][F2I_HALF_ROWS];
 } panel_state;
 
-/* The 16 bytes of two groups of columns to [group][parity][place]. */
-static inline __m128i by_step(__m512 values, __m512 inverse) {
-  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-  return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))), order);
-}
-
 /* What f2i_build_dot does, for all rows, and for rows of zeros that fill a tile register. VNNI multiplies unsigned by
  * signed bytes, so 128 is added to its weights. */
 static inline void build_panel(const float *re, const float *im, size_t rows, const float *scales, int stages,
                                void *operands, float *units) {
   panel_operands *out = operands;
   (void)stages;
-  const __m512 most = _mm512_set1_ps(FLT_MAX);
   const size_t whole = (rows + X_ROWS - 1) / X_ROWS * X_ROWS; /* a tile register takes so many */
   for (size_t row = 0; row < whole; ++row, re += F2I_BLOCK_COLS, im += F2I_BLOCK_COLS) {
-    const __m512 r[2] = {_mm512_loadu_ps(re), _mm512_loadu_ps(re + 16)};
-    const __m512 i[2] = {_mm512_loadu_ps(im), _mm512_loadu_ps(im + 16)};
-    const __m512 size_r = _mm512_max_ps(_mm512_abs_ps(r[0]), _mm512_abs_ps(r[1]));
-    const __m512 size_i = _mm512_max_ps(_mm512_abs_ps(i[0]), _mm512_abs_ps(i[1]));
-    /* the maximum of a NaN and a number may be the number */
-    __mmask16 finite = 0xFFFF;
-    for (int v = 0; v < 2; ++v) {
-      finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(r[v]), most, _CMP_LE_OQ);
-      finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(i[v]), most, _CMP_LE_OQ);
-    }
-    const float largest = finite == 0xFFFF ? _mm512_reduce_max_ps(_mm512_max_ps(size_r, size_i)) : 0.0f;
-    const int usable = largest >= F2I_NEGLIGIBLE;
-    units[row] = finite != 0xFFFF ? NAN : !usable ? 0.0f : scales == NULL ? 1.0f : largest / 127.0f;
-    __m512i bytes = _mm512_setzero_si512();
-    if (usable) {
-      const __m512 inverse = _mm512_set1_ps(scales == NULL ? 1.0f : 127.0f / largest);
-      const __m256i re_steps = _mm256_set_m128i(by_step(r[1], inverse), by_step(r[0], inverse));
-      const __m256i im_steps = _mm256_set_m128i(by_step(i[1], inverse), by_step(i[0], inverse));
-      const __m256i low = _mm256_unpacklo_epi32(re_steps, im_steps), high = _mm256_unpackhi_epi32(re_steps, im_steps);
-      bytes = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(low, high, 0x20)),
-                                 _mm256_permute2x128_si256(low, high, 0x31), 1);
-    }
-    _mm512_storeu_si512(out->x[row], bytes);
-    const __m512i plus128 = _mm512_xor_si512(bytes, _mm512_set1_epi8((char)0x80));
-    const int sum = (int)_mm512_reduce_add_epi64(_mm512_sad_epu8(plus128, _mm512_setzero_si512()));
-    out->bias[row] = -128 * (sum - 128 * 2 * F2I_BLOCK_COLS);
+    const rounded x = round_block(re, im, scales);
+    const __m256i low = _mm256_unpacklo_epi32(x.re, x.im), high = _mm256_unpackhi_epi32(x.re, x.im);
+    _mm256_storeu_si256((__m256i *)(void *)out->x[row], _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)(void *)out->x[row][STEPS / 2], _mm256_permute2x128_si256(low, high, 0x31));
+    out->bias[row] = -128 * (sum_of_bytes(x.re) + sum_of_bytes(x.im));
+    units[row] = x.unit;
   }
 }
 
@@ -104,9 +79,9 @@ static inline void read_panel(const void *state, size_t rows, float *out) {
 }
 
 /* Four tiles at a time go through all blocks: their sums stay in the second-level cache, the operands in the first. */
-#define F2I_DOT_PANEL(block_fn)                   \
+#define F2I_DOT_PANEL(least_rows, block_fn)       \
   {.rows = PANEL_ROWS,                            \
-   .least = 2,                                    \
+   .least = least_rows,                           \
    .strip_most = 4,                               \
    .strip_least = 1,                              \
    .operand_bytes = 0,                            \
