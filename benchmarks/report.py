@@ -67,6 +67,38 @@ def markdown(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def ratios(records: list[Record], names: str) -> str:
+    """How many times the time of one kernel another one takes: a row for each shape and number of threads, a column for each M.
+
+    Args:
+        records: those of both.
+        names: the two, as :func:`label` has them, with a slash between: ``lut avx512/dot avx512_vbmi``.
+
+    Raises:
+        ValueError: if the names are not two, or nothing was measured with both.
+    """
+    slow, fast = names.split("/")
+    times = {
+        name: {(r["shape"], r["threads"], r["M"]): r["ms"] for r in records if label(r) == name} for name in (slow, fast)
+    }
+    both = times[slow].keys() & times[fast].keys()
+    if not both:
+        raise ValueError(f"expected records of {slow} and of {fast}, found {sorted({label(r) for r in records})}")
+    columns = sorted({rows for _, _, rows in both})
+    lines = [
+        f"| N x K | threads | {' | '.join(f'M = {rows}' for rows in columns)} |",
+        "|---|--:" + "|--:" * len(columns) + "|",
+    ]
+    for shape, threads in groups(records):
+        cells = [
+            f"{times[slow][key] / times[fast][key]:.2f}" if (key := (shape, threads, rows)) in both else ""
+            for rows in columns
+        ]
+        if any(cells):
+            lines.append(f"| {shape} | {threads} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def around(page: Path, section: str = "") -> tuple[str, str]:
     """What stands before the results of a Markdown page, or of a section of it, and behind them; the marks included.
 
@@ -92,17 +124,22 @@ def insert(text: str, page: Path, section: str = "") -> None:
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="File written by bench_linear.py --json.")],
+    results: Annotated[list[Path], typer.Argument(help="Files written by bench_linear.py --json.")],
     shape: Annotated[list[str] | None, typer.Option(help="Only these: 7B, 135M, NxK; repeatable.")] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="Only the times of one kernel over another's: 'lut avx2/dot avx2'.")
+    ] = None,
     into: Annotated[Path | None, typer.Option(help="Replace the results in this page instead of printing.")] = None,
     section: Annotated[str, typer.Option(help="Those of this name: a page may hold results of several processors.")] = "",
 ) -> None:
     """Print the records as Markdown tables."""
     try:
-        records = json.loads(results.read_text(encoding="utf-8"))
-        text = markdown([r for r in records if not shape or r["shape"] in shape])
+        records = [record for file in results for record in json.loads(file.read_text(encoding="utf-8"))]
+        wanted = [r for r in records if not shape or r["shape"] in shape]
+        text = ratios(wanted, ratio) if ratio else markdown(wanted)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"report: error: {results}: expected records of bench_linear.py --json ({error!r})", file=sys.stderr)
+        names = ", ".join(map(str, results))
+        print(f"report: error: {names}: expected records of bench_linear.py --json ({error!r})", file=sys.stderr)
         raise typer.Exit(2) from error
     if into is None:
         print(text)

@@ -24,6 +24,7 @@ FILES = {  # kernel: object
     "lut/avx512": "avx512/lut/lut_avx512",
     "lut/avx512, panel": "avx512/lut/lut_avx512_panel",
     "lut/avx2": "avx2/lut_avx2",
+    "dot/avx512_vbmi": "avx512/dot/dot_avx512_vbmi",
     "dot/avx512": "avx512/dot/dot_avx512",
     "dot/avx512, panel": "avx512/dot/dot_avx512_panel",
 }
@@ -32,11 +33,11 @@ PORTS = {"p0": r"Port0?0$", "p1": r"Port0?1$", "p5": r"Port0?5$", "loads": r"Por
 
 
 def weights_of(kernel: str, body: Body) -> int:
-    """Weights times rows of x of an iteration, by what a look-up or a dot product covers at two stages."""
+    """Weights times rows of x of an iteration, by what a look-up covers at two stages, or a dot product at any."""
     zmm = [op for op, operands in body if "%zmm" in operands]
     ymm = [op for op, operands in body if "%ymm" in operands and "%zmm" not in operands]
-    if kernel.startswith("dot"):  # 64 products: a weight of U or W is 2 bits and half of the 4 products of two stages
-        return 32 * zmm.count("vpdpbusd")
+    if kernel.startswith("dot"):  # of 64 real weights, U and W and all stages added up
+        return 64 * zmm.count("vpdpbusd")
     if kernel.endswith("panel"):  # an entry for 32 rows of x; four bits are two weights
         return 64 * sum(op == "movzwl" for op, _ in body)
     # indices of 64 (32) nibbles meet two tables, real and imaginary output

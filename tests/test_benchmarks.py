@@ -146,6 +146,19 @@ def test_report_refuses_other_files(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_report_of_ratios() -> None:
+    """Only what was measured with both kernels; a shape and number of threads is a row."""
+    times = {("lut", 1): 6.0, ("lut", 8): 9.0, ("dot", 1): 4.0, ("dot", 2): 1.0}
+    records = [
+        {"engine": "fairy2i", "kernel": kernel, "isa": "avx2", "shape": "64x128", "threads": 2, "M": rows, "ms": ms}
+        for (kernel, rows), ms in times.items()
+    ]
+    assert report.ratios(records, "lut avx2/dot avx2").splitlines()[2:] == ["| 64x128 | 2 | 1.50 |"]
+    for names in ("lut avx2", "lut avx2/dot avx512"):
+        with pytest.raises(ValueError, match=r"expected|not enough"):
+            report.ratios(records, names)
+
+
 def test_copies_outgrow_the_caches() -> None:
     """A pass at small M goes through at least the bytes that were asked for, in every engine, unless layers are tiny."""
     chosen = [engines.parse(name) for name in ("lut", *engines.BASELINES, *engines.FLOORS)]

@@ -16,7 +16,7 @@ Kernel = Annotated[
     str | None,
     typer.Option(
         help="lut (8-bit tables, no multiplication per weight), exact (float32 tables), dot (8-bit dot-product "
-        "instructions: multiplies) or auto (lut for a token, dot for prompts where that is faster).",
+        "instructions: multiplies) or auto (lut or dot, whichever is faster for so many tokens here).",
         show_default="$FAIRY2I_KERNEL, else the folder's own choice, else lut",
     ),
 ]

@@ -168,7 +168,7 @@ class _Tuner:
                 break
             first = rows
         for rows, (by_lut, by_dot) in zip(ROWS, pairs, strict=True):
-            on, is_dot = f"{rows} rows", 0 < first <= rows
+            on, is_dot = f"{rows} row{'s' * (rows > 1)}", 0 < first <= rows
             self._found.trials += [
                 Trial("kernel lut", on, tuple(by_lut), not is_dot),
                 Trial("kernel dot", on, tuple(by_dot), is_dot),

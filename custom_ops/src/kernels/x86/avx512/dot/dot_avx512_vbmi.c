@@ -134,23 +134,28 @@ static inline __attribute__((always_inline)) void one_tile(const f2i_block *b, c
   }
 }
 
-static inline __attribute__((always_inline)) void rows_of(const f2i_block *b, size_t first, const int stages,
-                                                          const int rows) {
+static inline __attribute__((always_inline)) void rows_of(const f2i_block *b, const layer_tables *t, size_t first,
+                                                          const int stages, const int rows) {
   const size_t tile_bytes = (size_t)stages * F2I_PLANE_BYTES;
-  const layer_tables t = load_tables(b->shared, stages);
   for (size_t tile = 0; tile < b->tiles; ++tile) {
-    one_tile(b, &t, b->packed + tile * tile_bytes, b->ahead + tile * tile_bytes, first,
-             b->acc + tile * F2I_ACC_PER_TILE, stages, rows);
+    one_tile(b, t, b->packed + tile * tile_bytes, b->ahead + tile * tile_bytes, first, b->acc + tile * F2I_ACC_PER_TILE,
+             stages, rows);
   }
 }
 
 static inline __attribute__((always_inline)) void of_stages(const f2i_block *b, const int stages) {
+  const layer_tables t = load_tables(b->shared, stages);
   size_t row = 0;
-  for (; row + 4 <= b->rows; row += 4) rows_of(b, row, stages, 4);
-  const size_t left = b->rows - row;
-  if (left == 1) rows_of(b, row, stages, 1);
-  if (left == 2) rows_of(b, row, stages, 2);
-  if (left == 3) rows_of(b, row, stages, 3);
+  for (; row + 4 <= b->rows; row += 4) rows_of(b, &t, row, stages, 4);
+  if (stages == 2 && row + 3 == b->rows) { /* others in two steps: less code */
+    rows_of(b, &t, row, stages, 3);
+    return;
+  }
+  if (row + 2 <= b->rows) {
+    rows_of(b, &t, row, stages, 2);
+    row += 2;
+  }
+  if (row < b->rows) rows_of(b, &t, row, stages, 1);
 }
 
 void f2i_block_dot__avx512_vbmi(const f2i_block *b) {
