@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import subprocess
@@ -238,6 +239,10 @@ def test_an_import_that_a_signal_made_fail_is_an_interruption(monkeypatch: pytes
     wrapped = RuntimeError("wrapped")
     wrapped.__cause__ = ImportError("x")
     assert stop_behind(wrapped) is stop
+    for missing_in, meant in ((time, stop), ("text", None)):  # a module half imported; a bug
+        with pytest.raises(AttributeError) as missed:
+            operator.attrgetter("nothing")(missing_in)
+        assert stop_behind(missed.value) is meant
     monkeypatch.setattr(startup, "_last", [(time.monotonic() - 60, stop)])
     assert stop_behind(ImportError("x")) is None
 

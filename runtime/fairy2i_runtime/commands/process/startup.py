@@ -185,14 +185,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def stop_behind(error: BaseException | None) -> BaseException | None:
-    """The interruption that made an import fail: modules in C may turn it into an ImportError, and drop it.
+    """The interruption that made an import fail.
+
+    Modules in C may turn it into an ImportError, and drop it; or a module stays half imported, and names are missed in it later.
 
     Args:
         error: what came of it.
     """
     when, stop = _last[-1] if _last else (0.0, None)
     while error is not None and stop is not None and time.monotonic() - when < _RECENT:
-        if isinstance(error, (ImportError, SystemError)):
+        misses_name = isinstance(error, AttributeError) and isinstance(error.obj, type(sys))
+        if misses_name or isinstance(error, (ImportError, SystemError)):
             return stop
         error = error.__cause__ or error.__context__
     return None
