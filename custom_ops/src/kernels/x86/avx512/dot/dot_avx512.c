@@ -31,9 +31,10 @@ typedef struct sums {
 /* Two cells of one row half of all byte planes, one row of x. */
 static inline void add_group(sums *s, const weights_of_group *w, const f2i_dot_activations *x, int group) {
   for (int parity = 0; parity < 2; ++parity) {
+    const weights *of = &w->of[parity];
     const __m512i re = four(x->re[group][parity]), im = four(x->im[group][parity]);
-    s->re[parity] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s->re[parity], w->re_re[parity], re), w->re_im[parity], im);
-    s->im[parity] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s->im[parity], w->im_re[parity], re), w->im_im[parity], im);
+    s->re[parity] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s->re[parity], of->re_re, re), of->re_im, im);
+    s->im[parity] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s->im[parity], of->im_re, re), of->im_im, im);
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "kernels/dot_operands.h"
 #include "kernels/x86/avx512/block.h"
+#include "kernels/x86/avx512/dot/dot_weights.h"
 
 f2i_block_fn f2i_block_dot__avx512_vbmi;
 
@@ -56,12 +57,6 @@ static inline __attribute__((always_inline)) layer_tables load_tables(const f2i_
   return t;
 }
 
-/* Weights of a parity of the columns of two cells, half a tile: [16 rows][4 byte columns], of an output (first name) by
- * a part of x (second). */
-typedef struct weights {
-  __m512i re_re, re_im, im_re, im_im;
-} weights;
-
 /* index: of the byte planes */
 static inline __attribute__((always_inline)) weights look_up(const layer_tables *t, const __m512i *index,
                                                              const int stages) {
@@ -77,16 +72,7 @@ static inline __attribute__((always_inline)) weights look_up(const layer_tables 
       w[1] = _mm512_add_epi8(w[1], _mm512_permutexvar_epi8(index[p], t->w[p].im));
     }
   }
-  /* w - u has 128 with the wrong sign, which is the same in bytes */
-  const weights out = {_mm512_add_epi8(u[0], w[0]), _mm512_sub_epi8(w[1], u[1]), _mm512_add_epi8(u[1], w[1]),
-                       _mm512_sub_epi8(u[0], w[0])};
-  return out;
-}
-
-static inline __m512i four(const int8_t *bytes) {
-  int32_t value;
-  memcpy(&value, bytes, sizeof value);
-  return _mm512_set1_epi32(value);
+  return add_up(u, w);
 }
 
 /* stages and rows are constants where this is called: all values stay in registers.

@@ -52,10 +52,10 @@ static inline __attribute__((always_inline)) void unpack_stages(const uint8_t *p
       const weights_of_group w = unpack_group(packed + group * 2 * F2I_CELL_BYTES, planes, half, stages, plus);
       for (int parity = 0; parity < 2; ++parity) {
         const int step = group * 4 + parity * 2; /* of x_re; that of x_im is the next one */
-        _mm512_store_si512(out->w[half][0][step], w.re_re[parity]);
-        _mm512_store_si512(out->w[half][0][step + 1], w.re_im[parity]);
-        _mm512_store_si512(out->w[half][1][step], w.im_re[parity]);
-        _mm512_store_si512(out->w[half][1][step + 1], w.im_im[parity]);
+        _mm512_store_si512(out->w[half][0][step], w.of[parity].re_re);
+        _mm512_store_si512(out->w[half][0][step + 1], w.of[parity].re_im);
+        _mm512_store_si512(out->w[half][1][step], w.of[parity].im_re);
+        _mm512_store_si512(out->w[half][1][step + 1], w.of[parity].im_im);
       }
     }
   }

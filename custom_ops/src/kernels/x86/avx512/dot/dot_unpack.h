@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #include "kernels/dot_operands.h"
+#include "kernels/x86/avx512/dot/dot_weights.h"
 
 /* Bytes of one row half of two cells to [16 rows][4 byte columns]. */
 static inline __m512i transpose(const uint8_t *cells, int half) {
@@ -18,12 +19,6 @@ static inline __m512i transpose(const uint8_t *cells, int half) {
   const __m512i four_rows = half ? _mm512_add_epi32(first, _mm512_set1_epi32(8)) : first;
   const __m512i by_row = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   return _mm512_shuffle_epi8(_mm512_permutex2var_epi32(a, four_rows, b), by_row);
-}
-
-static inline __m512i four(const int8_t *bytes) {
-  int32_t value;
-  memcpy(&value, bytes, sizeof value);
-  return _mm512_set1_epi32(value);
 }
 
 /* Table indices: low plane's code in bits 0-1, high plane's in bits 2-3, of the even and of the odd columns. */
@@ -50,10 +45,8 @@ static inline void add_plane(__m512i values[2][2], const int8_t tables[2][16], i
   }
 }
 
-/* Weights of four byte columns of half a tile: [16 rows][4], for each parity of the columns, of an output (first name)
- * by a part of x (second). */
 typedef struct weights_of_group {
-  __m512i re_re[2], re_im[2], im_re[2], im_im[2];
+  weights of[2]; /* parities of the columns */
 } weights_of_group;
 
 /* Unpacks two cells and adds `plus` to every weight. cells: of the first byte plane; half: of the rows. stages and plus
@@ -71,13 +64,7 @@ static inline __attribute__((always_inline)) weights_of_group unpack_group(const
     if (high == 1) add_plane(w, planes[p].value + (low == 1 ? 0 : 2), 0, index);
   }
   weights_of_group out;
-  for (int parity = 0; parity < 2; ++parity) {
-    out.re_re[parity] = _mm512_add_epi8(u[parity][0], w[parity][0]);
-    out.im_im[parity] = _mm512_sub_epi8(u[parity][0], w[parity][0]);
-    out.im_re[parity] = _mm512_add_epi8(u[parity][1], w[parity][1]);
-    /* w - u, and `plus` of u has the wrong sign: 128 is its own negative, in bytes, and 0 too */
-    out.re_im[parity] = _mm512_sub_epi8(w[parity][1], u[parity][1]);
-  }
+  for (int parity = 0; parity < 2; ++parity) out.of[parity] = add_up(u[parity], w[parity]);
   return out;
 }
 
