@@ -77,7 +77,9 @@ def ratios(records: list[Record], names: str) -> str:
     Raises:
         ValueError: if the names are not two, or nothing was measured with both.
     """
-    slow, fast = names.split("/")
+    slow, slash, fast = names.partition("/")
+    if not slash:
+        raise ValueError(f"expected two kernels with a slash between, such as 'lut avx2/dot avx2', found {names!r}")
     times = {
         name: {(r["shape"], r["threads"], r["M"]): r["ms"] for r in records if label(r) == name} for name in (slow, fast)
     }

@@ -155,7 +155,7 @@ def test_report_of_ratios() -> None:
     ]
     assert report.ratios(records, "lut avx2/dot avx2").splitlines()[2:] == ["| 64x128 | 2 | 1.50 |"]
     for names in ("lut avx2", "lut avx2/dot avx512"):
-        with pytest.raises(ValueError, match=r"expected|not enough"):
+        with pytest.raises(ValueError, match="expected"):
             report.ratios(records, names)
 
 

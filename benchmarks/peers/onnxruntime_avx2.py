@@ -51,16 +51,20 @@ def main(folder: Annotated[Path, typer.Argument(help="Where the copy goes; must 
         raise typer.BadParameter("expected onnxruntime to be installed, found no such package")
     if folder.exists():
         raise typer.BadParameter(f"expected no such folder yet, found {folder}", param_hint="FOLDER")
-    shutil.copytree(Path(package.origin).parent, folder / "onnxruntime")
-    (library,) = (folder / "onnxruntime" / "capi").glob("onnxruntime_pybind11_state*.so")
+    if shutil.which("objdump") is None:
+        raise typer.BadParameter("expected objdump, found no such program; install binutils")
+    installed = Path(package.origin).parent
+    (library,) = installed.glob("capi/onnxruntime_pybind11_state*.so")
     code = bytearray(library.read_bytes())
     found = places(library)
     for place in found:
         assert code[place : place + 3] == XGETBV
         code[place : place + 3] = SSE_AND_AVX
     if not found:
-        raise typer.BadParameter("expected XGETBV in onnxruntime's library, found none")
-    library.write_bytes(code)
+        raise typer.BadParameter(f"expected XGETBV in {library}, found none: is it for x86-64?")
+    copy = folder / "onnxruntime"
+    shutil.copytree(installed, copy)
+    (copy / library.relative_to(installed)).write_bytes(code)
     typer.echo(f"{folder}: {len(found)} places changed; put it first into PYTHONPATH")
 
 
