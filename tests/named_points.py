@@ -39,7 +39,7 @@ EXPORT = {
     "the card is to be written": Point(RUN, "model_card", after=True),
     "the folder is to be placed": Point(f"{OUTPUT}.workspace", "Workspace.place"),
     "it is known which folder": Point(f"{OUTPUT}.workspace", "place_folder"),
-    "files are on the disk": Point(f"{OUTPUT}.placing", "sync_folder", after=True),
+    "files are on the disk": Point(f"{OUTPUT}.workspace", "sync_folder", after=True),
     "the name is to be given": Point(f"{OUTPUT}.placing", "sync_names", nth=1),
     "the earlier one is to be removed": Point(f"{OUTPUT}.placing", "remove_export"),
     "the earlier one is removed": Point(f"{OUTPUT}.placing", "remove_export", after=True),

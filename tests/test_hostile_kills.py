@@ -141,7 +141,7 @@ def can_exchange(folder: Path) -> bool:
 COMMAND = """
 import os, signal, sys
 from fairy2i_export import export
-from fairy2i_export.output import placing
+from fairy2i_export.output import placing, workspace
 
 source, out, point = sys.argv[1:]
 def die(*_, **__):
@@ -155,7 +155,7 @@ elif point == "after":
 elif point == "between":
     placing.exchanged, placing._renamed = (lambda a, b: False), die
 elif point == "flushing":
-    placing.sync_folder = die
+    workspace.sync_folder = die
 export(source, out, force=True)
 """
 

@@ -16,8 +16,8 @@ from conftest import ROOT
 from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.commands.report import write_file
+from fairy2i_export.commands.tokenizer_onnx import tokenizer_onnx_command
 from fairy2i_export.errors import OutputError, TokenizerError
-from fairy2i_export.onnx_graph.tokenizer import write as tokenizer_write
 from fairy2i_export.output import placing
 from fairy2i_export.output.contents import foreign_names
 from fairy2i_export.output.placing import place_file
@@ -299,11 +299,11 @@ def test_graphs_of_others_are_not_replaced(tmp_path: Path, name: str, content: b
     (tmp_path / name).write_bytes(content)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(OutputError, match=rf"{name}: exists and was not made here"):
-        tokenizer_write.write_tokenizer_graphs(tmp_path)
+        tokenizer_onnx_command(tmp_path)
     assert (tmp_path / name).read_bytes() == content
     (tmp_path / name).unlink()
     with pytest.raises(TokenizerError):
-        tokenizer_write.write_tokenizer_graphs(tmp_path)
+        tokenizer_onnx_command(tmp_path)
 
 
 def test_training_leaves_the_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

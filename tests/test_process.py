@@ -16,6 +16,7 @@ from conftest import ROOT, heed_interrupts
 from fairy2i_runtime.commands.console import new_app, run_app
 from fairy2i_runtime.commands.process import startup
 from fairy2i_runtime.commands.process.startup import Terminated, interrupted, start, stop_behind
+from fairy2i_runtime.commands.process.streams import Output, note_done
 from runtime_models import stories_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX shells and signals")
@@ -157,10 +158,14 @@ def test_signals_at_any_moment(command: list[str], number: signal.Signals, tmp_p
     assert ended
 
 
-def test_a_note_on_the_interruption_is_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_on_the_interruption_is_the_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Output, "done", "")
     stop = KeyboardInterrupt()
     assert interrupted(stop) == 130
     assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    note_done("The page is written: x")
+    assert interrupted(stop) == 130
+    assert capsys.readouterr().err == "interrupted: the page is written: x\n"
     stop.add_note("interrupted: two of three are kept")
     assert interrupted(stop) == 130
     assert capsys.readouterr().err == "interrupted: two of three are kept\n"

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from fairy2i_export.commands.export import main as export_main
 from fairy2i_export.commands.tools import main as tools_main
 from fairy2i_export.errors import TokenizerError
-from fairy2i_export.onnx_graph.tokenizer import DETOKENIZER, TOKENIZER, write_tokenizer_graphs
+from fairy2i_export.onnx_graph.tokenizer import DETOKENIZER, TOKENIZER, make_tokenizer_graphs
 from fairy2i_export.onnx_graph.tokenizer.byte_level import reachable
 from fairy2i_export.onnx_graph.tokenizer.check import check_graphs
 from fairy2i_export.onnx_graph.tokenizer.description import describe_tokenizer
@@ -113,7 +113,7 @@ class Graphs:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         tokenizer.save(str(folder / "tokenizer.json"))
-        write_tokenizer_graphs(folder)
+        make_tokenizer_graphs(folder).write(folder)
         self.folder, self.tokenizer = folder, tokenizer
         self.encoder, self.decoder = self.session(TOKENIZER), self.session(DETOKENIZER)
 
@@ -244,17 +244,17 @@ def test_differences_are_found(tmp_path: Path) -> None:
     make("metaspace-first").save(str(path))
     import onnx
 
-    write_tokenizer_graphs(tmp_path)
+    make_tokenizer_graphs(tmp_path).write(tmp_path)
     first = [onnx.load(tmp_path / name) for name in (TOKENIZER, DETOKENIZER)]
     make("llama2").save(str(path))
-    write_tokenizer_graphs(tmp_path)
+    make_tokenizer_graphs(tmp_path).write(tmp_path)
     legacy = [onnx.load(tmp_path / name) for name in (TOKENIZER, DETOKENIZER)]
     description = describe_tokenizer(path)
     assert check_graphs(path, description, *legacy) > 300
     with pytest.raises(TokenizerError, match=r"the tokens of '.*' would be \["):
         check_graphs(path, description, first[0], legacy[1])
     make("gemma").save(str(path))
-    write_tokenizer_graphs(tmp_path)
+    make_tokenizer_graphs(tmp_path).write(tmp_path)
     make("llama2").save(str(path))
     with pytest.raises(TokenizerError, match=r"the decoded text of '.*' would be ' "):
         check_graphs(path, description, legacy[0], onnx.load(tmp_path / DETOKENIZER))

@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from fairy2i_export.errors import OptionError, OutputError
+from fairy2i_export.output.disk.held_signals import signals_held
 from fairy2i_export.source.text.sample_text import DEFAULT_TEXT
 from fairy2i_runtime.commands.measure import read_text
 from fairy2i_runtime.commands.options import TrustGraph
+from fairy2i_runtime.commands.process.streams import note_done
 
 _HEAD = 2048  # bytes that tell a page of ours: by its generator, or by its title, which is all that earlier versions wrote
 _MARKS = (b'content="fairy2i report"', b" in Fairy2i</title>")
@@ -87,9 +89,15 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         OutputError: if it cannot be written, or something else than an earlier page is there.
     """
+    _check_replaceable(path)
+    with signals_held():  # else a file of the temporary name could stay
+        _write_and_place(path, text)
+        note_done(f"The page is written: {path}")
+
+
+def _write_and_place(path: Path, text: str) -> None:
     from fairy2i_export.output.placing import free_name, move_command, place_file
 
-    _check_replaceable(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)

@@ -24,8 +24,8 @@ def rewrite_command(source: str, output: Path | None, *, dry_run: bool, quiet: b
     """Rewrite an ONNX model and print what was done."""
     with Display(quiet) as display:
         report = rewrite_onnx(source, output, dry_run=dry_run, observer=display, **options)
-    if report.path is not None:
-        note_done(f"The model itself is complete: {report.path}")
+        if report.path is not None:
+            note_done(f"The model itself is complete: {report.path}")
     for warning in report.warnings:
         display.err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if not quiet:

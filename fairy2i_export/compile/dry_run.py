@@ -13,8 +13,8 @@ from fairy2i_export.compile.prepare import Prepared, prepare
 from fairy2i_export.onnx_graph.formats import FORMATS, format_of, stored_bytes
 from fairy2i_export.onnx_graph.writer import CONSTANT
 from fairy2i_export.output.data_file import Place
+from fairy2i_export.output.disk.space import check_space
 from fairy2i_export.output.sizes import Estimate
-from fairy2i_export.output.workspace import check_space
 from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_runtime.measure.memory import CACHE_BYTES, PROMPT_TOKENS, Copies, DeviceMemory, ModelShape, estimate_memory

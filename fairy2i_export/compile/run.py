@@ -27,12 +27,13 @@ from fairy2i_export.onnx_graph.stage_map import stage_entries
 from fairy2i_export.output.contents import CARD
 from fairy2i_export.output.contract.kernels import Verdict
 from fairy2i_export.output.data_file import DATA, MODEL, DataFile
+from fairy2i_export.output.disk.space import check_space
 from fairy2i_export.output.genai_config import write_end_tokens, write_genai_config
 from fairy2i_export.output.journal import Journal
 from fairy2i_export.output.metadata import describe_export
 from fairy2i_export.output.progress import Observer
 from fairy2i_export.output.sizes import peak_ram_bytes
-from fairy2i_export.output.workspace import Workspace, check_space, output_folder
+from fairy2i_export.output.workspace import Workspace, output_folder
 from fairy2i_export.request.option import build, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.source.tensor_stream import ReadFile, ReadTensor, TensorStream

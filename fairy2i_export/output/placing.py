@@ -12,7 +12,7 @@ from pathlib import Path
 from fairy2i_export.errors import OutputError
 from fairy2i_export.output.contents import foreign_names, is_export, remove_export
 from fairy2i_export.output.disk.exchange import exchanged
-from fairy2i_export.output.disk.own_files import sync_folder, sync_names
+from fairy2i_export.output.disk.own_files import sync_names
 
 
 def place_folder(finished: Path, out: Path, aside: Path, *, force: bool, markers: tuple[str, ...]) -> None:
@@ -21,7 +21,7 @@ def place_folder(finished: Path, out: Path, aside: Path, *, force: bool, markers
     Whenever the process is killed, the earlier or the new one is whole; :func:`recover` puts right what is left then.
 
     Args:
-        finished: the folder; its files are on the disk before it gets its name.
+        finished: the folder, whose files are on the disk already.
         out: the name.
         aside: a free name beside ``finished``, for an earlier export where the system cannot exchange two folders.
         force: replace an earlier export.
@@ -31,7 +31,6 @@ def place_folder(finished: Path, out: Path, aside: Path, *, force: bool, markers
         OutputError: something else lies there now; both it and the finished folder stay.
         OSError: the system does not let us.
     """
-    sync_folder(finished)
     if force and is_export(out, markers):
         _replace_export(finished, out, aside, markers)
     elif not _renamed(finished, out):

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from fairy2i_export.errors import OutputError
 from fairy2i_export.output.contents import EXPORT_MARKERS, foreign_names
 from fairy2i_export.output.data_file import MODEL
-from fairy2i_export.output.disk.own_files import check_own
+from fairy2i_export.output.disk.held_signals import HeldSignals, signals_held
+from fairy2i_export.output.disk.own_files import check_own, sync_folder
 from fairy2i_export.output.journal import Journal
 from fairy2i_export.output.placing import free_name, identity_of, move_command, place_folder, recover
 from fairy2i_export.output.target import check_free, make_parents
@@ -98,8 +99,8 @@ class Workspace:
         self.stages.unlink(missing_ok=True)
         self.clear()
 
-    def place(self, out: Path, force: bool, markers: tuple[str, ...]) -> None:
-        """Give the finished folder its name.
+    def place(self, out: Path, force: bool, markers: tuple[str, ...], held: HeldSignals) -> None:
+        """Give the finished folder its name; signals are heeded until its files are on the disk.
 
         Raises:
             OutputError: something else has it, or the system does not let us; the finished folder stays here then.
@@ -107,6 +108,8 @@ class Workspace:
         finished = self.folder.parent / _FINISHED
         finished.write_text(identity_of(self.folder), encoding="ascii")
         try:
+            with held.heeded():
+                sync_folder(self.folder)
             place_folder(self.folder, out, finished.with_name(_EARLIER), force=force, markers=markers)
         except (OutputError, OSError) as error:
             why = error if isinstance(error, OutputError) else f"{out}: cannot be written: {error.strerror or error}"
@@ -146,20 +149,34 @@ def output_folder(
     """
     check_free(out, force, source, markers)
     out = Path(os.path.realpath(out))
+    placed = False
+    try:
+        with signals_held() as held, _workspace(out) as workspace:
+            with held.heeded():
+                check_free(out, force, source, markers)  # again: an earlier export may have been put back
+                yield workspace
+            workspace.place(out, force, markers, held)
+            placed = True
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if placed:
+            stop.add_note(f"interrupted: the model itself is complete: {out}")
+        raise
+
+
+@contextmanager
+def _workspace(out: Path) -> Iterator[Workspace]:
+    """Make a workspace, or take up one that is there; in the end it is removed unless there is something in it to keep."""
     made = make_parents(out.parent)
     workspace: Workspace | None = None
     keep = False
     try:
-        try:
-            workspace = _open_workspace(out)
-            check_free(out, force, source, markers)  # again: an earlier export may have been put back
-            yield workspace
-            workspace.place(out, force, markers)
-            made = []
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
+        workspace = _open_workspace(out)
+        yield workspace
+        made = []
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        if workspace is not None and workspace.has_results:
+        if workspace is not None and (workspace.has_results or workspace.is_placing):
             keep = True
             stop.add_note(f"interrupted: what is finished stays in {workspace.folder.parent}; the same command continues it")
         raise
@@ -179,6 +196,11 @@ def output_folder(
 def partial_folder(out: Path) -> Path:
     """Where an unfinished export to ``out`` lies."""
     return out.parent / f".{out.name}.partial"
+
+
+def working_folder(out: Path) -> Path:
+    """In it, what is to become ``out``."""
+    return partial_folder(out) / _FOLDER
 
 
 def _out_of(folder: Path) -> Path:
@@ -253,25 +275,6 @@ def _locked(partial: Path) -> FileLock:
     except Timeout as error:
         raise OutputError(f"{partial}: another export into this folder is running; wait, or choose another") from error
     return lock
-
-
-def check_space(out: Path, needed: int) -> None:
-    """Raise OutputError if the file system has fewer than ``needed`` bytes free for ``out``.
-
-    What an unfinished export to ``out`` takes already counts as free.
-    """
-    place = Path(os.path.realpath(out)).parent
-    while not place.exists():
-        place = place.parent
-    taken = partial_folder(Path(os.path.realpath(out))) / _FOLDER
-    free = shutil.disk_usage(place).free + (_bytes_taken(taken) if taken.is_dir() else 0)
-    if free < needed:
-        raise OutputError(f"{place}: the model needs about {needed:,} bytes, the disk has {free:,} free")
-
-
-def _bytes_taken(folder: Path) -> int:
-    """Of the files in a folder, without the holes of an unfinished data file."""
-    return 512 * sum(getattr(path.lstat(), "st_blocks", 0) for path in folder.iterdir())
 
 
 def check_writable(out: Path) -> None:

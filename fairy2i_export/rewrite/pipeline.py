@@ -19,9 +19,10 @@ from fairy2i_export.onnx_graph.operator import layers_in
 from fairy2i_export.output.companions import copy_genai_files, genai_config_of
 from fairy2i_export.output.contents import REPORT, REWRITE_MARKERS
 from fairy2i_export.output.data_file import ALIGNMENT, DATA, MODEL
+from fairy2i_export.output.disk.space import check_space
 from fairy2i_export.output.progress import Observer, thread_count
 from fairy2i_export.output.target import check_free, default_target
-from fairy2i_export.output.workspace import check_space, check_writable, output_folder
+from fairy2i_export.output.workspace import check_writable, output_folder
 from fairy2i_export.request.option import build, check_choices, declared, takes
 from fairy2i_export.request.request import Request
 from fairy2i_export.rewrite.identity import files_identity

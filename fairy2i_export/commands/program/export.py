@@ -58,7 +58,7 @@ def export_command(
 
         with Display(quiet) as display:
             report = export(source, output, observer=display, **options)
-        note_done(f"The model itself is complete: {report.path}")
+            note_done(f"The model itself is complete: {report.path}")
         display.finished(report)
 
 

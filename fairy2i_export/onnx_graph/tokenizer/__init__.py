@@ -10,7 +10,6 @@ from fairy2i_export.onnx_graph.tokenizer.write import (
     TOKENIZER,
     TokenizerGraphs,
     make_tokenizer_graphs,
-    write_tokenizer_graphs,
 )
 
-__all__ = ["DETOKENIZER", "TOKENIZER", "TokenizerGraphs", "make_tokenizer_graphs", "write_tokenizer_graphs"]
+__all__ = ["DETOKENIZER", "TOKENIZER", "TokenizerGraphs", "make_tokenizer_graphs"]

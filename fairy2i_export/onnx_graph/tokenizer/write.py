@@ -92,19 +92,3 @@ def make_tokenizer_graphs(folder: Path) -> TokenizerGraphs:
     encode = _BUILDERS[description.kind](description, metadata)
     decode = detokenizer(description, metadata)
     return TokenizerGraphs(encode, decode, check_graphs(path, description, encode, decode))
-
-
-def write_tokenizer_graphs(folder: Path) -> int:
-    """Make the graphs of the tokenizer in a folder and write them there.
-
-    Returns:
-        The number of texts on which they were compared with the tokenizers library.
-
-    Raises:
-        TokenizerError: as :func:`make_tokenizer_graphs`; nothing is written then.
-        OutputError: the folder cannot be written.
-    """
-    check_replaceable(folder)
-    graphs = make_tokenizer_graphs(folder)
-    graphs.write(folder)
-    return graphs.texts

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from fairy2i_runtime.commands.given_text import check_given
 from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say, stop_behind
-from fairy2i_runtime.commands.process.streams import check_output
+from fairy2i_runtime.commands.process.streams import check_output, note_done
 from fairy2i_runtime.errors import Fairy2iWarning, UserError, without_controls
 from fairy2i_runtime.version import __version__
 
@@ -114,6 +114,7 @@ def run_app(
     if not (columns.isascii() and columns.isdigit() and 0 < int(columns) < 100_000):
         os.environ.pop("COLUMNS", None)  # unknown, as for other programs: rich would make tables of no width
     given = list(sys.argv[1:] if arguments is None else arguments)
+    note_done("")
     with warnings.catch_warnings():
         _show_warnings_in_one_line(program)
         return _run(app, program, given, (UserError, *errors))

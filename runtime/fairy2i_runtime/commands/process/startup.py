@@ -94,11 +94,18 @@ def interrupted(stop: BaseException) -> int:
     """
     stops = _chain(stop)
     stop = stops[-1]
-    notes = [note for each in reversed(stops) for note in getattr(each, "__notes__", ())] or [UNTOUCHED]
+    notes = [note for each in reversed(stops) for note in getattr(each, "__notes__", ())]
+    notes = notes or [_done_all_the_same() or UNTOUCHED]
     line = next((note for note in notes if note), "")
     if line:
         say(("\n" if sys.stderr.isatty() else "") + line)  # a terminal shows ^C where the cursor was
     return int(stop.code or 0) if isinstance(stop, Terminated) else 128 + signal.SIGINT
+
+
+def _done_all_the_same() -> str:
+    from fairy2i_runtime.commands.process.streams import Output
+
+    return Output.done and f"interrupted: {Output.done[0].lower()}{Output.done[1:]}"
 
 
 def _chain(stop: BaseException) -> list[BaseException]:

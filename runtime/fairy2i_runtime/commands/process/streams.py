@@ -81,7 +81,7 @@ class ClosedInput(io.TextIOBase):
 
 
 def note_done(text: str) -> None:
-    """Remember for the message about a standard output that fails that the work itself is finished."""
+    """Remember that the work itself is finished, for the message about a standard output that fails, or about an interruption."""
     Output.done = text
 
 
