@@ -89,7 +89,7 @@ test-large: $(VENV)/.installed-test
 # the server and a hundred clients at once, fifty times over: two minutes
 test-load: ROUNDS := 50
 test-load: $(VENV)/.installed-test
-	FAIRY2I_LOAD_ROUNDS=$(ROUNDS) $(BIN)/pytest tests/test_serve_load.py
+	FAIRY2I_LOAD_ROUNDS=$(ROUNDS) $(BIN)/pytest tests/runtime/serve/test_serve_load.py
 
 # the operator and exported models with older releases of onnxruntime, each in an environment of its own from PyPI (about 250 MB
 # each, and 2 minutes for all); RELEASES: a list of versions
@@ -152,7 +152,7 @@ sanitize: $(VENV)/.installed-test
 	for target in layer isas pack quantize; do $(WORK)/sanitize/fuzz_$${target}_seeds 200 || exit 1; done
 	FAIRY2I_LIBRARY=$(WORK)/sanitize/libfairy2i_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  $(BIN)/pytest tests/test_kernels.py tests/test_ort_op.py tests/test_ort_several.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider
+	  $(BIN)/pytest tests/library/test_kernels.py tests/library/test_ort_op.py tests/library/test_ort_several.py -k 'not memory and not mapped and not symbols' -p no:cacheprovider
 
 # the C library called by eight threads at once, and with work shared out to threads, under the thread sanitizer
 sanitize-threads:
@@ -180,12 +180,12 @@ fuzz-library:
 	  $(PYTHON) $(CURDIR)/scripts/fuzz_record.py run $(if $(RECORD),--record) TARGET.log -- ./TARGET $(CORPUS)/TARGET \
 	    -max_total_time=$(SECONDS) -max_len=4096 -timeout=60 -artifact_prefix=TARGET- -print_final_stats=1'
 
-# the readers of files, in Python: tests/fuzz. Run an input of files_onnx again with $(BIN)/python tests/fuzz/run.py onnx FILE
+# the readers of files, in Python: tests/helpers/fuzz. Run an input of files_onnx again with $(BIN)/python tests/helpers/fuzz/run.py onnx FILE
 fuzz-files: $(VENV)/.installed-test
 	$(BIN)/python -c 'import atheris' 2> /dev/null || $(PIP) --require-hashes -r .ci/locks/fuzz.txt
 	mkdir -p $(WORK)/fuzz
 	printf '%s\n' onnx checkpoint folder | xargs -P $(JOBS) -I TARGET sh -c '\
-	  $(BIN)/python tests/fuzz/run.py TARGET $(CORPUS)/files_TARGET -max_total_time=$(SECONDS) -timeout=60 -rss_limit_mb=4096 \
+	  $(BIN)/python tests/helpers/fuzz/run.py TARGET $(CORPUS)/files_TARGET -max_total_time=$(SECONDS) -timeout=60 -rss_limit_mb=4096 \
 	    -artifact_prefix=$(WORK)/fuzz/files_TARGET- -print_final_stats=1 > $(WORK)/fuzz/files_TARGET.log 2>&1; status=$$?; \
 	  echo files_TARGET; tail -n 7 $(WORK)/fuzz/files_TARGET.log; exit $$status'
 

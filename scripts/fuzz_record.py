@@ -6,7 +6,7 @@
 
 ``run`` starts a target of libFuzzer and measures its processor time; ``lines`` takes runs that were measured otherwise, one a line:
 ``fuzz_pack rc=0 wall=604 cpu=352.689 2.452 runs=619518 corpus=515 cov: 116 ft: 519`` (cpu: seconds as user and in the system). A
-run that is in the record is not taken again. Needs nothing but Python; ``tests/test_fuzz_record.py`` keeps the table current.
+run that is in the record is not taken again. Needs nothing but Python; ``test_fuzz_record.py`` keeps the table current.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write what the C and C++ hosts share with the Python runtime: ``python scripts/host_values.py``, after a change of either.
 
 The values are defined in Python alone. ``examples/c/shared/python_values.h`` is in the repository so that the hosts can be
-built without Python; ``tests/test_host_values.py`` keeps it current.
+built without Python; ``tests/hosts/test_host_values.py`` keeps it current.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the table of limits in docs/security.md from the code that has them: ``python scripts/security_limits.py``.
 
-``tests/test_security_docs.py`` keeps it current.
+``tests/project/test_security_docs.py`` keeps it current.
 """
 
 from __future__ import annotations

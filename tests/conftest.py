@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # oracle.py is imported by several test files
+HELPERS = Path(__file__).resolve().parent / "helpers"
+sys.path[:0] = [str(HELPERS), str(HELPERS / "models"), str(HELPERS / "programs")]
 
 ROOT = Path(__file__).resolve().parent.parent
 # before torch is loaded, here and in processes that tests start: its threads sleep while they wait for each other. Spinning takes

@@ -2,7 +2,8 @@
 
     python benchmarks/quality/ifairy.py [CHECKPOINT ...] [--tokens N] [--texts N] [--write docs/ifairy.md]
 
-Without CHECKPOINT the two tiny random models of tests/data/ifairy are measured. A text is what the model writes in exact mode at
+Without CHECKPOINT the two tiny random models of
+tests/helpers/data/ifairy are measured. A text is what the model writes in exact mode at
 temperature 1 (seeded), so that its predictions mean something; perplexity is exp(mean loss) over all tokens but the first of each.
 """
 
@@ -23,7 +24,7 @@ from fairy2i_export import export
 from fairy2i_runtime import Model, load
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "tests" / "data" / "ifairy"
+DATA = ROOT / "tests" / "helpers" / "data" / "ifairy"
 # name of a row -> kernel, options of the export; the last is a yardstick: a change that is next to nothing in other models
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "`lut`": ("lut", {}),

@@ -2,7 +2,7 @@
  * What the public functions refuse: test_quantize_arguments.c.
  *
  * Every buffer ends at an inaccessible page, so a byte too far is a crash; weights lie unaligned for it. What codes and
- * scales have to be is tested from Python (tests/test_quantizer.py) against an independent derivation.
+ * scales have to be is tested from Python (tests/compiler/codes/test_quantizer.py) against an independent derivation.
  */
 #if !defined(_GNU_SOURCE)
 #define _GNU_SOURCE

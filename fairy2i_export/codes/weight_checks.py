@@ -86,7 +86,7 @@ def check_finite(sums: F64, array: npt.NDArray[Any], name: str) -> None:
 def looks_dequantized(a: npt.NDArray[Any]) -> bool:
     """Whether a real matrix [2n, 2m] is the output of a Fairy2i dequantization rather than latent weights.
 
-    Heuristic, calibrated in tests/test_quantizer.py: after T stages a part of U or W takes at most (3^T + 1) / 2 magnitudes,
+    Heuristic, calibrated in test_quantizer.py: after T stages a part of U or W takes at most (3^T + 1) / 2 magnitudes,
     41 at four stages, while latent weights fill a fine grid even in bfloat16. Matrices too small to tell (fewer than 1,024
     complex entries) and all-zero ones count as latent; weights dequantized with row multipliers are not recognized.
     """

@@ -23,7 +23,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import save
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers" / "models"))
 
 import fairy2i_runtime
 import optional_inputs
