@@ -18,7 +18,7 @@ SOURCES := pyproject.toml runtime/pyproject.toml scripts/dependencies.py $(shell
              \( -name '*.py' -o -name '*.[ch]' -o -name '*.txt' -o -name '*.map' -o -name '*.j2' -o -name '*.css' -o -name '*.js' \
              -o -name '*.html' -o -name '*.svg' \) \
              -not -path '*/lib/*')
-C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custom_ops/fuzz -name '*.[ch]') $(wildcard benchmarks/*.c benchmarks/arm/*.c) \
+C_FILES := $(shell find custom_ops/src custom_ops/include custom_ops/tests custom_ops/fuzz -name '*.[ch]') $(wildcard benchmarks/*/*.c tests/helpers/*/*.c) \
            $(shell find examples/c examples/cpp \( -name '*.[ch]' -o -name '*.[ch]pp' \) -not -path '*/third_party/*')
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -100,7 +100,7 @@ test-onnxruntime: $(VENV)/.installed-test
 # on an otherwise idle machine; needs 8 GB of memory, and valgrind for the second line; method and results: docs/benchmarks.md
 bench: setup
 	$(BIN)/python benchmarks/bench_linear.py --json $(WORK)/bench.json $(BENCH)
-	if command -v valgrind > /dev/null; then $(BIN)/python benchmarks/instructions.py; fi
+	if command -v valgrind > /dev/null; then $(BIN)/python benchmarks/counts/instructions.py; fi
 
 # TARGETS: some of linux-x86_64, linux-aarch64 (needs gcc-aarch64-linux-gnu), macos-arm64, macos-x86_64, windows-x64 and
 # windows-arm64, separated by commas; the last four are built by zig, a package of 100 MB. dist/WHEELS.md says what was tried

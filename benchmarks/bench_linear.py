@@ -17,14 +17,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-import engines
-import shapes
 from fairy2i_runtime import core
 from fairy2i_runtime.commands.console import new_app, run_app
 from fairy2i_runtime.errors import Fairy2iRuntimeError
-from measure import Plan, Timing, measure, records
+from linear import engines, shapes
+from linear.measure import Plan, Timing, measure, records
+from linear.sweep import BenchmarkError, last_level_cache
 from report import print_tables
-from sweep import BenchmarkError, last_level_cache
 
 MEGABYTE = 1 << 20
 ROWS = [1, 8, 128, 512]

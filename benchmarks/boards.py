@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
+from exporter.synthetic_checkpoint import SHAPES, linear_shapes, llama_config, write_checkpoint
 from fairy2i_export.compile.dry_run import DryRun, dry_run
 from fairy2i_runtime.measure.memory import human_bytes
-from synthetic_checkpoint import SHAPES, linear_shapes, llama_config, write_checkpoint
 
 OPTIONS: dict[str, Any] = {"embedding": "int8", "lm_head": "int4", "kv_cache": "int8"}
 CONTEXTS = (512, 1024, 2048, 4096, 8192)

@@ -16,10 +16,10 @@ from rich.console import Console
 from fairy2i_runtime.commands.console import new_app, run_app
 from fairy2i_runtime.errors import Fairy2iRuntimeError
 from fairy2i_runtime.folder import open_folder
-from measure import machine
+from linear.measure import machine
+from linear.sweep import BenchmarkError
 from peers import contest, stored, tables
 from report import around, insert
-from sweep import BenchmarkError
 
 KERNELS = ["lut", "auto"]
 THREADS = [1, 2]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from loops import innermost_loops, run_mca
+from counts.loops import innermost_loops, run_mca
 
 OBJDUMP = "aarch64-linux-gnu-objdump"
 FILES = {  # object, and the function with the loops; the number is of the rows of x that a panel takes

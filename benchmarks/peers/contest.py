@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import fairy2i_runtime
-from sweep import BenchmarkError
+from linear.sweep import BenchmarkError
 
 HERE = Path(__file__).resolve().parent
 PAUSE = 0.1  # seconds before a turn: threads of the last one spin some milliseconds for more work before they sleep

@@ -23,9 +23,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "quality"))
 from conversion.rivals.padded import BLOCK, write_gguf
 
 from fairy2i_runtime.commands.console import new_app, run_app
+from linear.sweep import BenchmarkError
 from peers.contest import check_python
 from peers.stored import gguf
-from sweep import BenchmarkError
 
 TYPES = ("TQ2_0", "Q2_K", "IQ2_XXS", "Q4_0", "Q4_K_M")
 SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16")  # of 32 weights: nothing to pad for

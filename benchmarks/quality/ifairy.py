@@ -55,7 +55,7 @@ def main(
 def tiny(folder: Path, name: str) -> Path:
     """A checkpoint of the test data, with a tokenizer of words."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from synthetic_checkpoint import write_tokenizer
+    from exporter.synthetic_checkpoint import write_tokenizer
 
     folder.mkdir()
     shutil.copy(DATA / name / "config.json", folder)

@@ -17,18 +17,14 @@ from conftest import ROOT
 from fairy2i_runtime import core, library_path
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(1, str(ROOT / "benchmarks" / "arm"))  # behind it: both have an instructions.py
+sys.path.insert(1, str(ROOT / "benchmarks" / "arm"))
 
 import nodes
 
 import bench_linear
-import engines
-import instructions
-import measure
-import models
 import report
-import shapes
-import sweep
+from counts import instructions
+from linear import engines, measure, models, shapes, sweep
 
 FIELDS = {"engine", "kernel", "isa", "M", "threads", "shape", "ms", "spread", "gweights_s", "floor_pct", "vs_ort_q2"}
 TOLERANCE = 1.03
@@ -193,8 +189,8 @@ def test_look_up_kernel_executes_no_more_instructions_than_recorded() -> None:
 
 
 def test_synthetic_checkpoint_is_one_that_exports(tmp_path: Path) -> None:
-    """What benchmarks/export_7b.py measures: several shards, every tensor of the architecture, random latents."""
-    import synthetic_checkpoint as synthetic
+    """What benchmarks/exporter/export_7b.py measures: several shards, every tensor of the architecture, random latents."""
+    from exporter import synthetic_checkpoint as synthetic
     from fairy2i_export import export
     from fairy2i_export.source.checkpoint import open_checkpoint
 
@@ -217,11 +213,11 @@ def test_synthetic_checkpoint_is_one_that_exports(tmp_path: Path) -> None:
 
 
 def test_plain_torch_quantizer_is_the_published_one() -> None:
-    """What benchmarks/quantize.py compares with gives the quantizer's matrices, but for ties, which its angles cannot decide."""
+    """What exporter/quantize.py compares with gives the quantizer's matrices, but for ties, which its angles cannot decide."""
     torch = pytest.importorskip("torch")
     import ml_dtypes
 
-    import quantize as benchmark
+    from exporter import quantize as benchmark
     from fairy2i_export import quantize
 
     weight = (np.random.default_rng(0).standard_normal((256, 192)) * 0.02).astype(ml_dtypes.bfloat16)

@@ -23,7 +23,7 @@ def test_speed_of_a_tiny_model(tmp_path: Path) -> None:
     page, figures = tmp_path / "page.md", tmp_path / "figures.json"
     page.write_text(PLACES)
     size = ["--shape", "tiny", "--threads", "1", "--prompt", "8", "--new", "4", "--repeat", "2"]
-    run("ifairy.py", str(tmp_path), *size, "--json", str(figures), "--write", str(page))
+    run("decoding/ifairy.py", str(tmp_path), *size, "--json", str(figures), "--write", str(page))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "page.md"]
     results = json.loads(figures.read_text())["results"]
     assert len(results) == 3
@@ -42,8 +42,8 @@ def test_kernels_on_the_tiny_models(tmp_path: Path) -> None:
 
 def test_synthetic_checkpoints_have_the_tensors_of_the_released_code(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import ifairy
-    from synthetic_checkpoint import llama_config
+    from decoding import ifairy
+    from exporter.synthetic_checkpoint import llama_config
 
     config = llama_config(**ifairy.SHAPES["tiny"], kv_heads=2)
     ifairy.write_ifairy(tmp_path / "model", config)

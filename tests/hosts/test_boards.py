@@ -13,7 +13,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import boards
 import footprint
-import synthetic_checkpoint as synthetic
+from exporter import synthetic_checkpoint as synthetic
 from fairy2i_export.compile.dry_run import dry_run
 
 

@@ -28,7 +28,7 @@ from conversion.samples import sample_texts
 from conversion.subjects import FLOAT, open_subject
 from conversion.texts import CONVERSATIONS, measured, texts_in
 
-from conversions import convert
+from exporter.conversions import convert
 from fairy2i_runtime.measure.perplexity import Windows
 
 _INSPECT = "import sys; from fairy2i_export.commands.tools import main; sys.exit(main())"

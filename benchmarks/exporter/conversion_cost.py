@@ -1,6 +1,6 @@
 """What a conversion without training takes: time, processor time and memory for models of the shapes people have.
 
-    python benchmarks/conversion_cost.py WORK [NAME ...] [--stages N] [--tokens N] [--plan] [--json FILE]
+    python benchmarks/exporter/conversion_cost.py WORK [NAME ...] [--stages N] [--tokens N] [--plan] [--json FILE]
 
 Weights and text are random, so nothing but cost and sizes is to be learnt (quality: docs/quality.md). Each model is written to
 WORK, converted by the command line in a process of its own, and removed. Shapes are those of the models' published
@@ -21,10 +21,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from conversions import convert
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from exporter.conversions import convert
+from exporter.synthetic_checkpoint import SHAPES, llama_config, write_checkpoint
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.request.request import CALIBRATION_TOKENS
-from synthetic_checkpoint import SHAPES, llama_config, write_checkpoint
 
 MODELS = ("SmolLM2-135M", "Qwen2.5-0.5B", "Llama-3.2-1B", "SmolLM2-1.7B", "Llama-2-7B", "Llama-2-7B, 1 layer")
 CONTEXT = 4096

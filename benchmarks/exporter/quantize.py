@@ -1,6 +1,6 @@
 """Quantize and pack one matrix, against the published formulas written plainly in torch, in the same run.
 
-    python benchmarks/quantize.py [--rows N] [--cols N] [--stages T] [--threads T] [--json FILE]
+    python benchmarks/exporter/quantize.py [--rows N] [--cols N] [--stages T] [--threads T] [--json FILE]
 
 Both get the same bfloat16 matrix and the same number of threads and take turns; the figure is the median of the rounds. torch
 computes the codes, scales and dequantized parts of U and W (angle, four masks, means, residual); it packs nothing.

@@ -1,7 +1,7 @@
 """What a quantization-aware training step costs: a LLaMA with dense layers, with ours, and with the published formulas in torch.
 
-    python benchmarks/qat_step.py [--size 10M|28M] [--dtype float32|bfloat16] [--rounds 9] [--accumulate 1] [--cpu-time]
-    python benchmarks/qat_step.py --memory ...
+    python benchmarks/exporter/qat_step.py [--size 10M|28M] [--dtype float32|bfloat16] [--rounds 9] [--accumulate 1] [--cpu-time]
+    python benchmarks/exporter/qat_step.py --memory ...
 
 A step is forward, backward (--accumulate times) and AdamW on random tokens, 4 sequences of 256. Variants take turns, so that a
 machine that slows down slows all of them; printed are medians, the spread (quartiles), and ratios to the dense model within
@@ -23,12 +23,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize import published_formulas
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from exporter.quantize import published_formulas
 
 SIZES = {"10M": (320, 800, 2048), "28M": (512, 1280, 4096)}  # hidden, intermediate, vocabulary
 LAYERS, BATCH, LENGTH, STAGES = 8, 4, 256, 2

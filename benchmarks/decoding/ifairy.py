@@ -1,6 +1,7 @@
 """An iFairy model of a published shape: size, loading, speed and memory, next to a float LLaMA of the same configuration.
 
-    python benchmarks/ifairy.py WORK [--shape 700M|1.3B|tiny] [--threads 1,2] [--repeat N] [--json FILE] [--write docs/ifairy.md]
+    python benchmarks/decoding/ifairy.py WORK [--shape 700M|1.3B|tiny] [--threads 1,2] [--repeat N] [--json FILE] \
+        [--write docs/ifairy.md]
 
 Writes random checkpoints (seeded, bfloat16, real tensor names) into WORK, exports them, runs ``fairy2i bench`` on each result and
 removes everything it wrote, one model after the other: 700M needs 5 GB of disk. Speed does not depend on the values. The float
@@ -21,9 +22,11 @@ from typing import Annotated, Any
 
 import typer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from exporter.synthetic_checkpoint import Shape, llama_config, write_checkpoint, write_tensors
 from fairy2i_export import export
 from quality.marked import markdown_table, print_or_put
-from synthetic_checkpoint import Shape, llama_config, write_checkpoint, write_tensors
 
 SHAPES: dict[str, dict[str, int]] = {
     "700M": {"layers": 24, "hidden": 1536, "inner": 4096, "heads": 16, "vocab": 32000},

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime as ort
 
 from fairy2i_runtime import core, register
-from models import LayerKind
-from shapes import Shape
-from sweep import STREAMS, U8, BenchmarkError, Sweeper, checksum, huge_buffer
+from linear.models import LayerKind
+from linear.shapes import Shape
+from linear.sweep import STREAMS, U8, BenchmarkError, Sweeper, checksum, huge_buffer
 
 BASELINES = {"ort-q2": "q2", "ort-q4": "q4", "ort-f32": "f32"}
 STOCK = {**BASELINES, "ort-ternary": "ternary4", "ort-ternary-exact": "ternary0"}  # all of ONNX Runtime's own operators

@@ -1,6 +1,6 @@
 """Export a checkpoint of the size of LLaMA-2-7B: time against its two lower parts, and peak memory.
 
-    python benchmarks/export_7b.py WORK [--layers N] [--keep] [--json FILE]
+    python benchmarks/exporter/export_7b.py WORK [--layers N] [--keep] [--json FILE]
 
 WORK needs 16 GB of free disk (the checkpoint and the result, both removed at the end; --keep leaves the checkpoint for
 another run). Measured in this order, each with the
@@ -25,9 +25,11 @@ import ml_dtypes
 import numpy as np
 import typer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from exporter.synthetic_checkpoint import gaussian_table, linear_shapes, llama_config, random_latents, write_checkpoint
 from fairy2i_export.codes.layout import pack_coded
 from fairy2i_export.codes.quantizer import find_scales
-from synthetic_checkpoint import gaussian_table, linear_shapes, llama_config, random_latents, write_checkpoint
 
 EXPORT = """
 import json, sys

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-import models
-from engines import FLOORS, Engine, FloorRunner, OrtRunner
-from shapes import MODELS, Shape
-from sweep import U8, Sweeper, huge_buffer
+from linear import models
+from linear.engines import FLOORS, Engine, FloorRunner, OrtRunner
+from linear.shapes import MODELS, Shape
+from linear.sweep import U8, Sweeper, huge_buffer
 
 FEW_ROWS = 16  # up to here a run goes through all copies; beyond, arithmetic takes long enough with a few of them
 FEW_BYTES = 16 << 20

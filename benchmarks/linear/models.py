@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fairy2i_export.codes.layout import packed_size
-from shapes import Shape
+from linear.shapes import Shape
 
 PAGE = 4096
 BLOCK = 128  # of MatMulNBits: weights that share a scale

@@ -1,6 +1,6 @@
 """What the x86 kernels are bound by: llvm-mca's estimate of their inner loops, port by port.
 
-    python benchmarks/x86_ports.py BUILD [--mca llvm-mca-19] [--cpu sapphirerapids] [--ghz 2.0]
+    python benchmarks/counts/x86_ports.py BUILD [--mca llvm-mca-19] [--cpu sapphirerapids] [--ghz 2.0]
 
 BUILD is a build of custom_ops. Estimates assume data in the first-level cache and nothing but the loop: sums of a K-block that
 become floats behind it are not in, nor is anything that memory takes. "per line" is for 64 bytes of packed codes (256 weights at
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loops import Body, innermost_loops, run_mca
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from counts.loops import Body, innermost_loops, run_mca
 
 FILES = {  # kernel: object
     "lut/avx512": "avx512/lut/lut_avx512",
