@@ -32,7 +32,13 @@ FILES = {  # kernel: object
     "dot/avx512, panel": "avx512/dot/dot_avx512_panel",
 }
 LINE = 256  # weights of 64 bytes
-PORTS = {"p0": r"Port0?0$", "p1": r"Port0?1$", "p5": r"Port0?5$", "loads": r"Port(0?2|0?3|11)$"}
+PORTS = {  # Intel's, then AMD's: vector pipes, whose vectors of 64 bytes take two cycles each on Zen 4
+    "p0": r"Port0?0$",
+    "p1": r"Port0?1$",
+    "p5": r"Port0?5$",
+    "loads": r"Port(0?2|0?3|11)$|Zn\dLoad$",
+    **{f"fp{number}": rf"Zn\dFP{number}$" for number in range(4)},
+}
 
 
 def weights_of(kernel: str, body: Body) -> int:
@@ -48,11 +54,12 @@ def weights_of(kernel: str, body: Body) -> int:
 
 
 def busy_ports(units: dict[str, float], cycles: float) -> str:
-    """Share of the time that ports work; vectors of 64 bytes only go to p0 and p5."""
+    """Share of the time that ports work, of those that the processor has; vectors of 64 bytes only go to Intel's p0 and p5."""
     shares = []
     for port, pattern in PORTS.items():
         used = [work for unit, work in units.items() if re.search(pattern, unit)]
-        shares.append(f"{port} {100 * sum(used) / len(used) / cycles:.0f} %")
+        if used:
+            shares.append(f"{port} {100 * sum(used) / len(used) / cycles:.0f} %")
     return ", ".join(shares)
 
 

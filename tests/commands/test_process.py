@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -14,8 +15,7 @@ import pytest
 
 from conftest import ROOT, heed_interrupts
 from fairy2i_runtime.commands.console import new_app, run_app
-from fairy2i_runtime.commands.process import startup
-from fairy2i_runtime.commands.process.startup import Terminated, interrupted, start, stop_behind
+from fairy2i_runtime.commands.process.startup import Terminated, interrupted, start
 from fairy2i_runtime.commands.process.streams import Output, note_done
 from runtime_models import stories_folder
 
@@ -235,21 +235,72 @@ def test_commands_end_with_the_number_of_the_signal(raised: BaseException, code:
     assert run_app(app, "program", ["--"]) == code
 
 
-def test_an_import_that_a_signal_made_fail_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stop_behind(ImportError("initialization failed")) is None  # no signal: a bug, or a damaged installation
-    stop = KeyboardInterrupt()
-    monkeypatch.setattr(startup, "_last", [(time.monotonic(), stop)])
-    assert stop_behind(ImportError("numpy._core.umath failed to import")) is stop
-    assert stop_behind(ValueError("a bug")) is None
-    wrapped = RuntimeError("wrapped")
-    wrapped.__cause__ = ImportError("x")
-    assert stop_behind(wrapped) is stop
-    for missing_in, meant in ((time, stop), ("text", None)):  # a module half imported; a bug
-        with pytest.raises(AttributeError) as missed:
-            operator.attrgetter("nothing")(missing_in)
-        assert stop_behind(missed.value) is meant
-    monkeypatch.setattr(startup, "_last", [(time.monotonic() - 60, stop)])
-    assert stop_behind(ImportError("x")) is None
+MODULE_IN_C = """
+#include <Python.h>
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "in_c", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_in_c(void)
+{
+    if (PyRun_SimpleString("import in_python")) /* prints, and drops, what comes out of it */
+        abort();
+    return PyModule_Create(&definition);
+}
+"""
+SLOW_MODULE = """
+import os, pathlib, signal
+for number in ({numbers}):
+    os.kill(os.getpid(), number)
+for _ in range(1000):
+    pass
+pathlib.Path("imported").touch()
+"""
+IMPORTS = """
+def run(arguments):
+    try:
+        import {module}
+        import time
+        while True:
+            time.sleep(0.01)
+    except BaseException as stop:
+        stop.add_note("interrupted: after the import")
+        raise
+"""
+
+
+@pytest.mark.parametrize("module", ["in_python", "in_c"])
+@pytest.mark.parametrize("numbers", ["signal.SIGTERM,", "signal.SIGINT,", "signal.SIGTERM, signal.SIGINT"])
+def test_a_signal_during_an_import_is_heeded_after_it(module: str, numbers: str, tmp_path: Path) -> None:
+    """Modules in C abort, or lose an exception that comes out of what they import themselves."""
+    if module == "in_c":
+        compile_module(tmp_path)
+    (tmp_path / "in_python.py").write_text(SLOW_MODULE.format(numbers=numbers))
+    (tmp_path / "program.py").write_text(IMPORTS.format(module=module))
+    program = "import sys; from fairy2i_runtime.commands.process.startup import start; sys.exit(start('program:run'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_interrupts,
+        timeout=60,
+        check=False,
+    )
+    first = signal.SIGINT if numbers.startswith("signal.SIGINT") else signal.SIGTERM
+    assert (done.returncode, done.stderr) == (128 + first, "interrupted: after the import\n")
+    assert (tmp_path / "imported").exists()
+
+
+def compile_module(folder: Path) -> None:
+    gcc = shutil.which("gcc")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not gcc or not header.exists():
+        pytest.skip("needs gcc and Python.h")
+    (folder / "in_c.c").write_text(MODULE_IN_C)
+    subprocess.run(
+        [gcc, "-shared", "-fPIC", f"-I{header.parent}", "in_c.c", "-o", f"in_c{sysconfig.get_config_var('EXT_SUFFIX')}"],
+        cwd=folder,
+        check=True,
+    )
 
 
 def test_handlers_are_those_of_before_when_called_from_python() -> None:

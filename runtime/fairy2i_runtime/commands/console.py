@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fairy2i_runtime.commands.given_text import check_given
-from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say, stop_behind
+from fairy2i_runtime.commands.process.startup import USER_ERROR, Terminated, interrupted, say
 from fairy2i_runtime.commands.process.streams import check_output, note_done
 from fairy2i_runtime.errors import Fairy2iWarning, UserError, without_controls
 from fairy2i_runtime.version import __version__
@@ -187,11 +187,6 @@ def _call(app: typer.Typer, program: str, given: list[str]) -> Any:
         if isinstance(end, Terminated):
             raise
         return end.code
-    except Exception as error:
-        stop = stop_behind(error)
-        if stop is None:
-            raise
-        raise stop from None
 
 
 def _usage_error(error: Exception, program: str) -> int:

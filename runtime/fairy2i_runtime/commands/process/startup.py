@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 
 TYPE_CHECKING = False  # typing itself takes a while to import
 if TYPE_CHECKING:
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 UNTOUCHED = "interrupted: nothing was written"
-_RECENT = 5.0  # seconds
-_last: list[tuple[float, BaseException]] = []  # signals that came: when, and what was raised
+_IMPORTING = "<frozen importlib._bootstrap>"  # file of the frames of an import
+_AGAIN = 0.05  # seconds until a signal that cannot be heeded comes once more
+_late: list[int] = []  # signals that came where they cannot be heeded; the first one counts
 _arrivals: list[int] = []  # a pipe
 _heard: set[int] = set()
 _owed: dict[int, int] = {}  # signal: the one to heed in its place
@@ -186,38 +186,48 @@ def _end_at_last(number: int, frame: FrameType | None) -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     number = first_of(number)
-    stop = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
-    _last.append((time.monotonic(), stop))
-    raise stop
+    if _imports():
+        _come_again(number)
+        return
+    if _late:
+        number = _late[0]
+        _late.clear()
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
-def stop_behind(error: BaseException | None) -> BaseException | None:
-    """The interruption that made an import fail.
+def _imports() -> bool:
+    """Whether the program is in the middle of an import.
 
-    Modules in C may turn it into an ImportError, and drop it; or a module stays half imported, and names are missed in it later.
-
-    Args:
-        error: what came of it.
+    Modules in C end the process if an exception comes out of what they call meanwhile, or drop it and stay half imported.
     """
-    when, stop = _last[-1] if _last else (0.0, None)
-    while error is not None and stop is not None and time.monotonic() - when < _RECENT:
-        misses_name = isinstance(error, AttributeError) and isinstance(error.obj, type(sys))
-        if misses_name or isinstance(error, (ImportError, SystemError)):
-            return stop
-        error = error.__cause__ or error.__context__
-    return None
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not start.__code__:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _come_again(number: int) -> None:
+    """Have a signal come once more, in a moment."""
+    from threading import Timer
+
+    def send() -> None:
+        from _thread import interrupt_main
+
+        if _late:  # not heeded meanwhile
+            interrupt_main(signal.Signals(_late[0]))
+
+    _late.append(number)
+    again = Timer(_AGAIN, send)
+    again.daemon = True
+    again.start()
 
 
 def _not_lost(info: Any) -> None:
-    """A signal that came while Python ran a finalizer or a callback, which drop all exceptions: send it once more, later."""
+    """A signal that came while Python ran a finalizer or a callback, which drop all exceptions."""
     if isinstance(info.exc_value, (KeyboardInterrupt, Terminated)):
-        from _thread import interrupt_main
-        from threading import Timer
-
-        number = signal.SIGINT if isinstance(info.exc_value, KeyboardInterrupt) else int(info.exc_value.code or 0) - 128
-        again = Timer(0.05, interrupt_main, [number])
-        again.daemon = True
-        again.start()
+        _come_again(signal.SIGINT if isinstance(info.exc_value, KeyboardInterrupt) else int(info.exc_value.code or 0) - 128)
     else:
         sys.__unraisablehook__(info)
 
