@@ -1,7 +1,7 @@
 /* test_search.c - calibration's search without Python: what it refuses, with a message and nothing written; equal bits
  * for every ISA and however rows and pairs are split; codes of 0 to 3 for any values.
  *
- * Every buffer ends at an inaccessible page. That the codes are the right ones is tested in tests/compiler/codes/test_search.py.
+ * Every buffer ends at an inaccessible page. That the codes are the right ones is tested in test_search.py.
  */
 #if !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
