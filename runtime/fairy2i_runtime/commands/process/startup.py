@@ -60,6 +60,7 @@ def start(target: str, arguments: Sequence[str] | None = None) -> int:
             guard_streams()
             sys.unraisablehook = _not_lost
         try:
+            _late.clear()
             _hear(_stop, list(before))
             if alone and os.name == "posix":
                 _note_arrivals()
