@@ -22,6 +22,7 @@ pytest.importorskip("transformers")
 
 from conftest import heed_interrupts
 from export_helpers import edit_json
+from fairy2i_export import export
 from fairy2i_export.commands.tools import main
 from fairy2i_export.errors import Fairy2iError, OutputError
 from fairy2i_export.train import run as train_run
@@ -29,6 +30,7 @@ from fairy2i_export.train import train
 from fairy2i_export.train.loop.trainer import QATTrainer
 from fairy2i_export.train.recipe import Recipe
 from fairy2i_export.train.result import folder as result_folder
+from fairy2i_export.train.result import save
 from fairy2i_export.train.result.folder import claimed
 from training_helpers import arguments_of, curve, make_recipe
 
@@ -236,6 +238,27 @@ def begin_and_stop(recipe: Recipe) -> None:
         (recipe.output / "logs").mkdir()
         (recipe.output / "logs" / "events").write_text("of the killed run")
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("save_every", [3, 100])
+def test_an_interruption_while_the_result_gets_its_place(
+    save_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path, save_every=save_every)
+    place = save.place_file
+
+    def interrupted(finished: Path, path: Path, replaceable: Any) -> bool:
+        signal.raise_signal(signal.SIGINT)  # at every file; the first one is heeded, once all have their places
+        return place(finished, path, replaceable)
+
+    monkeypatch.setattr(save, "place_file", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(recipe)
+    assert caught.value.__notes__[0] == f"interrupted: the result is complete: {recipe.output}"
+    export(recipe.output, tmp_path / "exported")
+    assert curve(recipe.output)
+    with pytest.raises(OutputError, match="holds a finished run"):
+        train(recipe)
 
 
 def test_nothing_of_others_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fairy2i_export.errors import OutputError
+from fairy2i_export.output.disk.held_signals import signals_held
 from fairy2i_export.output.placing import place_file
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text.tokenizer_files import copy_files
@@ -63,6 +64,7 @@ def save_result(
         config["tie_word_embeddings"] = False
     if entry is not None:
         config["fairy2i"] = entry
+    placed = False
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -73,7 +75,13 @@ def save_result(
             (partial / name).write_text(text, encoding="utf-8")
         for name, path in pictures.items():
             os.replace(path, partial / name)
-        _place(out)
+        with signals_held():  # all of it or nothing
+            _place(out)
+            placed = True
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if placed:
+            stop.add_note(f"interrupted: the result is complete: {out}")
+        raise
     except OutputError:
         raise
     except Exception as error:
