@@ -154,7 +154,7 @@ def count(targets: Sequence[str], root: Path = TESTS, seconds: int = SECONDS) ->
         environment = {**os.environ, LOG: str(log), "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "pytest", "-q", "-p", Path(__file__).stem, "-p", "no:cacheprovider"]
         command += [f"--timeout={seconds}", *(str(root / target) for target in targets)]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     outcomes: Counter[str] = Counter()
     bad = []
