@@ -38,7 +38,7 @@ class Counter:
         include = f"-I{HERE.parents[1] / 'custom_ops' / 'include'}"
         compile_plugin = ["gcc", "-O2", "-shared", "-fPIC", HERE / "count_plugin.c", "-o", self.plugin]
         subprocess.run(compile_plugin, check=True)
-        source = HERE.parent / "call_once.c"
+        source = HERE.parent / "counts" / "call_once.c"
         subprocess.run(["aarch64-linux-gnu-gcc", "-O1", include, source, "-o", self.program, "-ldl"], check=True)
 
     def count(self, family: str, isa: str, n: int, k: int, rows: int) -> int:
