@@ -175,6 +175,21 @@ def test_a_note_on_the_interruption_is_the_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
+def started(target: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A program of its own in a folder with its module."""
+    program = f"import sys; from fairy2i_runtime.commands.process.startup import start; sys.exit(start('{target}'))"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_interrupts,
+        timeout=60,
+        check=False,
+    )
+
+
 TWO_SIGNALS = """
 import os, signal, time
 def run(arguments):
@@ -208,17 +223,7 @@ def run(arguments):
 @pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM"), ("SIGHUP", "SIGTERM")])
 def test_a_program_ends_as_the_first_of_two_signals_says(script: str, first: str, second: str, tmp_path: Path) -> None:
     (tmp_path / "two_signals.py").write_text(script.format(first=first, second=second))
-    program = "import sys; from fairy2i_runtime.commands.process.startup import start; sys.exit(start('two_signals:run'))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        preexec_fn=heed_interrupts,
-        timeout=60,
-        check=False,
-    )
+    done = started("two_signals:run", tmp_path)
     assert (done.returncode, done.stderr) == (128 + signal.Signals[first], "interrupted: what the first one left\n")
 
 
@@ -274,17 +279,7 @@ def test_a_signal_during_an_import_is_heeded_after_it(module: str, numbers: str,
         compile_module(tmp_path)
     (tmp_path / "in_python.py").write_text(SLOW_MODULE.format(numbers=numbers))
     (tmp_path / "program.py").write_text(IMPORTS.format(module=module))
-    program = "import sys; from fairy2i_runtime.commands.process.startup import start; sys.exit(start('program:run'))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        preexec_fn=heed_interrupts,
-        timeout=60,
-        check=False,
-    )
+    done = started("program:run", tmp_path)
     first = signal.SIGINT if numbers.startswith("signal.SIGINT") else signal.SIGTERM
     assert (done.returncode, done.stderr) == (128 + first, "interrupted: after the import\n")
     assert (tmp_path / "imported").exists()

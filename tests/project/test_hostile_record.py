@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import hostile_record as record
+from test_security_docs import functions_of
 
 ONE_OF_EACH = """
 import ctypes, time
@@ -88,8 +88,7 @@ def test_rows_have_tests_that_exist(target: str) -> None:
     path = ROOT / "tests" / file
     assert path.exists()
     if function:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert function in functions_of(path)
 
 
 def test_the_table_has_the_rows_and_no_failure() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,11 @@ def test_the_limits_are_current() -> None:
     assert text == page(), "run python scripts/security_limits.py"
 
 
+def functions_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1] if isinstance(row, list) else None)
 def test_every_threat_has_tests_and_limits_that_exist(row: list[str]) -> None:
     _, what, promised, bounds, kept = row
@@ -40,8 +46,7 @@ def test_every_threat_has_tests_and_limits_that_exist(row: list[str]) -> None:
     for name in tests:
         file, _, function = name.partition("::")
         (path,) = (ROOT / "tests").rglob(file)
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
+        assert function in functions_of(path), name
 
 
 def test_the_library_has_the_same_limits() -> None:
