@@ -24,6 +24,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from marked_page import replaced
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "security.md"
 RECORD = ROOT / "custom_ops" / "fuzz" / "record.json"
@@ -189,7 +191,7 @@ def table() -> str:
 def page() -> str:
     """The page with the table as it should be."""
     text = PAGE.read_text(encoding="utf-8")
-    return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}{table()}{END}", text, count=1, flags=re.S)
+    return replaced(text, BEGIN, END, table())
 
 
 def run(log: Path, command: Sequence[str], record: bool) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marked_page import replaced
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -196,9 +197,7 @@ def main() -> int:
         print(f"{name}: {dict(found[name])}", flush=True)
     print("\n".join(problems))
     if write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(before + BEGIN + table(found) + END + rest.partition(END)[2], encoding="utf-8")
+        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), BEGIN, END, table(found)), encoding="utf-8")
     return 1 if problems else 0
 
 

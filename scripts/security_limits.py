@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from marked_page import replaced
 
 from fairy2i_export.decoder import config_values
 from fairy2i_runtime.serve.settings import Settings
@@ -78,7 +79,7 @@ def table() -> str:
 def page() -> str:
     """The page with the table as it should be."""
     text = PAGE.read_text(encoding="utf-8")
-    return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}{table()}{END}", text, count=1, flags=re.S)
+    return replaced(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":
