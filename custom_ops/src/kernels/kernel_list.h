@@ -27,10 +27,10 @@ F2I_KERNEL(FAMILY("lut") ISA("avx512_plain") VARIANT NEEDS(F2I_CPU_AVX512) OPERA
 #if defined(F2I_HAVE_LUT_AVX2)
 F2I_KERNEL(FAMILY("lut") ISA("avx2") NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2)
-           ORDER(f2i_order_lut__avx2))
+           ORDER(f2i_order_lut__avx2) PANEL(f2i_panel_lut__avx2))
 F2I_KERNEL(FAMILY("lut") ISA("avx2_near") VARIANT NEEDS(F2I_CPU_AVX2) OPERAND_BYTES(F2I_PLANE_ENTRIES)
            WHOLE(F2I_WHOLE_PAIRS) BUILD(f2i_build_lut__avx2) BLOCK(f2i_block_lut__avx2_near)
-           ORDER(f2i_order_lut__avx2))
+           ORDER(f2i_order_lut__avx2) PANEL(f2i_panel_lut__avx2))
 #endif
 #if defined(F2I_HAVE_LOOKUP_NEON82)
 /* "lut" uses no dot products: having the instruction tells cores with a fast two-register TBL from older ones */
