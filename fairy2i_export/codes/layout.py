@@ -45,6 +45,9 @@ CELL_COLS = 4  # complex columns of a cell
 HALF_ROWS = 16  # rows that share one 16-byte table look-up
 MAX_FEATURES = 1 << 24  # of K and of N
 PACKER_REVISION = 1  # goes up when the same codes become other bytes
+# the kernel "dot" rounds scales to a grid: all of an axis together are so many steps at most, by stages ...
+GRID_STEPS = (126, 126, 125, 125)
+GRID_CHOICES = 32  # ... and so many numbers from there down are tried
 ALIGNMENT = 64  # smallest alignment of packed bytes in a file
 
 _CELLS_PER_BLOCK = BLOCK_COLS // CELL_COLS
@@ -274,6 +277,8 @@ def c_header() -> str:
     ]  # fmt: skip
     lines += [f"#define F2I_{name} {globals()[name]}" for name in names]
     lines.append(f"#define F2I_SMALLEST_ROUNDED {SMALLEST!r}f /* largest activation of a half, at least; rounding.py */")
+    lines.append(f"#define F2I_GRID_STEPS {{{', '.join(map(str, GRID_STEPS))}}} /* by stages */")
+    lines.append(f"#define F2I_GRID_CHOICES {GRID_CHOICES}")
     lines.append("")
     lines.append("/* [stages - 1][byte plane][low, high nibble] = {stage, matrix (0 = U, 1 = W)} */")
     lines.append("#define F2I_BYTE_PLANES \\")

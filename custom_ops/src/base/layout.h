@@ -14,6 +14,8 @@
 #define F2I_HALF_ROWS 16
 #define F2I_MAX_FEATURES 16777216
 #define F2I_SMALLEST_ROUNDED 1e-05f /* largest activation of a half, at least; rounding.py */
+#define F2I_GRID_STEPS {126, 126, 125, 125} /* by stages */
+#define F2I_GRID_CHOICES 32
 
 /* [stages - 1][byte plane][low, high nibble] = {stage, matrix (0 = U, 1 = W)} */
 #define F2I_BYTE_PLANES \

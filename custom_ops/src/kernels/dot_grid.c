@@ -3,11 +3,12 @@
 
 #include "kernels/dot_operands.h"
 
-enum { CANDIDATES = 32 };
-
 /* Grid steps in the largest sum of scales, at most: each byte plane that adds to a weight is rounded by half a step,
  * and the sum has to be at most 127. */
-static int most_steps(int stages) { return stages > 2 ? 125 : 126; }
+static int most_steps(int stages) {
+  static const int most[F2I_MAX_STAGES] = F2I_GRID_STEPS;
+  return most[stages - 1];
+}
 
 /* The largest of the four sums that a weight may be, of one step for each. */
 static double largest_sum(const float *scales, int stages) {
@@ -45,7 +46,7 @@ int f2i_dot_steps(const float *scales, int stages) {
   int best = most_steps(stages);
   if (!(sum > 0.0)) return best;
   double least = grid_error(scales, stages, best / sum);
-  for (int steps = best - 1; steps > most_steps(stages) - CANDIDATES; --steps) {
+  for (int steps = best - 1; steps > most_steps(stages) - F2I_GRID_CHOICES; --steps) {
     const double error = grid_error(scales, stages, steps / sum);
     if (error < least) least = error, best = steps;
   }

@@ -33,16 +33,18 @@ from architecture_helpers import (
 )
 from export_helpers import Recorder, assert_same, edit_json, make_checkpoint
 from fairy2i_export import export, quantize
-from fairy2i_export.codes.layout import unpack
+from fairy2i_export.codes.layout import GRID_CHOICES, GRID_STEPS, pack, unpack
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli
 from fairy2i_export.compile.calibrate.matrix.aim import RIDGES, Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
+from fairy2i_export.compile.calibrate.matrix.grid import on_grid
 from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.output.contract.nodes import read_nodes
 from fairy2i_export.source.checkpoint import open_checkpoint
+from fairy2i_runtime import core
 
 TOKENS = 600
 
@@ -113,6 +115,30 @@ def test_outputs_are_kept_better_than_by_rounding(stages: int) -> None:
         inputs[1500:], weight, rounded
     )
     assert found.error == pytest.approx(output_error(inputs[:1500], weight, dense), rel=0.2)  # damping is part of it
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_scales_are_those_of_a_grid_that_dot_has(stages: int) -> None:
+    """Whole steps, few enough: "dot" then rounds activations, and no weights."""
+    inputs = correlated(140)
+    weight = torch.randn(60, 140, generator=torch.Generator().manual_seed(1))
+    found = calibrate_matrix(weight, metric_of(inputs[:1500]), stages, 1).linear
+    sums = np.abs(found.scales.astype(np.float64)).sum(axis=(0, 1))
+    counts = range(GRID_STEPS[stages - 1] - GRID_CHOICES + 1, GRID_STEPS[stages - 1] + 1)
+    steps = [found.scales * (count / sums.max()) for count in counts]
+    assert min(np.abs(s - np.rint(s)).max() for s in steps) < 1e-4
+    whole = np.clip(np.rint(inputs[1500:1540].numpy() * 40), -127, 127).astype(np.float32)
+    whole[:, [0, 32, 64]] = 127  # in every block, so that activations are not rounded either
+    packed = pack(found)
+    layer = core.Linear(packed.packed, packed.scales, 140, 60, row_multiplier=packed.row_multiplier, kernel="dot")
+    outputs = layer(whole)
+    exact = whole.astype(np.float64) @ found.dequantize("none").astype(np.float64).T
+    assert np.abs(outputs - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("scales", [np.zeros((2, 2, 2), np.float32), np.array([[[1, 1], [1, 1e-4]]], np.float32)])
+def test_scales_without_a_grid_stay(scales: np.ndarray) -> None:
+    assert on_grid(scales, np.eye(scales.size)) is scales
 
 
 def regression(inputs: torch.Tensor, missing: torch.Tensor) -> tuple[Ridge, torch.Tensor]:

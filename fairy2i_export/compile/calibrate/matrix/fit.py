@@ -14,6 +14,7 @@ from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
 from fairy2i_export.codes.quantized import sums_of
 from fairy2i_export.codes.strategies.joint import STARTS
 from fairy2i_export.compile.calibrate.matrix.feedback import Candidate, round_pair
+from fairy2i_export.compile.calibrate.matrix.grid import on_grid
 from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 # signs of Re and Im of U and of W in the upper half of a matrix (column j for Re, j + m for Im), and in the lower (the other)
@@ -70,7 +71,7 @@ def refit_rows(target: Any, metric: Metric, candidate: Candidate) -> None:
 
 
 def refit_scales(target: Any, metric: Metric, candidate: Candidate) -> None:
-    """The scales of all stages, of U and W and of both axes, that bring the outputs of these codes nearest to the target's."""
+    """The scales of a grid (grid.py), of all stages, U and W and both axes, that bring these codes' outputs nearest to the target's."""
     import torch
 
     stages, _, m, n = candidate.codes.shape
@@ -94,7 +95,7 @@ def refit_scales(target: Any, metric: Metric, candidate: Candidate) -> None:
     normal[np.diag_indices(len(parts))] += 1e-6 * np.trace(normal) / len(parts)
     found = np.linalg.solve(normal, right).astype(np.float32).reshape(candidate.scales.shape)
     if np.isfinite(found).all():
-        candidate.scales = found
+        candidate.scales = on_grid(found, normal)
         rebuild(candidate)
 
 

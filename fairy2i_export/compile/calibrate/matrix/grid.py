@@ -1,0 +1,39 @@
+"""Scales that the kernel "dot" takes as they are: whole multiples of one number, few enough in all for 8 bits.
+
+"dot" rounds the scales of a layer to such a grid (docs/architecture.md, "Numerics contract"). Rounded afterwards, each is off in
+the same direction for all weights, and what the codes of one column made up for in others no longer fits. Rounded while codes are
+still chosen, they cost next to nothing: codes and multipliers follow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fairy2i_export.codes.layout import GRID_CHOICES, GRID_STEPS
+from fairy2i_export.codes.native import F32, F64
+
+
+def on_grid(scales: F32, normal: F64) -> F32:
+    """The scales of such a grid that cost least.
+
+    Args:
+        scales: float32 [stages, 2 (U, W), 2 (re, im)].
+        normal: float64 [4 stages, 4 stages], positive definite: scales that are off by d cost ``d normal d``.
+
+    Returns:
+        float32 like ``scales``; those given if one of them is too small for every grid, or none is positive or negative.
+    """
+    wanted = scales.reshape(-1).astype(np.float64)
+    most = GRID_STEPS[len(scales) - 1]
+    largest = np.abs(wanted).reshape(-1, 2).sum(axis=0).max()
+    best, least = None, np.inf
+    for count in range(most, most - GRID_CHOICES, -1):
+        steps = np.rint(wanted * (count / largest)) if largest > 0 else np.zeros_like(wanted)
+        total = np.abs(steps).reshape(-1, 2).sum(axis=0).max()
+        if not steps.all() or not most - GRID_CHOICES < total <= most:
+            continue
+        found = steps * ((steps @ normal @ wanted) / (steps @ normal @ steps))
+        cost = (found - wanted) @ normal @ (found - wanted)
+        if cost < least:
+            best, least = found, cost
+    return scales if best is None else best.astype(np.float32).reshape(scales.shape)
