@@ -27,6 +27,7 @@ FILES = {  # kernel: object
     "lut/avx512": "avx512/lut/lut_avx512",
     "lut/avx512, panel": "avx512/lut/lut_avx512_panel",
     "lut/avx2": "avx2/lut_avx2",
+    "lut/avx2, panel": "avx2/lut_avx2_panel",
     "dot/avx512_vbmi": "avx512/dot/dot_avx512_vbmi",
     "dot/avx512": "avx512/dot/dot_avx512",
     "dot/avx512, panel": "avx512/dot/dot_avx512_panel",
@@ -47,7 +48,9 @@ def weights_of(kernel: str, body: Body) -> int:
     ymm = [op for op, operands in body if "%ymm" in operands and "%zmm" not in operands]
     if kernel.startswith("dot"):  # of 64 real weights, U and W and all stages added up
         return 64 * zmm.count("vpdpbusd")
-    if kernel.endswith("panel"):  # an entry for 32 rows of x; four bits are two weights
+    if kernel == "lut/avx2, panel":  # an entry for 8 rows of x, added where it lies; four bits are two weights
+        return 16 * sum(op == "vpaddw" and "(" in operands for op, operands in body)
+    if kernel.endswith("panel"):  # an entry for 32 rows of x
         return 64 * sum(op == "movzwl" for op, _ in body)
     # indices of 64 (32) nibbles meet two tables, real and imaginary output
     return 64 * zmm.count("vpshufb") + 32 * ymm.count("vpshufb")

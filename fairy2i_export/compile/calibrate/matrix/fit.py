@@ -71,7 +71,7 @@ def refit_rows(target: Any, metric: Metric, candidate: Candidate) -> None:
 
 
 def refit_scales(target: Any, metric: Metric, candidate: Candidate) -> None:
-    """The scales of a grid (grid.py), of all stages, U and W and both axes, that bring these codes' outputs nearest to the target's."""
+    """The scales of a grid (grid.py), of all stages, U and W and both axes, that bring the outputs nearest to the target's."""
     import torch
 
     stages, _, m, n = candidate.codes.shape

@@ -13,7 +13,7 @@
 #include "kernels/x86/avx512/block.h"
 #include "kernels/x86/avx512/lut/byte_sums.h"
 
-extern const f2i_panel_kernel f2i_panel_lut__avx512, f2i_panel_lut__avx2;
+extern const f2i_panel_kernel f2i_panel_lut__avx512;
 
 enum {
   ROWS = 32,
@@ -319,5 +319,4 @@ const f2i_panel_kernel f2i_panel_lut__avx512 = {.rows = ROWS,
                                                 .state_bytes = F2I_TILE_ROWS * sizeof(row_sums),
                                                 .build = build,
                                                 .block = f2i_block_lut__avx512_panel,
-                                                .read = read,
-                                                .fewer = &f2i_panel_lut__avx2};
+                                                .read = read};
