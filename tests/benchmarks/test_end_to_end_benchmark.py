@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import onnx
 import pytest
 
 from conftest import ROOT
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import end_to_end
 import report
+from decoding import other_nodes
 from peers import contest, stored, tables
 
 SHORT = ["--prompt-tokens", "5", "--new-tokens", "3", "--long-prompt", "9", "--rounds", "2", "--threads", "1"]
@@ -165,3 +168,21 @@ def test_wrong_arguments_get_one_message(tmp_path: Path, capfd: pytest.CaptureFi
         said = capfd.readouterr().err.strip().splitlines()
         assert len(said) == 1, said
         assert expected in said[0]
+
+
+def test_a_model_without_its_layers_runs(tmp_path: Path) -> None:
+    """Every layer is replaced, those of joint nodes and the output layer too, and what is left runs."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- other-nodes -->\n<!-- /other-nodes -->\nbehind\n")
+    other_nodes.main(stories_folder(), "lut", [1], 4, 1, page)
+    found = page.read_text()
+    assert re.search(r"\| 1 \| \d+\.\d\d \| \d+\.\d\d \| -?\d+\.\d\d \| \d+ % \|", found)
+    assert found.startswith("before\n")
+    assert found.endswith("\nbehind\n")
+    model = onnx.load(stories_folder() / "model.onnx", load_external_data=False)
+    kept = [node.op_type for node in model.graph.node if not node.op_type.startswith("Fairy2iMatMul")]
+    before = len(model.graph.node)
+    assert other_nodes.without_layers(model) == before - len(kept) > 0
+    assert [n.op_type for n in model.graph.node if n.op_type not in ("Slice", "Concat", "Expand")] == [
+        op for op in kept if op not in ("Slice", "Concat", "Expand")
+    ]
