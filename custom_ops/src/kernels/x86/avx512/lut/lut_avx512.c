@@ -37,6 +37,48 @@ static inline void add_four(byte_sums *s, __m512i v0, __m512i v1, __m512i v2, __
 
 #include "kernels/x86/avx512/lut/lut_row.h"
 
+enum { SPLIT_LEAST = 4 }; /* so many rows of x are worth storing split bytes */
+
+/* Table indices of a tile: [cell][low, high nibbles][64] */
+typedef struct tile_indices {
+  _Alignas(64) uint8_t of[F2I_MAX_STAGES * F2I_BLOCK_CELLS][2 * F2I_CELL_BYTES];
+} tile_indices;
+
+static inline void split_tile(const f2i_block *b, size_t tile, tile_indices *indices) {
+  const size_t cells = (size_t)b->stages * F2I_BLOCK_CELLS;
+  const uint8_t *packed = b->packed + tile * cells * F2I_CELL_BYTES;
+  prefetch(b->ahead + tile * cells * F2I_CELL_BYTES, cells * F2I_CELL_BYTES, 0); /* once for all rows */
+  for (size_t cell = 0; cell < cells; ++cell) {
+    const nibbles n = split(packed + cell * F2I_CELL_BYTES);
+    _mm512_store_si512(indices->of[cell], n.low);
+    _mm512_store_si512(indices->of[cell] + F2I_CELL_BYTES, n.high);
+  }
+}
+
+static inline nibbles load_nibbles(const uint8_t *indices) {
+  const nibbles n = {_mm512_load_si512(indices), _mm512_load_si512(indices + F2I_CELL_BYTES)};
+  return n;
+}
+
+/* Two tiles, all rows of x: bytes are split once for all of them, and a row's tables are loaded once for both. */
+static void two_split_tiles(const f2i_block *b, size_t tile) {
+  tile_indices indices[2];
+  split_tile(b, tile, &indices[0]);
+  split_tile(b, tile + 1, &indices[1]);
+  for (size_t row = 0; row < b->rows; ++row) {
+    const uint8_t *table = b->operands + row * b->operand_stride;
+    both_sums here = start_both(b->stages), there = start_both(b->stages);
+#pragma GCC unroll 2
+    for (int i = 0; i < b->stages * F2I_BLOCK_CELLS; i += 2, table += 2 * F2I_CELL_ENTRIES) {
+      const cell_tables first = load_tables(table), second = load_tables(table + F2I_CELL_ENTRIES);
+      add_cells(&here, first, load_nibbles(indices[0].of[i]), second, load_nibbles(indices[0].of[i + 1]));
+      add_cells(&there, first, load_nibbles(indices[1].of[i]), second, load_nibbles(indices[1].of[i + 1]));
+    }
+    flush_row(b, row, tile, &here.re, &here.im);
+    flush_row(b, row, tile + 1, &there.re, &there.im);
+  }
+}
+
 /* A tile, two rows of x that share its split bytes. */
 static inline void tile_of_two(const f2i_block *b, size_t row, size_t tile) {
   const size_t tile_bytes = (size_t)b->stages * F2I_PLANE_BYTES;
@@ -56,11 +98,16 @@ static inline void tile_of_two(const f2i_block *b, size_t row, size_t tile) {
 }
 
 void f2i_block_lut__avx512(const f2i_block *b) {
+  const size_t pairs = b->rows < SPLIT_LEAST ? 0 : b->tiles / 2;
+  for (size_t pair = 0; pair < pairs; ++pair) two_split_tiles(b, 2 * pair);
+  if (2 * pairs == b->tiles) return;
   size_t row = 0;
   for (; row + 2 <= b->rows; row += 2) {
-    for (size_t tile = 0; tile < b->tiles; ++tile) tile_of_two(b, row, tile);
+    for (size_t tile = 2 * pairs; tile < b->tiles; ++tile) tile_of_two(b, row, tile);
   }
-  if (row < b->rows) lut_row(b, row, 0);
+  if (row == b->rows) return;
+  if (pairs == 0) lut_row(b, row, 0);
+  else one_tile(b, row, 2 * pairs, 0);
 }
 
 void f2i_block_lut__avx512_near(const f2i_block *b) {
