@@ -26,14 +26,14 @@ def on_grid(scales: F32, normal: F64) -> F32:
     wanted = scales.reshape(-1).astype(np.float64)
     most = GRID_STEPS[len(scales) - 1]
     largest = np.abs(wanted).reshape(-1, 2).sum(axis=0).max()
-    best, least = None, np.inf
+    best, least = None, float("inf")
     for count in range(most, most - GRID_CHOICES, -1):
         steps = np.rint(wanted * (count / largest)) if largest > 0 else np.zeros_like(wanted)
         total = np.abs(steps).reshape(-1, 2).sum(axis=0).max()
         if not steps.all() or not most - GRID_CHOICES < total <= most:
             continue
         found = steps * ((steps @ normal @ wanted) / (steps @ normal @ steps))
-        cost = (found - wanted) @ normal @ (found - wanted)
+        cost = float((found - wanted) @ normal @ (found - wanted))
         if cost < least:
             best, least = found, cost
     return scales if best is None else best.astype(np.float32).reshape(scales.shape)
