@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from safetensors.numpy import load_file, save_file
 
 import fairy2i_export
 import fairy2i_runtime
@@ -315,6 +316,11 @@ def test_weighted_rows_of_the_head(
     from conversion import head_rows
 
     source = float_checkpoint(tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    head = weights["lm_head.weight"]
+    head[: len(head) // 2] *= 2  # likely tokens and unlikely ones: a row of each makes a complex one
+    head[len(head) // 2 :] /= 2
+    save_file(weights, source / "model.safetensors")
     for name in ("text", "other"):
         (tmp_path / name).write_text(words(3000, seed=len(name)))
     monkeypatch.setattr(head_rows, "WINDOW", 48)

@@ -136,6 +136,16 @@ def test_scales_are_those_of_a_grid_that_dot_has(stages: int) -> None:
     assert np.abs(outputs - exact).max() < 1e-5 * np.abs(exact).max()
 
 
+def test_scales_of_u_and_w_part_where_one_row_of_two_matters() -> None:
+    """Both then make up one row, like the stages of one matrix; a grid that they are put on too early would keep them alike."""
+    inputs = correlated(140)
+    weight = torch.randn(60, 140, generator=torch.Generator().manual_seed(1))
+    alike = calibrate_matrix(weight, metric_of(inputs[:1500]), 2, 3)
+    weight[30:] *= 0.05
+    found = calibrate_matrix(weight, metric_of(inputs[:1500]), 2, 3)
+    assert found.error < 0.48 * alike.error
+
+
 @pytest.mark.parametrize("scales", [np.zeros((2, 2, 2), np.float32), np.array([[[1, 1], [1, 1e-4]]], np.float32)])
 def test_scales_without_a_grid_stay(scales: np.ndarray) -> None:
     assert on_grid(scales, np.eye(scales.size)) is scales

@@ -13,6 +13,8 @@ from fairy2i_export.compile.calibrate.matrix.fit import loss, refit_rows, refit_
 from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
+# Of these fits the last ones: codes then can follow. Before, U and W find apart where that serves, which a grid would hinder.
+_ON_GRID = 3
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int) -> Cali
     columns = torch.from_numpy(metric.columns)
     target = aim.T[columns].contiguous()
     candidate = start(target, metric, stages)
-    for search in ROUNDS * [feed_back] + sweeps * [descend]:
+    searches = ROUNDS * [feed_back] + sweeps * [descend]
+    for index, search in enumerate(searches):
         search(target, metric, candidate)
-        refit_scales(target, metric, candidate)
+        refit_scales(target, metric, candidate, index >= len(searches) - _ON_GRID)
         refit_rows(target, metric, candidate)
     error = loss(target, metric, candidate) ** 0.5
     m = len(metric.columns) // 2

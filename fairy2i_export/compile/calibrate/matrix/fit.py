@@ -70,8 +70,15 @@ def refit_rows(target: Any, metric: Metric, candidate: Candidate) -> None:
     candidate.dense *= factor
 
 
-def refit_scales(target: Any, metric: Metric, candidate: Candidate) -> None:
-    """The scales of a grid (grid.py), of all stages, U and W and both axes, that bring the outputs nearest to the target's."""
+def refit_scales(target: Any, metric: Metric, candidate: Candidate, is_grid: bool) -> None:
+    """The scales of all stages, of U and W and of both axes, that bring the outputs of these codes nearest to the target's.
+
+    Args:
+        target: torch float32 [2m, 2n].
+        metric: of the inputs.
+        candidate: gets them.
+        is_grid: they are to be those of a grid (grid.py).
+    """
     import torch
 
     stages, _, m, n = candidate.codes.shape
@@ -95,7 +102,7 @@ def refit_scales(target: Any, metric: Metric, candidate: Candidate) -> None:
     normal[np.diag_indices(len(parts))] += 1e-6 * np.trace(normal) / len(parts)
     found = np.linalg.solve(normal, right).astype(np.float32).reshape(candidate.scales.shape)
     if np.isfinite(found).all():
-        candidate.scales = on_grid(found, normal)
+        candidate.scales = on_grid(found, normal) if is_grid else found
         rebuild(candidate)
 
 
