@@ -100,6 +100,8 @@ def main(
     into: Annotated[Path | None, typer.Option(help="Markdown file with a place called other-nodes.")] = None,
 ) -> None:
     """Measure, and print or write a table."""
+    if not (folder / "model.onnx").is_file():
+        raise typer.BadParameter(f"{folder}: expected a folder that fairy2i-export wrote, found no model.onnx")
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     nodes, rows = len(model.graph.node), []
     with tempfile.TemporaryDirectory() as made:

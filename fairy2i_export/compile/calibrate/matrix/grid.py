@@ -21,14 +21,16 @@ def on_grid(scales: F32, normal: F64) -> F32:
         normal: float64 [4 stages, 4 stages], positive definite: scales that are off by d cost ``d normal d``.
 
     Returns:
-        float32 like ``scales``; those given if one of them is too small for every grid, or none is positive or negative.
+        float32 like ``scales``; those given if one of them is too small for every grid, or all are zero.
     """
     wanted = scales.reshape(-1).astype(np.float64)
     most = GRID_STEPS[len(scales) - 1]
     largest = np.abs(wanted).reshape(-1, 2).sum(axis=0).max()
+    if not largest > 0:
+        return scales
     best, least = None, float("inf")
     for count in range(most, most - GRID_CHOICES, -1):
-        steps = np.rint(wanted * (count / largest)) if largest > 0 else np.zeros_like(wanted)
+        steps = np.rint(wanted * (count / largest))
         total = np.abs(steps).reshape(-1, 2).sum(axis=0).max()
         if not steps.all() or not most - GRID_CHOICES < total <= most:
             continue

@@ -30,9 +30,11 @@ typedef struct row_sums {
   __m256 value[2];
 } row_sums;
 
-/* The activations of a block by column, a lane for each row of x. */
+typedef __m256 lanes; /* a value of each row of x */
+
+/* The activations of a block by column. */
 typedef struct columns {
-  __m256 re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
+  lanes re[F2I_BLOCK_COLS], im[F2I_BLOCK_COLS];
 } columns;
 
 static inline void transpose(const __m256 in[8], __m256 out[8]) {
@@ -91,35 +93,20 @@ static __m256 find_largest(const columns *x, const float *scales, int stages) {
 
 static inline __m256i rounded(__m256 sum, __m256 inverse) { return _mm256_cvtps_epi32(_mm256_mul_ps(sum, inverse)); }
 
+static inline lanes scaled(float scale, const lanes *x) { return _mm256_mul_ps(_mm256_set1_ps(scale), *x); }
+static inline lanes sum(lanes a, lanes b) { return _mm256_add_ps(a, b); }
+static inline lanes difference(lanes a, lanes b) { return _mm256_sub_ps(a, b); }
+static inline lanes negative(lanes x) { return _mm256_xor_ps(x, _mm256_set1_ps(-0.0f)); }
+
 /* Stores an entry, and the one of the opposite codes, its negative. */
-static inline void store_entry(uint8_t *table, int index, __m256 real, __m256 imaginary, __m256 inverse) {
-  const __m256i sums = _mm256_packs_epi32(rounded(real, inverse), rounded(imaginary, inverse));
+static inline void store_entry(uint8_t *table, int index, lanes real, lanes imaginary, const lanes *inverse) {
+  const __m256i sums = _mm256_packs_epi32(rounded(real, *inverse), rounded(imaginary, *inverse));
   _mm256_store_si256((__m256i *)(void *)(table + index * ENTRY_BYTES), sums);
   _mm256_store_si256((__m256i *)(void *)(table + (15 - index) * ENTRY_BYTES),
                      _mm256_sub_epi16(_mm256_setzero_si256(), sums));
 }
 
-/* The table of columns j and j + 1: the terms of column_terms.h, a, -b, b, -a and c, d, -d, -c by stored code, summed
- * in the order of lut_avx2.c. */
-static inline void store_table(const columns *x, int j, const float *scale, int matrix, __m256 inverse,
-                               uint8_t *table) {
-  __m256 a[2], b[2], c[2], d[2];
-  for (int i = 0; i < 2; ++i) {
-    a[i] = _mm256_mul_ps(_mm256_set1_ps(scale[0]), x->re[j + i]);
-    b[i] = _mm256_mul_ps(_mm256_set1_ps(matrix ? -scale[1] : scale[1]), x->im[j + i]);
-    c[i] = _mm256_mul_ps(_mm256_set1_ps(matrix ? -scale[0] : scale[0]), x->im[j + i]);
-    d[i] = _mm256_mul_ps(_mm256_set1_ps(scale[1]), x->re[j + i]);
-  }
-  const __m256 minus_b = _mm256_xor_ps(b[0], _mm256_set1_ps(-0.0f));
-  store_entry(table, 0, _mm256_add_ps(a[0], a[1]), _mm256_add_ps(c[0], c[1]), inverse);
-  store_entry(table, 12, _mm256_sub_ps(a[0], a[1]), _mm256_sub_ps(c[0], c[1]), inverse);
-  store_entry(table, 8, _mm256_add_ps(a[0], b[1]), _mm256_sub_ps(c[0], d[1]), inverse);
-  store_entry(table, 4, _mm256_sub_ps(a[0], b[1]), _mm256_add_ps(c[0], d[1]), inverse);
-  store_entry(table, 2, _mm256_add_ps(b[0], a[1]), _mm256_sub_ps(c[1], d[0]), inverse);
-  store_entry(table, 1, _mm256_sub_ps(a[1], b[0]), _mm256_add_ps(d[0], c[1]), inverse);
-  store_entry(table, 5, _mm256_sub_ps(minus_b, b[1]), _mm256_add_ps(d[0], d[1]), inverse);
-  store_entry(table, 6, _mm256_sub_ps(b[0], b[1]), _mm256_sub_ps(d[1], d[0]), inverse);
-}
+#include "kernels/x86/lut_panel_table.h"
 
 /* The table of whole_pairs.h of two columns. */
 static inline void store_whole_pair(const __m256 *x, uint8_t *table) {
@@ -157,7 +144,7 @@ static void build(const float *re, const float *im, size_t rows, const float *sc
     for (int j = 0; j < F2I_BLOCK_COLS; j += 2) {
       for (int nibble = 0; nibble < 2; ++nibble, table += TABLE_BYTES) {
         const uint8_t *place = f2i_byte_planes[stages - 1][plane][nibble]; /* stage and matrix */
-        store_table(&x, j, scales + 4 * place[0] + 2 * place[1], place[1], inverse, table);
+        store_table(&x, j, scales + 4 * place[0] + 2 * place[1], place[1], &inverse, table);
       }
     }
   }
