@@ -21,12 +21,12 @@ static int64_t rows_of_share(const f2i_call *c, int64_t rows) {
   const int64_t cpus = (int64_t)f2i_cpu_count();
   const uint64_t bytes = (uint64_t)c->w->packed_bytes;
   if (cpus == 1 || rows < 2 || bytes > SHARE_MOST || (uint64_t)rows * bytes < SHARE_LEAST) return rows;
-  const f2i_panel_kernel *panel = f2i_panel_for(c, rows);
-  /* what does not take longer for fewer rows: what goes at once, four of a panel that keeps rows apart, half of another
-   */
-  const int64_t at_once = (int64_t)((f2i_at_once(c) + c->lanes - 1) / c->lanes);
-  const int64_t least = panel == NULL ? at_once : panel->row_bytes > 0 ? 4 : (int64_t)(panel->rows / c->lanes / 2);
-  const int64_t share = ((rows + cpus - 1) / cpus + least - 1) / least * least;
+  if (rows <= (int64_t)((f2i_at_once(c) + c->lanes - 1) / c->lanes)) return rows; /* hardly longer than one */
+  const int64_t even = (rows + cpus - 1) / cpus;
+  const f2i_panel_kernel *panel = f2i_panel_for(c, even);
+  /* of a panel, what does not take longer for fewer rows: four if it keeps rows apart, else half of it */
+  const int64_t least = panel == NULL ? 1 : panel->row_bytes > 0 ? 4 : (int64_t)(panel->rows / c->lanes / 2);
+  const int64_t share = (even + least - 1) / least * least;
   return share < rows ? share : rows;
 }
 

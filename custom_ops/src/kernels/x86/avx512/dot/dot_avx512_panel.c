@@ -55,4 +55,4 @@ static void f2i_block_dot__avx512_panel(const f2i_panel *p) {
 const f2i_panel_kernel f2i_panel_dot__avx512 = F2I_DOT_PANEL(2, f2i_block_dot__avx512_panel);
 
 /* dot_avx512_vbmi.c has a faster way for fewer rows */
-const f2i_panel_kernel f2i_panel_dot__avx512_vbmi = F2I_DOT_PANEL(8, f2i_block_dot__avx512_panel);
+const f2i_panel_kernel f2i_panel_dot__avx512_vbmi = F2I_DOT_PANEL(12, f2i_block_dot__avx512_panel);
