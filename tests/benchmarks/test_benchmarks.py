@@ -23,7 +23,7 @@ import nodes
 
 import bench_linear
 import report
-from counts import instructions
+from counts import instructions, x86_rates
 from linear import engines, measure, models, shapes, sweep
 
 FIELDS = {"engine", "kernel", "isa", "M", "threads", "shape", "ms", "spread", "gweights_s", "floor_pct", "vs_ort_q2"}
@@ -186,6 +186,18 @@ def test_look_up_kernel_executes_no_more_instructions_than_recorded() -> None:
     assert found is not None
     for key in ("instructions_per_weight", "instructions_per_activation"):
         assert found[key] <= TOLERANCE * expected[key], f"{isa}: {key}; if intended, record with instructions.py --write"
+
+
+@needs_compiler
+def test_rates_of_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shuffle of 64 bytes has fewer ports than an addition; where there is no AVX-512, that is what is said."""
+    if any(kernel.isa == "avx512" and kernel.available for kernel in core.kernels()):
+        found = x86_rates.rates(turns=3)
+        assert found[x86_rates.CHAIN] == 1.0
+        assert 0.3 < found["shuffle of 64 bytes"] < 1.2 * found["addition of 64 bytes"] < 6
+    monkeypatch.setattr(x86_rates, "kernels", list)
+    with pytest.raises(sweep.BenchmarkError, match="expected an x86-64 processor with AVX-512, found"):
+        x86_rates.rates()
 
 
 def test_synthetic_checkpoint_is_one_that_exports(tmp_path: Path) -> None:
