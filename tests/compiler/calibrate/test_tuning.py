@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 
 
 def test_the_length_of_tuning() -> None:
-    assert [Schedule().steps(windows) for windows in (1, 3, 4, 7, 48)] == [1, 1, 1, 1, 12]
+    assert [Schedule().steps(windows) for windows in (1, 2, 3, 4, 48)] == [1, 1, 1, 2, 24]
     assert Schedule(epochs=2, windows=3).steps(7) == 4
 
 

@@ -28,8 +28,8 @@ class Schedule:
     """
 
     epochs: int = 1
-    rate: float = 3e-3
-    windows: int = 4
+    rate: float = 6e-3
+    windows: int = 2
     warmup: int = 3
 
     def steps(self, windows: int) -> int:
