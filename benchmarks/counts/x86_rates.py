@@ -27,7 +27,7 @@ from marked import markdown_table, print_or_put
 
 from fairy2i_runtime.ops.core import kernels
 from fairy2i_runtime.ops.processor import processor_name
-from linear.sweep import BenchmarkError
+from linear.sweep import BenchmarkError, compiler
 
 REPEATS, ROUNDS, TURNS = 240, 2000, 40  # operations of a loop, at most; times it runs; turns
 # {d}: a register that nothing else reads; {at}: an offset into 1 KiB that %rsi points to
@@ -82,12 +82,10 @@ def assembled(loops: dict[str, list[str]]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "loops.s", Path(folder) / "loops.so"
         source.write_text(assembly(loops), encoding="ascii")
-        try:
-            subprocess.run(["cc", "-shared", str(source), "-o", str(library)], check=True, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise BenchmarkError("needs a C compiler: install gcc") from None
-        except subprocess.CalledProcessError as error:
-            raise BenchmarkError(f"cannot assemble: {error.stderr.strip()}") from None
+        command = [*compiler("timing operations"), "-shared", str(source), "-o", str(library)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        if built.returncode != 0:
+            raise BenchmarkError(f"cannot assemble: {built.stderr.strip()}")
         return ffi.dlopen(str(library))
 
 

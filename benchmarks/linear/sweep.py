@@ -29,15 +29,26 @@ class BenchmarkError(Exception):
     """The benchmark cannot run here; the message says what to do."""
 
 
+def compiler(what: str) -> list[str]:
+    """The C compiler as a command.
+
+    Raises:
+        BenchmarkError: there is none; ``what`` needs it.
+    """
+    given = os.environ.get("CC")
+    for command in map(str.split, [given] if given else ["gcc", "cc"]):
+        if shutil.which(command[0]) is not None:
+            return command
+    raise BenchmarkError(f"{what} needs a C compiler: install gcc, or set CC{f', which is {given}' if given else ''}")
+
+
 @lru_cache(maxsize=1)
 def _library() -> tuple[Any, Any]:
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise BenchmarkError("the memory floor needs a C compiler: install gcc, or set CC")
+    command = compiler("the memory floor")
     source = Path(__file__).with_name("sweep.c")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sweep.so"
-        command = [*compiler.split(), "-O3", "-march=native", "-shared", "-fPIC", "-pthread", str(source), "-o", str(path)]
+        command += ["-O3", "-march=native", "-shared", "-fPIC", "-pthread", str(source), "-o", str(path)]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode != 0:
             raise BenchmarkError(f"cannot compile {source.name}: {built.stderr.strip()}")
