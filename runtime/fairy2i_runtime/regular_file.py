@@ -49,15 +49,16 @@ def open_regular(path: Path, limit: int, what: str) -> BinaryIO:
     """
     try:
         _check(os.stat(path), path, limit, what)  # before it is opened: opening a device may already do something
-        descriptor = os.open(path, _FLAGS)
+        # in C: the file has its descriptor at once, so that an exception of a signal anywhere here finds one owner of it
+        file = open(path, "rb", opener=_open)  # noqa: SIM115
     except ValueError as error:  # a name with a NUL character, or one that the system's encoding lacks
         raise UnusableFileError(errno.EINVAL, f"no name of a file ({error})", ascii(str(path))) from None
     try:
-        _check(os.fstat(descriptor), path, limit, what)  # it may have been replaced in between
-        return os.fdopen(descriptor, "rb")
+        _check(os.fstat(file.fileno()), path, limit, what)  # it may have been replaced in between
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def read_regular(path: Path, limit: int, what: str) -> bytes:
@@ -102,6 +103,10 @@ def parse_json(data: bytes | str) -> Any:
         members = (item for found in level for item in (found.values() if isinstance(found, dict) else found))
         level = [item for item in members if isinstance(item, dict | list)]
     return value
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, _FLAGS)
 
 
 def _check(status: os.stat_result, path: Path, limit: int, what: str) -> None:

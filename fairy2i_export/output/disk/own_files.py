@@ -23,16 +23,14 @@ def open_own(path: Path) -> BinaryIO:
     """
     if path.is_symlink():  # where the system cannot refuse it while opening
         raise OutputError(_words(path, "a link"))
-    flags = os.O_RDWR | os.O_CREAT
-    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-    descriptor = os.open(path, flags, 0o666)
+    file = open(path, "r+b", opener=_open)  # noqa: SIM115  # in C: no signal comes between the descriptor and its file
     try:
-        if problem := _problem(os.fstat(descriptor)):
+        if problem := _problem(os.fstat(file.fileno())):
             raise OutputError(_words(path, problem))
-        return os.fdopen(descriptor, "r+b")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def check_own(folder: Path, *, inside: bool = False) -> None:
@@ -78,6 +76,12 @@ def sync_names(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def _open(path: str, flags: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT
+    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    return os.open(path, flags, 0o666)
 
 
 def _problem(status: os.stat_result, owner: int | None = None) -> str:
