@@ -77,13 +77,21 @@ def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> Non
     import torch
 
     assert prepared.text is not None
-    decoder, ids, schedule = prepared.decoder, prepared.text.ids, SCHEDULES[prepared.options.calibrate_effort]
+    decoder, ids = prepared.decoder, prepared.text.ids
+    schedule = SCHEDULES[prepared.options.calibrate_effort].for_stages(_mean_stages(walk))
     observer.phase("tuning", schedule.steps(len(ids)))
     student = Student(walk.skeleton, decoder, prepared.plan.linears, walk.store)
     with torch.no_grad():
         norm = walk.skeleton.module(decoder.names.final_norm)
         teacher = torch.cat([norm(window[None]) for window in exact])
     walk.store.write_tuned(tune(student, teacher, ids, decoder.logits_softcap, schedule, lambda: observer.advance(1)))
+
+
+def _mean_stages(walk: Walk) -> float:
+    """Of the weights inside decoder layers."""
+    inside = [linear for linear in walk.linears.values() if linear.name != walk.decoder.names.lm_head]
+    inside = inside or list(walk.linears.values())
+    return sum(linear.stages * linear.parameters for linear in inside) / sum(linear.parameters for linear in inside)
 
 
 def skeleton_of(prepared: Prepared) -> Skeleton:

@@ -189,6 +189,12 @@ def test_the_length_of_tuning() -> None:
     assert Schedule(epochs=2, windows=3).steps(7) == 4
 
 
+def test_the_rate_falls_with_stages() -> None:
+    schedule = Schedule(rate=4e-3)
+    assert [schedule.for_stages(mean).rate for mean in (1, 2, 4)] == pytest.approx([4e-3, 4e-3, 1e-3])
+    assert schedule.for_stages(2.25).rate == pytest.approx(4e-3 * (2 / 2.25) ** 2)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tuning") / "model")

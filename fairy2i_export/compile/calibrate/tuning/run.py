@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class Schedule:
 
     Attributes:
         epochs: passes of the text.
-        rate: of AdamW, at its peak; parameters are logarithms, so this is a share of a factor per step.
+        rate: of AdamW, at its peak, for one or two stages; parameters are logarithms, so this is a share of a factor per step.
         windows: of a step.
         warmup: steps in which the rate rises; then it falls along a cosine.
     """
@@ -31,6 +31,10 @@ class Schedule:
     rate: float = 6e-3
     windows: int = 2
     warmup: int = 3
+
+    def for_stages(self, mean: float) -> Schedule:
+        """The same, its rate for layers of so many stages on average: what is nearer to the float model has less far to go."""
+        return replace(self, rate=self.rate * min(1.0, 2 / mean) ** 2)
 
     def steps(self, windows: int) -> int:
         """For a text of so many windows."""
