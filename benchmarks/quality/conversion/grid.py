@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+HIGH = ("--calibrate-effort", "high")
 STAGES_OFF = ("tuning", "descent", "rotation")  # what --calibrate-without takes; left out one after the other, and alone
 
 
@@ -50,7 +51,7 @@ CASES = (
     *(Case(f"{bits}", f"{bits} stages", bits, group="bits", all_samples=True) for bits in ("2", "3", "4")),
     Case("2.0", "2 bits, mixed", "2.0", group="bits"),
     Case("2.25", "2.25 bits, mixed", "2.25", group="bits", all_samples=True),
-    Case("2-high", "2 stages, high effort", "2", ("--calibrate-effort", "high"), group="bits"),
+    *(Case(f"{bits}-high", f"{bits} stages, high effort", bits, HIGH, group="bits") for bits in ("2", "3", "4")),
     *ablation("2"),
     *ablation("3"),
 )
