@@ -321,6 +321,30 @@ def test_a_rotated_model_is_taken_from_the_folder(tmp_path: Path, lm_head: str) 
     assert result.eval_loss_final == pytest.approx(loss_of(tmp_path / "again", recipe), abs=5e-3)
 
 
+@pytest.mark.parametrize("rotated", [True, False])
+def test_a_shared_matrix_of_embedding_and_head_starts_as_it_is(tmp_path: Path, rotated: bool) -> None:
+    make_source(tmp_path / "source", tie_word_embeddings=True)
+    write_text(tmp_path / "train.txt", 60, seed=1)
+    write_text(tmp_path / "eval.txt", 6, seed=2)
+    folder = calibrated(
+        tmp_path / "source",
+        tmp_path / "calibrated",
+        tmp_path / "train.txt",
+        lm_head="int8",
+        calibrate_without=() if rotated else ("rotation",),
+    )
+    metadata = {prop.key: prop.value for prop in onnx.load(folder / "model.onnx", load_external_data=False).metadata_props}
+    assert metadata["fairy2i.embedding"] == "shared"
+    assert ("fairy2i.rotation" in metadata) == rotated
+    recipe = make_recipe(tmp_path, from_calibrated=str(folder), learning_rate=1e-2, distill=1.0, steps=6, eval_every=3)
+    result = train(recipe)
+    assert result.eval_loss_before == pytest.approx(loss_of(folder, recipe), rel=1e-3)
+    config = json.loads((recipe.output / "config.json").read_text())
+    assert config["tie_word_embeddings"] is not rotated
+    export(recipe.output, tmp_path / "again", jobs=1)
+    assert result.eval_loss_final == pytest.approx(loss_of(tmp_path / "again", recipe), rel=1e-3)
+
+
 def other_model(recipe: Recipe, folder: Path) -> Recipe:
     make_source(folder / "other", hidden_size=40)
     return replace(recipe, source=str(folder / "other"))

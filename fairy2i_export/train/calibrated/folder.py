@@ -77,8 +77,13 @@ class CalibratedFolder:
 
     @property
     def stored(self) -> dict[str, str]:
-        """How it stores what is not quantized the Fairy2i way, for config.json's entry of the result."""
+        """How it stores what is not quantized the Fairy2i way, for config.json's entry of the result.
+
+        A matrix that a rotated model's embedding and lm_head share becomes two, which training moves apart.
+        """
         found = {key: self._metadata.get(key) for key in ("lm_head", "embedding")}
+        if self.rotated and found["embedding"] == "shared":
+            found["embedding"] = "int8"
         return {key: value for key, value in found.items() if value}
 
     def check_source(self, checkpoint: Checkpoint) -> None:
@@ -162,9 +167,26 @@ class CalibratedFolder:
             elif kind == "weight_transposed":
                 yield f"{module}.weight", np.ascontiguousarray(value.numpy().T, np.float32)
             elif (bits := _ROUNDED.get(f".{kind}")) is not None:
-                scales = values[f"{name}_scales"]
-                assert scales is not None
-                yield f"{module}.weight", _unrounded(value.numpy(), scales.numpy(), bits, decoder.hidden_size)
+                yield f"{module}.weight", self._unrounded(name, bits, decoder.hidden_size)
+            elif kind == "turn":  # the layer multiplies by the embedding, after this: x @ turn @ embedding.T
+                embedding = f"{decoder.names.embedding}.int8"
+                if embedding not in values:
+                    raise OptionError(
+                        f"{self._where}: expected {embedding}, which {module} shares, found none; it has been edited"
+                    )
+                yield f"{module}.weight", self._unrounded(embedding, 8, decoder.hidden_size) @ value.numpy().T
+
+    def _unrounded(self, name: str, bits: int, columns: int) -> F32:
+        """The float32 matrix [rows, columns] of one that was rounded in blocks of columns (onnx_graph/formats/rounded.py)."""
+        data, scales = (self._model.graph.initializers[part].const_value for part in (name, f"{name}_scales"))
+        assert data is not None
+        assert scales is not None
+        rows = data.shape.numpy()[0]
+        flat: npt.NDArray[np.uint8] = data.numpy().reshape(rows, -1)
+        if bits == 4:
+            flat = np.stack([flat & 15, flat >> 4], axis=-1).reshape(rows, -1)
+        per_column = np.repeat(scales.numpy().reshape(rows, -1), BLOCK, axis=1)[:, :columns]
+        return (flat[:, :columns].astype(np.float32) - np.float32(1 << (bits - 1))) * per_column
 
 
 def open_calibrated(recipe: Recipe) -> CalibratedFolder | None:
@@ -183,13 +205,3 @@ def check_untrained(source: str, checkpoint: Checkpoint) -> None:
             f"{source}: config.json says that it comes from Fairy2i training; --from-calibrated needs the float model that was "
             "calibrated. To train this one further, leave the option out"
         )
-
-
-def _unrounded(data: npt.NDArray[np.uint8], scales: F32, bits: int, columns: int) -> F32:
-    """The float32 matrix [rows, columns] of one that was rounded in blocks of columns (onnx_graph/formats/rounded.py)."""
-    rows = len(data)
-    flat = data.reshape(rows, -1)
-    if bits == 4:
-        flat = np.stack([flat & 15, flat >> 4], axis=-1).reshape(rows, -1)
-    per_column = np.repeat(scales.reshape(rows, -1), BLOCK, axis=1)[:, :columns]
-    return (flat[:, :columns].astype(np.float32) - np.float32(1 << (bits - 1))) * per_column
