@@ -102,13 +102,14 @@ def calibration_seconds(prepared: Prepared) -> float:
 
 
 def _walk_bytes(prepared: Prepared) -> int:
-    """Two decoder layers, hidden states, what a float layer read, the statistics of a group and the largest matrix."""
+    """Two decoder layers, hidden states, what a float layer and an o_proj read, a group's statistics and the largest matrix."""
     assert prepared.text is not None
     decoder, tokens = prepared.decoder, prepared.text.ids.size
     widest = max(linear.in_features for linear in prepared.on_text.values())
     largest = max(linear.parameters for linear in prepared.on_text.values())
     hidden = 4 * 2 * tokens * decoder.hidden_size
-    read = 2 * tokens * (4 * decoder.hidden_size + decoder.intermediate_size)
+    kept = (2 if has_fast_bfloat16() else 4) * tokens * decoder.heads * decoder.head_dim
+    read = 2 * tokens * (4 * decoder.hidden_size + decoder.intermediate_size) + kept
     metric = widest**2 * (8 if widest <= PRECISE else 4) * 8
     at_once = 4 * (2 * _layer(prepared) + 8 * largest) + read + metric
     return hidden + max(

@@ -70,7 +70,7 @@ def listening(layer: Any, modules: Iterable[str], note: Callable[[str, Any], Non
 
 
 def inputs_of(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> list[Any]:
-    """What modules inside a layer are called with, in the order in which they are called; the rest is not computed."""
+    """What modules inside a layer are called with; what comes after the last of them is not computed."""
     seen: dict[str, Any] = {LAYER: hidden}
     wanted = [name for name in modules if name != LAYER]
 
@@ -81,7 +81,7 @@ def inputs_of(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> li
 
     with suppress(_Reached), listening(layer, wanted, note), products():
         run_layer(layer, hidden, call)
-    return [seen[name].float() for name in modules]
+    return [seen[name] for name in modules]
 
 
 def advance(layer: Any, states: Any, call: Call) -> None:

@@ -5,7 +5,8 @@ outputs every layer aims at (aim.py).
 
 Linear layers of a decoder layer that read the same input form a group; the groups are calibrated in the order in which they
 are computed, so that ``o_proj`` sees what the quantized ``q_proj``, ``k_proj`` and ``v_proj`` lead to. In memory are two copies of
-one decoder layer, the hidden states of the whole text, what the modules of one float layer read, and one group's statistics.
+one decoder layer, the hidden states of the whole text, what the modules of one float layer and attention's end of the quantized
+one read, and one group's statistics.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairy2i_export.codes.calibrated import CalibratedLinear
+from fairy2i_export.compile.calibrate.growing_layer import GrowingLayer
 from fairy2i_export.compile.calibrate.matrix.aim import Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
 from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
 from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
-from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, inputs_of, listening, outer_products
+from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, listening, outer_products
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.formats.base import Linear
 
@@ -76,14 +78,16 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> tuple
                 residuals = {group[0]: _residual(walk.decoder, group[0], index) for group in groups}
                 modules = dict.fromkeys([*residuals, *(name for name in residuals.values() if name is not None)])
                 read = FloatLayer(original, list(modules), exact, call)
+                growing = GrowingLayer(layer, quantized, call, walk.decoder.names.o.format(index).removeprefix(prefix))
                 for group in groups:
-                    found.update(_calibrate_group(walk, group, residuals[group[0]], (layer, quantized, call), read, names))
+                    found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
                     _replace(layer, {name: found[names[name].name] for name in group})
                 store.write(index, found)
+                growing.advance()
             else:
                 _replace(layer, {name: found[linear.name] for name, linear in names.items()})
                 advance(original, exact, call)
-            advance(layer, quantized, call)
+                advance(layer, quantized, call)
             done(sum(linear.parameters for linear in names.values()))
     return quantized, exact
 
@@ -92,7 +96,7 @@ def _calibrate_group(
     walk: Walk,
     group: list[str],
     residual: str | None,
-    stream: tuple[Any, Any, Call],
+    growing: GrowingLayer,
     read: FloatLayer,
     linears: Mapping[str, Linear],
 ) -> dict[str, CalibratedLinear]:
@@ -102,21 +106,21 @@ def _calibrate_group(
         walk: what is calibrated.
         group: names inside the decoder layer.
         residual: the module that reads what the group's outputs are added to, if there is one; such a group has one layer.
-        stream: the decoder layer as far as it is quantized, its hidden states, and what it is called with.
+        growing: the decoder layer as far as it is quantized.
         read: what the float layer's modules read.
         linears: by name inside the decoder layer.
     """
     import torch
 
-    layer, states, call = stream
+    layer = growing.layer
     first = linears[group[0]]
     modules = [group[0]] if residual is None else [residual, group[0]]
     weight = layer.get_submodule(group[0]).weight  # not quantized yet: the group is replaced when all of it is done
     statistics = Statistics(first.in_features)
     # of differences of inputs, or, where there is a residual, of what is missing to outputs
     cross = torch.zeros((HALVES, first.in_features if residual is None else first.out_features, first.in_features))
-    for batch, (half, part) in enumerate(halves(states)):
-        got = inputs_of(layer, modules, states[part], call)
+    for batch, (half, part) in enumerate(halves(growing.states)):
+        got = growing.inputs(modules, part)
         statistics.add(got[-1], half)
         difference = read.inputs(group[0], batch) - got[-1]
         if residual is not None:
