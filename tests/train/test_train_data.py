@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,12 +14,14 @@ pytest.importorskip("torch")
 pytest.importorskip("datasets")
 
 import torch
+from torch.nn import functional
 
 from fairy2i_export.source.hub import open_source
 from fairy2i_export.train.data.blocks import ShuffledBlocks, StreamedBlocks, stored_blocks
 from fairy2i_export.train.data.documents import open_documents
 from fairy2i_export.train.data.packing import IGNORED, Encoder, open_encoder
-from fairy2i_export.train.loop.distill import cross_entropy_sum, divergence_sum, predictions
+from fairy2i_export.train.loop import distill
+from fairy2i_export.train.loop.distill import losses
 from fairy2i_export.train.loop.schedule import SCHEDULES, Shape
 from fairy2i_export.train.recipe import SCHEDULES as SCHEDULE_NAMES
 from fairy2i_export.train.recipe import Bos, Recipe
@@ -153,26 +154,32 @@ def test_other_schedules() -> None:
     assert SCHEDULES["constant"](99, shape) == 1.0
 
 
-def test_losses() -> None:
+def test_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "_AT_ONCE", 21)  # three rows at a time
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
     labels = torch.tensor([[IGNORED, 1, IGNORED, 3, 4], [IGNORED, 0, 6, 2, 1]])
-    logits, wanted = predictions(student, labels)
-    assert wanted.tolist() == [1, 3, 4, 0, 6, 2, 1]
-    by_hand = 0.0
-    for row in range(2):
-        for place in range(1, 5):
-            if labels[row, place] != IGNORED:
-                by_hand -= float(torch.log_softmax(student[row, place - 1], -1)[labels[row, place]])
-    assert float(cross_entropy_sum(logits, wanted)) == pytest.approx(by_hand, rel=1e-6)
-    other = predictions(teacher, labels)[0]
-    t = 2.5
-    p, q = torch.softmax(other / t, -1), torch.softmax(logits / t, -1)
-    assert float(divergence_sum(logits, other, t)) == pytest.approx(t * t * float((p * (p / q).log()).sum()), rel=1e-5)
-    assert float(divergence_sum(logits, logits.clone(), t)) == pytest.approx(0, abs=1e-5)
-    # at a high temperature the gradient becomes that of half the squared distance of centred logits, over their number
-    logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(divergence_sum(logits, other, 1000.0), logits)
-    centred = (logits - logits.mean(-1, keepdim=True)) - (other - other.mean(-1, keepdim=True))
-    torch.testing.assert_close(gradient, centred / 7, rtol=0.02, atol=2e-3)
-    assert math.isfinite(float(gradient.sum()))
+    wanted = labels[:, 1:] != IGNORED
+    student.requires_grad_()
+    for alpha, t in ((0.0, 1.0), (1.0, 1.0), (0.3, 1.0), (0.3, 2.5), (1.0, 1000.0)):
+        entropy = functional.cross_entropy(student[:, :-1][wanted], labels[:, 1:][wanted], reduction="sum")
+        p, q = (functional.log_softmax(logits[:, :-1][wanted] / t, -1) for logits in (teacher, student))
+        divergence = t * t * functional.kl_div(q, p, log_target=True, reduction="sum")
+        expected = (1 - alpha) * entropy + alpha * divergence
+        found = losses(student, labels, teacher, alpha, t)
+        assert int(found.predictions) == 7
+        torch.testing.assert_close(found.entropy, entropy)
+        torch.testing.assert_close(found.loss, expected, rtol=1e-5, atol=1e-2 if t == 1000 else 1e-5)
+        if alpha > 0:
+            torch.testing.assert_close(found.divergence, divergence, rtol=1e-5, atol=1e-2 if t == 1000 else 1e-5)
+        gradients = [torch.autograd.grad(3 * loss, student)[0] for loss in (found.loss, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=2e-3 if t == 1000 else 1e-6)
+        assert not gradients[0][:, -1].any()
+    assert float(losses(student, labels, student.detach(), 1.0, 2.0).divergence) == pytest.approx(0, abs=1e-5)
+    # a student in 16 bits gets its gradient in 16 bits, of losses in 32
+    half = student.detach().bfloat16().requires_grad_()
+    whole = half.detach().float().requires_grad_()
+    found, expected_losses = losses(half, labels, teacher, 0.5), losses(whole, labels, teacher, 0.5)
+    torch.testing.assert_close(found.loss, expected_losses.loss)
+    (rough,), (fine,) = torch.autograd.grad(found.loss, half), torch.autograd.grad(expected_losses.loss, whole)
+    torch.testing.assert_close(rough, fine.bfloat16())

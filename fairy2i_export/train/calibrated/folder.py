@@ -186,7 +186,7 @@ class CalibratedFolder:
         if bits == 4:
             flat = np.stack([flat & 15, flat >> 4], axis=-1).reshape(rows, -1)
         per_column = np.repeat(scales.numpy().reshape(rows, -1), BLOCK, axis=1)[:, :columns]
-        return (flat[:, :columns].astype(np.float32) - np.float32(1 << (bits - 1))) * per_column
+        return np.asarray((flat[:, :columns].astype(np.float32) - np.float32(1 << (bits - 1))) * per_column, np.float32)
 
 
 def open_calibrated(recipe: Recipe) -> CalibratedFolder | None:

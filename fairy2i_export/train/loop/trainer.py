@@ -21,7 +21,7 @@ from fairy2i_export.output.sizes import human_bytes
 from fairy2i_export.train.data.blocks import Blocks, as_item
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.loop import checkpoint_guard
-from fairy2i_export.train.loop.distill import cross_entropy_sum, divergence_sum, predictions
+from fairy2i_export.train.loop.distill import losses
 from fairy2i_export.train.loop.groups import parameter_groups
 from fairy2i_export.train.loop.schedule import SCHEDULES, Shape
 from fairy2i_export.train.recipe import Recipe
@@ -88,22 +88,17 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Loss per prediction of the whole step, over all processes and accumulated batches."""
-        labels = inputs["labels"]
         outputs = model(input_ids=inputs["input_ids"], use_cache=False)
-        student, wanted = predictions(outputs.logits, labels)
-        count = num_items_in_batch if num_items_in_batch is not None else max(1, wanted.numel())
-        alpha = self.recipe.distill
-        entropy = cross_entropy_sum(student, wanted) / count
-        loss = entropy if alpha == 0 else (1 - alpha) * entropy
-        divergence = torch.zeros(())
+        judged, alpha = None, self.recipe.distill
         if alpha > 0:
             with torch.no_grad():
                 judged = self.teacher(input_ids=inputs["input_ids"], use_cache=False).logits  # type: ignore[misc]
-            divergence = divergence_sum(student, predictions(judged, labels)[0], self.recipe.temperature) / count
-            loss = loss + alpha * divergence
+        found = losses(outputs.logits, inputs["labels"], judged, alpha, self.recipe.temperature)
+        count = num_items_in_batch if num_items_in_batch is not None else found.predictions.clamp(min=1)
+        loss = found.loss / count
         # gradients are averaged over processes, while the count is that of all of them
         loss = loss * self.accelerator.num_processes
-        self._parts += torch.stack([entropy.detach().cpu().double(), divergence.detach().cpu().double()])
+        self._parts += (torch.stack([found.entropy, found.divergence]) / count).cpu().double()
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -178,10 +173,10 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
             rows = [row for row in range(first + rank * size, first + (rank + 1) * size) if row < len(self.eval_blocks)]
             items = [as_item(self.eval_blocks[row], self.encoder) for row in rows or [0]]
             batch = {key: torch.stack([item[key] for item in items]).to(self.args.device) for key in items[0]}
-            logits, labels = predictions(model(input_ids=batch["input_ids"], use_cache=False).logits, batch["labels"])
+            found = losses(model(input_ids=batch["input_ids"], use_cache=False).logits, batch["labels"])
             if rows:
-                sums[0] += cross_entropy_sum(logits, labels)
-                sums[1] += labels.numel()
+                sums[0] += found.entropy
+                sums[1] += found.predictions
         sums = self.accelerator.reduce(sums, "sum")
         model.train()
         return float(sums[0] / sums[1].clamp(min=1))
