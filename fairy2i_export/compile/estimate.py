@@ -16,7 +16,7 @@ from fairy2i_export.compile.calibrate.matrix.metric import PRECISE
 from fairy2i_export.compile.calibrate.run import SCHEDULES, SWEEPS
 from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
 from fairy2i_export.compile.calibrate.streams import has_fast_bfloat16
-from fairy2i_export.compile.calibrate.tuning.divergence import TOKENS
+from fairy2i_export.compile.calibrate.tuning.divergence import tokens_at_once
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.onnx_graph.formats import stored_bytes
 from fairy2i_export.output.sizes import Estimate
@@ -138,7 +138,7 @@ def _tuning_bytes(prepared: Prepared) -> int:
     model = each * (_layer(prepared) * decoder.layers + heads * head) + 4 * head
     hidden = 4 * 3 * windows * length * decoder.hidden_size
     window = length * decoder.layers * (60 * decoder.hidden_size + 30 * decoder.intermediate_size)
-    return model + hidden + window + 4 * (4 + heads) * TOKENS * decoder.vocab_size
+    return model + hidden + window + 4 * (4 + heads) * tokens_at_once(decoder.vocab_size) * decoder.vocab_size
 
 
 def _layer(prepared: Prepared) -> int:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-TOKENS = 256  # whose logits are there at a time
+# Logits that are there at a time: memory of this size is used again and again, while more is given back to the system and asked for
+# anew, which takes longer than the arithmetic.
+_LOGITS = 1 << 22
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """Whose logits are there at a time."""
+    return max(16, _LOGITS // vocabulary)
 
 
 def divergence(
@@ -46,8 +53,9 @@ def _function() -> Any:
         ) -> Any:
             gradient, total = torch.empty_like(student), 0.0
             of_factor = None if factor is None else torch.zeros_like(factor)
-            for start in range(0, len(student), TOKENS):
-                part = slice(start, start + TOKENS)
+            tokens = tokens_at_once(len(student_head))
+            for start in range(0, len(student), tokens):
+                part = slice(start, start + tokens)
                 products = (student[part].to(student_head.dtype) @ student_head.T).float()
                 logits = products if factor is None else products * factor
                 wanted = (teacher[part].to(teacher_head.dtype) @ teacher_head.T).float()
