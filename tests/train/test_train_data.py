@@ -175,7 +175,18 @@ def test_losses(monkeypatch: pytest.MonkeyPatch) -> None:
         gradients = [torch.autograd.grad(3 * loss, student)[0] for loss in (found.loss, expected)]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=2e-3 if t == 1000 else 1e-6)
         assert not gradients[0][:, -1].any()
-    assert float(losses(student, labels, student.detach(), 1.0, 2.0).divergence) == pytest.approx(0, abs=1e-5)
+    assert float(losses(student.detach(), labels, student.detach(), 1.0, 2.0).divergence) == pytest.approx(0, abs=1e-5)
+    by_hand = 0.0
+    for row in range(2):
+        for place in range(1, 5):
+            if labels[row, place] != IGNORED:
+                by_hand -= float(torch.log_softmax(student.detach()[row, place - 1], -1)[labels[row, place]])
+    assert float(losses(student.detach(), labels).loss) == pytest.approx(by_hand, rel=1e-6)
+    # at a high temperature the gradient becomes that of half the squared distance of centred logits, over their number
+    (gradient,) = torch.autograd.grad(losses(student, labels, teacher, 1.0, 1000.0).loss, student)
+    difference = (student - teacher)[:, :-1][wanted]
+    centred = difference - difference.mean(-1, keepdim=True)
+    torch.testing.assert_close(gradient[:, :-1][wanted], centred / 7, rtol=0.02, atol=2e-3)
     # a student in 16 bits gets its gradient in 16 bits, of losses in 32
     half = student.detach().bfloat16().requires_grad_()
     whole = half.detach().float().requires_grad_()
