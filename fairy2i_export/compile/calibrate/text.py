@@ -18,8 +18,9 @@ from fairy2i_export.request.request import CALIBRATION_TOKENS, Request
 from fairy2i_export.source.checkpoint import Checkpoint
 from fairy2i_export.source.text.text_files import read_text, unknown_warnings
 from fairy2i_export.source.text.tokenizer import open_tokenizer
+from fairy2i_runtime.text.tokenizer import text_frame
 
-METHOD = "error-feedback-6"  # a name for everything that codes depend on beside weights and text: other codes, other name
+METHOD = "error-feedback-7"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
 _FEWEST_WINDOWS = 2
 _GOOD = "some ten thousand tokens of the kind of text that the model is for are good"
@@ -85,7 +86,9 @@ def asked_text(checkpoint: Checkpoint, request: Request, longest: int) -> Calibr
 def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int, longest: int) -> CalibrationText:
     """Read text files and cut them into windows, evenly spread if there is more text than asked for.
 
-    Several files share the tokens equally; what one is too short for goes to the others.
+    Several files share the tokens equally; what one is too short for goes to the others. Windows of a plain text begin as the
+    tokenizer lets texts begin: most models know no text without their beginning-of-text token, and compute other things
+    without it. A text with special tokens of its own, such as conversations, is taken as it is.
 
     Args:
         checkpoint: whose tokenizer counts.
@@ -106,23 +109,33 @@ def read_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], tokens: int,
     needed = f"at least {fewest} tokens in {_FEWEST_WINDOWS} windows"
     texts = [read_text(path, "calibrate", f"a UTF-8 text file; {needed} are needed, {_GOOD}") for path in paths]
     tokenizer = open_tokenizer(checkpoint.directory).backend
-    # without <s> and the like: only the first window would have them
     found = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64) for text in texts]
     names = ", ".join(map(str, paths))
-    shares = _shares([len(ids) // window for ids in found], tokens // window)
+    openings = [_opening(tokenizer, ids)[: window - 1] for ids in found]
+    shares = _shares(
+        [len(ids) // (window - len(opening)) for ids, opening in zip(found, openings, strict=True)], tokens // window
+    )
     if sum(shares) < _FEWEST_WINDOWS:
         raise OptionError(
             f"calibrate {names}: {sum(map(len, found))} tokens, expected at least {_FEWEST_WINDOWS} windows of {window}; {_GOOD}"
         )
     parts = []
-    for tokens_of_file, share in zip(found, shares, strict=True):
-        starts = np.linspace(0, len(tokens_of_file) // window - 1, share).astype(np.int64) * window
-        parts.append(tokens_of_file[starts[:, None] + np.arange(window)])
+    for tokens_of_file, opening, share in zip(found, openings, shares, strict=True):
+        body = window - len(opening)
+        starts = np.linspace(0, len(tokens_of_file) // body - 1, share).astype(np.int64) * body
+        parts.append(np.concatenate([np.tile(opening, (share, 1)), tokens_of_file[starts[:, None] + np.arange(body)]], 1))
     ids = np.concatenate(parts)
     sha256 = hashlib.sha256(repr(ids.shape).encode() + ids.astype("<i8").tobytes()).hexdigest()
     return CalibrationText(
         ids, sha256, tuple(unknown_warnings(tokenizer, np.concatenate(found).tolist(), f"calibrate {names}"))
     )
+
+
+def _opening(tokenizer: Any, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What windows of a text begin with."""
+    special = [index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+    frame = text_frame(tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids)
+    return np.array(frame[0] if frame and not np.isin(ids, special).any() else [], np.int64)
 
 
 def _shares(available: Sequence[int], wanted: int) -> list[int]:

@@ -115,12 +115,11 @@ def _refused(path: Path, reason: str) -> TokenizerError:
 
 def _frame(tokenizer: Any, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the post-processor puts before and after a text."""
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    framed = tokenizer.encode("a").ids
-    for start in range(len(framed) - len(plain) + 1):
-        end = start + len(plain)
-        if framed[start:end] == plain and framed[:start] + framed[end:] == tokenizer.encode("").ids:
-            return tuple(framed[:start]), tuple(framed[end:])
+    from fairy2i_runtime.text.tokenizer import text_frame
+
+    frame = text_frame(tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids)
+    if frame is not None and [*frame[0], *frame[1]] == tokenizer.encode("").ids:
+        return tuple(frame[0]), tuple(frame[1])
     raise _refused(path, "its post-processor does more than putting tokens before and after a text")
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fairy2i_runtime.errors import Fairy2iRuntimeError, OptionError
 from fairy2i_runtime.measure.scoring import F64, Bools, score_tokens
 from fairy2i_runtime.model import Model
-from fairy2i_runtime.text.tokenizer import Tokenizer
+from fairy2i_runtime.text.tokenizer import Tokenizer, text_frame
 
 Protocol = Literal["sliding", "reference"]
 PROTOCOLS: tuple[Protocol, ...] = ("sliding", "reference")
@@ -262,12 +262,8 @@ def _no_document(lengths: list[int], window: int, separator: str, tokens: int | 
 
 def text_prefix(tokenizer: Tokenizer) -> list[int]:
     """The special tokens that the tokenizer puts before a text, usually a beginning-of-text token or nothing."""
-    plain = tokenizer.encode("a", add_special_tokens=False)
-    special = tokenizer.encode("a")
-    for start in range(len(special) - len(plain) + 1):
-        if special[start : start + len(plain)] == plain:
-            return special[:start]
-    return []
+    frame = text_frame(tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False))
+    return frame[0] if frame else []
 
 
 def model_scorer(model: Model) -> Scorer:

@@ -8,7 +8,7 @@ lack none.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -113,3 +113,17 @@ class Tokenizer:
             raise ModelFolderError(f"{self._name}: {error}") from error
         except (TypeError, OverflowError) as error:
             raise OptionError(f"token ids: expected integers from 0 on, got {ids!r:.80}") from error
+
+
+def text_frame(framed: Sequence[int], plain: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    """What a post-processor puts before and after every text; None if it does more than that.
+
+    Args:
+        framed: token ids of a text.
+        plain: of the same text without what the post-processor adds.
+    """
+    for start in range(len(framed) - len(plain) + 1):
+        end = start + len(plain)
+        if list(framed[start:end]) == list(plain):
+            return list(framed[:start]), list(framed[end:])
+    return None

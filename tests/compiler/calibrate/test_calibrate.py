@@ -39,7 +39,7 @@ from fairy2i_export.commands import tools as tools_cli
 from fairy2i_export.compile.calibrate.matrix.aim import RIDGES, Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
 from fairy2i_export.compile.calibrate.matrix.grid import on_grid
-from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics
+from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics, token_weights
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.output.contract.nodes import read_nodes
@@ -172,13 +172,31 @@ def test_the_aim_makes_up_for_what_inputs_can_tell() -> None:
     (aim,) = ridge.aims([weight], [sums])
     before, after = ((wanted - changed @ found.T)[2000:].norm() for found in (weight, aim))
     assert float(after) < 0.35 * float(before)
-    # the same as solving the regression with numpy, at one of the strengths that can be chosen
+    # the same as solving the regression with numpy, at one of the strengths that can be chosen, and taking a share of it
     gram = (changed[:2000].T @ changed[:2000]).double().numpy()
-    changes = [
-        np.linalg.solve(gram + strength * np.trace(gram) / 60 * np.eye(60), sums.sum(0).double().numpy().T).T
-        for strength in RIDGES
-    ]
-    assert min(np.abs(change - (aim - weight).numpy()).max() for change in changes) < 1e-3
+    change, misses = (aim - weight).numpy(), []
+    for strength in RIDGES:
+        solution = np.linalg.solve(gram + strength * np.trace(gram) / 2 / 60 * np.eye(60), sums.sum(0).double().numpy().T).T
+        share = (solution * change).sum() / (solution**2).sum()
+        misses.append(np.abs(change - min(share, 1) * solution).max())
+    assert min(misses) < 1e-3
+
+
+def test_what_is_found_among_noise_is_shrunk() -> None:
+    """Where outputs miss as much in every direction of the inputs, no strength of a ridge does as well as a share does."""
+    generator = torch.Generator().manual_seed(4)
+    inputs, fresh = correlated(60, 1200).split(600)
+    gram = inputs.T @ inputs
+    truth = torch.linalg.solve(torch.linalg.cholesky(gram).T, 5 * torch.randn(60, 200, generator=generator)).T
+    ridge, sums = regression(inputs, inputs @ truth.T + 5 * torch.randn(600, 200, generator=generator))
+    (change,) = ridge.aims([torch.zeros(200, 60)], [sums])
+
+    def missed(found: torch.Tensor) -> float:
+        return float((fresh @ (found - truth).T).norm())
+
+    mean = gram.trace() / 60 * torch.eye(60)
+    ridges = [torch.linalg.solve(gram + strength * mean, sums.sum(0).T).T for strength in np.geomspace(1e-4, 30, 40)]
+    assert missed(change) < 0.97 * min(map(missed, ridges)) < 0.9 * missed(torch.zeros(200, 60))
 
 
 def test_noise_is_not_learned() -> None:
@@ -190,6 +208,32 @@ def test_noise_is_not_learned() -> None:
     change = ridge.aims([weight], [sums])[0] - weight
     learned = torch.linalg.solve(inputs.T @ inputs, (noise.T @ inputs).T).T
     assert float((inputs @ change.T).norm()) < 0.2 * float((inputs @ learned.T).norm())
+
+
+def test_tokens_of_a_huge_stream_do_not_take_all() -> None:
+    """Errors count beside the stream that they are in: relatively small ones of a huge token do not hide those of the others."""
+    generator = torch.Generator().manual_seed(5)
+    inputs, truth = correlated(60, 2000), 0.1 * torch.randn(20, 60, generator=generator)
+    stream = torch.randn(2000, 20, generator=generator)
+    stream[::100] *= 1000
+    missing = inputs @ truth.T
+    missing[::100] += 0.1 * stream[::100]
+    weights = token_weights(stream)
+    missed = []
+    for factor in (weights, torch.ones(2000, 1)):
+        ridge, sums = regression(inputs * factor, missing * factor)
+        (change,) = ridge.aims([torch.zeros(20, 60)], [sums])
+        missed.append(float((inputs[1::100] @ (change - truth).T).norm() / (inputs[1::100] @ truth.T).norm()))
+    assert missed[0] < 0.2 < 0.9 < missed[1]
+    relative = (stream * weights).square().mean(-1)
+    assert torch.allclose(relative, torch.ones(2000), atol=1e-5)
+
+
+def test_tokens_without_a_stream_count_no_more_than_others() -> None:
+    stream = torch.ones(2, 3, 8)
+    stream[0, 0], stream[1, 1] = 0, 100
+    assert torch.allclose(token_weights(stream)[..., 0], torch.tensor([[10**0.5, 1, 1], [1, 0.01, 1]]))
+    assert torch.isfinite(token_weights(torch.zeros(1, 4, 8))).all()
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:

@@ -9,13 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tokenizers
 
 from export_helpers import make_checkpoint
 from fairy2i_export import export
 from fairy2i_export.commands.export import main
+from fairy2i_export.compile.calibrate.text import _shares, read_texts
 from fairy2i_export.compile.dry_run import dry_run
 from fairy2i_export.errors import CheckpointError, OptionError
+from fairy2i_export.source.checkpoint import open_checkpoint
 from fairy2i_export.source.text.text_files import read_text, unknown_token, unknown_warnings
 from fairy2i_export.source.text.tokenizer import open_tokenizer
 
@@ -206,3 +210,48 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes("\ufeffw3\r\nw4".encode())
     assert read_text(path, "calibrate", "text") == "w3\nw4"
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted", "shares"),
+    [
+        ([10, 10], 8, [4, 4]),
+        ([10, 10, 10], 8, [3, 3, 2]),
+        ([1, 10], 8, [1, 7]),
+        ([0, 10], 8, [0, 8]),
+        ([2, 3], 8, [2, 3]),
+        ([2, 4, 100], 30, [2, 4, 24]),
+        ([5], 8, [5]),
+    ],
+)
+def test_texts_share_the_tokens(available: list[int], wanted: int, shares: list[int]) -> None:
+    assert _shares(available, wanted) == shares
+
+
+def test_windows_are_of_one_text_each(source: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{word}" for word in (5, 6, 7)]
+    for path, words in zip(paths, (5000, 5000, 100), strict=True):
+        path.write_text(" ".join([f"w{path.name}"] * words))
+    ids = read_texts(open_checkpoint(source), paths, 96 * 8, 96).ids
+    assert ids.shape == (8, 96)
+    assert (ids == ids[:, :1]).all()
+    assert [int((ids[:, 0] == word).sum()) for word in np.unique(ids)] == [4, 3, 1]
+
+
+def test_windows_of_plain_text_begin_as_texts_do(tmp_path: Path) -> None:
+    """With what the tokenizer puts before a text; a text that has special tokens of its own is taken as it is."""
+    source = make_checkpoint(tmp_path / "model")
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<s>"])
+    first = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", first)])
+    tokenizer.save(str(source / "tokenizer.json"))
+    plain, talk = tmp_path / "plain", tmp_path / "talk"
+    words = [f"w{3 + number % 190}" for number in range(95 * 4)]
+    plain.write_text(" ".join(words))
+    talk.write_text("<s> " + " ".join(words))
+    ids = tokenizer.encode(" ".join(words), add_special_tokens=False).ids
+    found = read_texts(open_checkpoint(source), [plain], 96 * 8, 96).ids
+    assert found.tolist() == [[first, *ids[95 * window : 95 * (window + 1)]] for window in range(4)]
+    found = read_texts(open_checkpoint(source), [talk], 96 * 8, 96).ids
+    assert found.flatten().tolist() == [first, *ids][: 96 * 3]

@@ -34,7 +34,6 @@ from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.codes.layout import unpack
 from fairy2i_export.compile.calibrate import run as calibration
 from fairy2i_export.compile.calibrate.store import LayerStore, Tuned
-from fairy2i_export.compile.calibrate.text import _shares, read_texts
 from fairy2i_export.compile.calibrate.tuning.divergence import divergence
 from fairy2i_export.compile.calibrate.tuning.run import Schedule, tune
 from fairy2i_export.errors import WeightError
@@ -296,29 +295,3 @@ def test_what_was_tuned_is_kept(tmp_path: Path) -> None:
         assert np.array_equal(untouched.row_multiplier, before)
         assert np.array_equal(found.codes, linear.quantized.codes)
     assert LayerStore(tmp_path / "store", {"model": "b"}).tuned is None
-
-
-@pytest.mark.parametrize(
-    ("available", "wanted", "shares"),
-    [
-        ([10, 10], 8, [4, 4]),
-        ([10, 10, 10], 8, [3, 3, 2]),
-        ([1, 10], 8, [1, 7]),
-        ([0, 10], 8, [0, 8]),
-        ([2, 3], 8, [2, 3]),
-        ([2, 4, 100], 30, [2, 4, 24]),
-        ([5], 8, [5]),
-    ],
-)
-def test_texts_share_the_tokens(available: list[int], wanted: int, shares: list[int]) -> None:
-    assert _shares(available, wanted) == shares
-
-
-def test_windows_are_of_one_text_each(source: Path, tmp_path: Path) -> None:
-    paths = [tmp_path / f"{word}" for word in (5, 6, 7)]
-    for path, words in zip(paths, (5000, 5000, 100), strict=True):
-        path.write_text(" ".join([f"w{path.name}"] * words))
-    ids = read_texts(open_checkpoint(source), paths, 96 * 8, 96).ids
-    assert ids.shape == (8, 96)
-    assert (ids == ids[:, :1]).all()
-    assert [int((ids[:, 0] == word).sum()) for word in np.unique(ids)] == [4, 3, 1]

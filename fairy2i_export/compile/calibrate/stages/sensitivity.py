@@ -28,7 +28,7 @@ import numpy as np
 from fairy2i_export.codes.choices import MAX_STAGES
 from fairy2i_export.codes.quantizer import quantize
 from fairy2i_export.codes.strategies import CALIBRATED
-from fairy2i_export.compile.calibrate.matrix.metric import DAMPINGS, damped_gram
+from fairy2i_export.compile.calibrate.matrix.metric import USUAL_DAMPING, damped_gram
 from fairy2i_export.compile.calibrate.skeleton import Skeleton, run_layer
 from fairy2i_export.errors import WeightError
 from fairy2i_export.onnx_graph.formats.base import Linear
@@ -242,5 +242,5 @@ def _left_over(gram: Any) -> float:
         diagonal[:half] + diagonal[half:], stable=True
     )  # a Cholesky factor goes from the last to the first
     columns = torch.stack([order + half, order], 1).flatten()
-    damped = damped_gram(gram[columns][:, columns], DAMPINGS[0] * (float(diagonal.mean()) or 1.0))
+    damped = damped_gram(gram[columns][:, columns], USUAL_DAMPING * (float(diagonal.mean()) or 1.0))
     return float(torch.linalg.cholesky(damped).diagonal().square().sum())
