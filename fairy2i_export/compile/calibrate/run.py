@@ -50,6 +50,7 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
                 observer.phase("calibrating", sum(linear.parameters for linear in linears.values()))
                 quantized, exact = calibrate_layers(walk, prepared.text.ids, observer.advance)
                 calibrate_head(walk, quantized, exact, {}, observer.advance)
+                del quantized
                 if "tuning" not in without:
                     _tune(prepared, walk, exact, observer)
     if (earlier := prepared.earlier) is not None:
@@ -73,7 +74,7 @@ def _choose_head(walk: Walk, earlier: EarlierExport, ids: Any, observer: Observe
 
 
 def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> None:
-    """Tune the whole model, and have the store give its layers as they are then."""
+    """Tune the whole model, and have the store give its layers as they are then; ``exact`` is normalised in place."""
     import torch
 
     assert prepared.text is not None
@@ -83,8 +84,9 @@ def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> Non
     student = Student(walk.skeleton, decoder, prepared.plan.linears, walk.store)
     with torch.no_grad():
         norm = walk.skeleton.module(decoder.names.final_norm)
-        teacher = torch.cat([norm(window[None]) for window in exact])
-    walk.store.write_tuned(tune(student, teacher, ids, decoder.logits_softcap, schedule, lambda: observer.advance(1)))
+        for window in exact:
+            window.copy_(norm(window))
+    walk.store.write_tuned(tune(student, exact, ids, decoder.logits_softcap, schedule, lambda: observer.advance(1)))
 
 
 def _mean_stages(walk: Walk) -> float:

@@ -61,35 +61,52 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> tuple
     """
     import torch
 
-    skeleton, store = walk.skeleton, walk.store
     with torch.no_grad():
-        hidden, calls = skeleton.begin(ids)
+        hidden, calls = walk.skeleton.begin(ids)
         quantized = torch.cat(hidden)
+        del hidden
         exact = quantized.clone()
         for index, call in enumerate(calls):
-            prefix = f"model.layers.{index}."
-            names = {name.removeprefix(prefix): linear for name, linear in walk.linears.items() if name.startswith(prefix)}
-            layer = skeleton.layer(index)
-            original = copy.deepcopy(layer)
-            found = store.read(index)
-            if found is None:
-                found = {}
-                groups = _groups(layer, list(names), quantized[:1], call)
-                residuals = {group[0]: _residual(walk.decoder, group[0], index) for group in groups}
-                modules = dict.fromkeys([*residuals, *(name for name in residuals.values() if name is not None)])
-                read = FloatLayer(original, list(modules), exact, call)
-                growing = GrowingLayer(layer, quantized, call, walk.decoder.names.o.format(index).removeprefix(prefix))
-                for group in groups:
-                    found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
-                    _replace(layer, {name: found[names[name].name] for name in group})
-                store.write(index, found)
-                growing.advance()
-            else:
-                _replace(layer, {name: found[linear.name] for name, linear in names.items()})
-                advance(original, exact, call)
-                advance(layer, quantized, call)
-            done(sum(linear.parameters for linear in names.values()))
+            _pass_layer(walk, index, call, quantized, exact)
+            done(sum(linear.parameters for linear in _inside(walk, index).values()))
     return quantized, exact
+
+
+def _pass_layer(walk: Walk, index: int, call: Call, quantized: Any, exact: Any) -> None:
+    """Calibrate a decoder layer, if it is not in the store yet, and take the hidden states of both models through it, in place.
+
+    Nothing of it stays in memory: what is kept of the text's activations is several times as large as hidden states.
+    """
+    store, names = walk.store, _inside(walk, index)
+    layer = walk.skeleton.layer(index)
+    original = copy.deepcopy(layer)
+    found = store.read(index)
+    if found is not None:
+        _replace(layer, {name: found[linear.name] for name, linear in names.items()})
+        advance(original, exact, call)
+        advance(layer, quantized, call)
+        return
+    found = {}
+    groups = _groups(layer, list(names), quantized[:1], call)
+    residuals = {group[0]: _residual(walk.decoder, group[0], index) for group in groups}
+    modules = dict.fromkeys([*residuals, *(name for name in residuals.values() if name is not None)])
+    read = FloatLayer(original, list(modules), exact, call)
+    growing = GrowingLayer(layer, quantized, call, walk.decoder.names.o.format(index).removeprefix(_prefix(index)))
+    for group in groups:
+        found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
+        _replace(layer, {name: found[names[name].name] for name in group})
+    store.write(index, found)
+    growing.advance()
+
+
+def _prefix(index: int) -> str:
+    return f"model.layers.{index}."
+
+
+def _inside(walk: Walk, index: int) -> dict[str, Linear]:
+    """The layers to quantize in a decoder layer, by their names inside of it."""
+    prefix = _prefix(index)
+    return {name.removeprefix(prefix): linear for name, linear in walk.linears.items() if name.startswith(prefix)}
 
 
 def _calibrate_group(
@@ -145,8 +162,7 @@ def _calibrate_group(
 
 def _residual(decoder: Decoder, module: str, index: int) -> str | None:
     """The module that reads the stream which a module's outputs are added to; None if they go elsewhere first."""
-    names = decoder.names
-    prefix = f"model.layers.{index}."
+    names, prefix = decoder.names, _prefix(index)
     if names.o.format(index) == prefix + module and names.attention_post_norm is None:
         return LAYER
     if names.down.format(index) == prefix + module and names.mlp_post_norm is None and names.mlp_norm is not None:

@@ -6,6 +6,7 @@ import html
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ from fairy2i_export import export, quantize
 from fairy2i_export.codes.layout import GRID_CHOICES, GRID_STEPS, pack, unpack
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli
+from fairy2i_export.compile.calibrate import walk
 from fairy2i_export.compile.calibrate.matrix.aim import RIDGES, Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
 from fairy2i_export.compile.calibrate.matrix.grid import on_grid
 from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics, token_weights
+from fairy2i_export.compile.calibrate.streams import FloatLayer
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.output.contract.nodes import read_nodes
@@ -272,6 +275,23 @@ def test_every_layer_of_a_model_beats_rounding(source: Path, text: Path, folder:
             rounded = quantize(weight.numpy(), 4, "fp32", quantizer="joint", row_multiplier="rms").dequantize("none")
             calibrated = unpack(node.operands).dequantize("none")
             assert output_error(caught[node.name], weight, calibrated) < output_error(caught[node.name], weight, rounded)
+
+
+def test_what_a_layer_read_is_forgotten_before_the_next(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is several times as large as the hidden states of a long text."""
+    made: list[weakref.ref[FloatLayer]] = []
+
+    def make(*arguments: Any) -> FloatLayer:
+        assert all(earlier() is None for earlier in made)
+        layer = FloatLayer(*arguments)
+        made.append(weakref.ref(layer))
+        return layer
+
+    monkeypatch.setattr(walk, "FloatLayer", make)
+    export(source, tmp_path / "out", calibrate=[text], calibrate_tokens=TOKENS, calibrate_without="tuning", jobs=1)
+    assert len(made) == 2
 
 
 def test_the_model_says_how_it_was_made(folder: Path) -> None:
