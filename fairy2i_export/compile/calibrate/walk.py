@@ -21,7 +21,7 @@ from fairy2i_export.compile.calibrate.growing_layer import GrowingLayer
 from fairy2i_export.compile.calibrate.matrix.aim import Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
 from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
-from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics, token_weights
+from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, listening, outer_products
@@ -138,16 +138,11 @@ def _calibrate_group(
     cross = torch.zeros((HALVES, first.in_features if residual is None else first.out_features, first.in_features))
     for batch, (half, part) in enumerate(halves(growing.states)):
         got = growing.inputs(modules, part)
-        wanted, inputs = read.inputs(group[0], batch), got[-1]
-        if residual is None:
-            difference = wanted - inputs
-        else:
-            stream = wanted @ weight.T + read.inputs(residual, batch)
-            counts = token_weights(stream)
-            difference = (stream - inputs @ weight.T - got[0]) * counts
-            inputs = inputs * counts
-        statistics.add(inputs, half)
-        cross[half] += outer_products(difference, inputs)
+        statistics.add(got[-1], half)
+        difference = read.inputs(group[0], batch) - got[-1]
+        if residual is not None:
+            difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
+        cross[half] += outer_products(difference, got[-1])
     weights = [layer.get_submodule(name).weight for name in group]
     aims = Ridge(statistics).aims(weights, [cross] if residual is not None else [weight @ cross for weight in weights])
     metric = trusted_metric(statistics, first.name, weight, first.stages)

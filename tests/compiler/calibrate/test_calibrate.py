@@ -41,7 +41,7 @@ from fairy2i_export.compile.calibrate import walk
 from fairy2i_export.compile.calibrate.matrix.aim import RIDGES, Ridge
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
 from fairy2i_export.compile.calibrate.matrix.grid import on_grid
-from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics, token_weights
+from fairy2i_export.compile.calibrate.matrix.metric import Metric, Statistics
 from fairy2i_export.compile.calibrate.streams import FloatLayer
 from fairy2i_export.compile.calibrate.text import read_texts
 from fairy2i_export.errors import OptionError, WeightError
@@ -211,32 +211,6 @@ def test_noise_is_not_learned() -> None:
     change = ridge.aims([weight], [sums])[0] - weight
     learned = torch.linalg.solve(inputs.T @ inputs, (noise.T @ inputs).T).T
     assert float((inputs @ change.T).norm()) < 0.2 * float((inputs @ learned.T).norm())
-
-
-def test_tokens_of_a_huge_stream_do_not_take_all() -> None:
-    """Errors count beside the stream that they are in: relatively small ones of a huge token do not hide those of the others."""
-    generator = torch.Generator().manual_seed(5)
-    inputs, truth = correlated(60, 2000), 0.1 * torch.randn(20, 60, generator=generator)
-    stream = torch.randn(2000, 20, generator=generator)
-    stream[::100] *= 1000
-    missing = inputs @ truth.T
-    missing[::100] += 0.1 * stream[::100]
-    weights = token_weights(stream)
-    missed = []
-    for factor in (weights, torch.ones(2000, 1)):
-        ridge, sums = regression(inputs * factor, missing * factor)
-        (change,) = ridge.aims([torch.zeros(20, 60)], [sums])
-        missed.append(float((inputs[1::100] @ (change - truth).T).norm() / (inputs[1::100] @ truth.T).norm()))
-    assert missed[0] < 0.2 < 0.9 < missed[1]
-    relative = (stream * weights).square().mean(-1)
-    assert torch.allclose(relative, torch.ones(2000), atol=1e-5)
-
-
-def test_tokens_without_a_stream_count_no_more_than_others() -> None:
-    stream = torch.ones(2, 3, 8)
-    stream[0, 0], stream[1, 1] = 0, 100
-    assert torch.allclose(token_weights(stream)[..., 0], torch.tensor([[10**0.5, 1, 1], [1, 0.01, 1]]))
-    assert torch.isfinite(token_weights(torch.zeros(1, 4, 8))).all()
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:

@@ -21,8 +21,6 @@ DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the mean diagonal of H, added to th
 USUAL_DAMPING = 0.03  # where none can be tried
 HALVES = 2  # of the text: what is learned from one can be tried on the other (aim.py)
 PRECISE = 4096  # features up to which sums and inverses are float64; above, that would take gigabytes
-_LEAST_POWER = 0.1  # of a token, as a share of the usual one, that its errors are measured by
-_TINY = 1e-30  # where most tokens have none
 _RETRIES = 4  # with ten times the damping each, where H is not positive definite in floating point
 
 
@@ -104,22 +102,6 @@ class Statistics:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_hessian))
         upper = torch.linalg.cholesky(inverse, upper=True)
         return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
-
-
-def token_weights(stream: Any) -> Any:
-    """What a layer's inputs and the errors of its outputs are multiplied by where outputs are added to a residual stream.
-
-    Whatever reads the stream divides it by its root mean square, which in many models is a hundred times the usual one for a
-    window's first token (massive activations, arXiv 2402.17762). Counted as they are, errors of that one token are nearly all.
-
-    Args:
-        stream: torch float32 [..., hidden], of the float model, after the outputs were added.
-
-    Returns:
-        torch float32 [..., 1]: one over the root mean square of a token, bounded for tokens of next to nothing.
-    """
-    power = stream.square().mean(-1, keepdim=True)
-    return power.clamp(min=max(_LEAST_POWER * float(power.median()), _TINY)).rsqrt()
 
 
 def damped_gram(gram: Any, damping: float) -> Any:
