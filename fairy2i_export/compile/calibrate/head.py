@@ -96,7 +96,7 @@ def calibrate_rows(aim: Any, statistics: Statistics, linear: Linear, matters: An
     weights /= weights.mean()
     scaled = aim * weights[:, None]  # the search knows no weights of rows, and needs none: an error is scaled as its row is
     metric = trusted_metric(statistics, linear.name, scaled, linear.stages)
-    made = calibrate_matrix(scaled, metric, linear.stages, sweeps)
+    made = calibrate_matrix(scaled, metric, linear.stages, sweeps, linear.name)
     assert made.linear.row_multiplier is not None
     rows = made.linear.row_multiplier / weights.numpy()
     return replace(made, linear=replace(made.linear, row_multiplier=rows.astype(np.float32)))

@@ -149,7 +149,7 @@ def _calibrate_group(
     found = {}
     for name, aim in zip(group, aims, strict=True):
         linear = linears[name]
-        made = calibrate_matrix(aim, metric, linear.stages, walk.sweeps)
+        made = calibrate_matrix(aim, metric, linear.stages, walk.sweeps, linear.name)
         source = walk.skeleton.checkpoint.read(linear.weight)
         found[linear.name] = CalibratedLinear.of(source, made.linear, made.error)
     return found

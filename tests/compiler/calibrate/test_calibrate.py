@@ -220,6 +220,12 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
         statistics.metric("layer")
 
 
+@pytest.mark.parametrize("size", [1e18, 1e37, float("inf")])
+def test_outputs_that_overflow_are_refused(size: float) -> None:
+    with pytest.raises(WeightError, match=r"layers\.0\.down: expected weights whose outputs .*overflows in float32"):
+        calibrate_matrix(torch.full((8, 40), size), metric_of(correlated(40)), 2, 1, "layers.0.down")
+
+
 def test_dead_inputs_do_no_harm() -> None:
     inputs = correlated(40)
     inputs[:, 3:9] = 0

@@ -83,7 +83,7 @@ class Ridge:
             change = _solve(missing[half], factor)
             told += float((change * missing[1 - half]).sum())
             size += float((change @ self._grams[1 - half] * change).sum())
-        share = min(1.0, told / size) if told > 0 < size else 0.0
+        share = min(1.0, told / size) if told > 0 and size > 0 else 0.0
         return _Trial(ridge, share, 2 * share * told - share * share * size)
 
     def _factor(self, gram: Any, ridge: float) -> Any:

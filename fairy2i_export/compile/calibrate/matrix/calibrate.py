@@ -11,10 +11,12 @@ from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.compile.calibrate.matrix.feedback import descend, feed_back
 from fairy2i_export.compile.calibrate.matrix.fit import loss, refit_rows, refit_scales, start
 from fairy2i_export.compile.calibrate.matrix.metric import Metric
+from fairy2i_export.errors import WeightError
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
 # Of these fits the last ones: codes then can follow. Before, U and W find apart where that serves, which a grid would hinder.
 _ON_GRID = 3
+_LARGEST = 1e33  # of squares of outputs, mean over tokens and summed over outputs: what is computed from them has room above
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,29 @@ class Calibrated:
     error: float
 
 
-def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int) -> Calibrated:
+def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: str = "a layer") -> Calibrated:
     """Quantize one matrix.
 
     Args:
-        aim: torch float32 [2n, 2m], finite: the matrix to come near to.
+        aim: torch float32 [2n, 2m]: the matrix to come near to.
         metric: of its inputs.
         stages: 1 to 4.
         sweeps: of descent, each followed by the same.
+        name: for messages.
+
+    Raises:
+        WeightError: outputs whose squares are too large for float32, or not finite.
     """
     import torch
 
     columns = torch.from_numpy(metric.columns)
     target = aim.T[columns].contiguous()
+    power = float(((metric.hessian @ target) * target).sum())
+    if not power < _LARGEST:
+        raise WeightError(
+            f"{name}: expected weights whose outputs on the calibration text can be squared and summed in float32 (up to "
+            f"{_LARGEST:.0e}), found {power:.3g}; the checkpoint is damaged or overflows in float32"
+        )
     candidate = start(target, metric, stages)
     searches = ROUNDS * [feed_back] + sweeps * [descend]
     for index, search in enumerate(searches):
