@@ -341,8 +341,8 @@ def test_a_shared_matrix_of_embedding_and_head_starts_as_it_is(tmp_path: Path, r
     assert result.eval_loss_before == pytest.approx(loss_of(folder, recipe), rel=1e-3)
     config = json.loads((recipe.output / "config.json").read_text())
     assert config["tie_word_embeddings"] is not rotated
-    export(recipe.output, tmp_path / "again", jobs=1)
-    assert result.eval_loss_final == pytest.approx(loss_of(tmp_path / "again", recipe), rel=1e-3)
+    export(recipe.output, tmp_path / "again", jobs=1, lm_head="float", embedding="float32")  # int8 rounds what was trained
+    assert result.eval_loss_final == pytest.approx(loss_of(tmp_path / "again", recipe), rel=1e-5)
 
 
 def other_model(recipe: Recipe, folder: Path) -> Recipe:
