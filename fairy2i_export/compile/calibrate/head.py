@@ -126,6 +126,7 @@ def states_of(walk: Walk, earlier: EarlierExport, ids: Any, done: Callable[[], N
     with torch.no_grad():
         hidden, calls = skeleton.begin(ids)
         quantized = torch.cat(hidden)
+        del hidden
         exact = quantized.clone()
         for index, call in enumerate(calls):
             layer, name = skeleton.layer(index), f"model.layers.{index}"

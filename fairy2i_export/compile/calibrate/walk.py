@@ -67,20 +67,29 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> tuple
         del hidden
         exact = quantized.clone()
         for index, call in enumerate(calls):
-            _pass_layer(walk, index, call, quantized, exact)
-            done(sum(linear.parameters for linear in _inside(walk, index).values()))
+            prefix = _prefix(index)
+            names = {name.removeprefix(prefix): linear for name, linear in walk.linears.items() if name.startswith(prefix)}
+            _pass_layer(walk, index, call, names, quantized, exact)
+            done(sum(linear.parameters for linear in names.values()))
     return quantized, exact
 
 
-def _pass_layer(walk: Walk, index: int, call: Call, quantized: Any, exact: Any) -> None:
+def _pass_layer(walk: Walk, index: int, call: Call, names: Mapping[str, Linear], quantized: Any, exact: Any) -> None:
     """Calibrate a decoder layer, if it is not in the store yet, and take the hidden states of both models through it, in place.
 
     Nothing of it stays in memory: what is kept of the text's activations is several times as large as hidden states.
+
+    Args:
+        walk: what is calibrated.
+        index: of the decoder layer.
+        call: of it.
+        names: the layers to quantize in it, by their names inside of it.
+        quantized: torch float32 [windows, length, hidden], before the layer; become those after it.
+        exact: likewise of the float model.
     """
-    store, names = walk.store, _inside(walk, index)
     layer = walk.skeleton.layer(index)
     original = copy.deepcopy(layer)
-    found = store.read(index)
+    found = walk.store.read(index)
     if found is not None:
         _replace(layer, {name: found[linear.name] for name, linear in names.items()})
         advance(original, exact, call)
@@ -95,18 +104,12 @@ def _pass_layer(walk: Walk, index: int, call: Call, quantized: Any, exact: Any) 
     for group in groups:
         found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
         _replace(layer, {name: found[names[name].name] for name in group})
-    store.write(index, found)
+    walk.store.write(index, found)
     growing.advance()
 
 
 def _prefix(index: int) -> str:
     return f"model.layers.{index}."
-
-
-def _inside(walk: Walk, index: int) -> dict[str, Linear]:
-    """The layers to quantize in a decoder layer, by their names inside of it."""
-    prefix = _prefix(index)
-    return {name.removeprefix(prefix): linear for name, linear in walk.linears.items() if name.startswith(prefix)}
 
 
 def _calibrate_group(
@@ -144,8 +147,8 @@ def _calibrate_group(
             difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
         cross[half] += outer_products(difference, got[-1])
     weights = [layer.get_submodule(name).weight for name in group]
+    metric = trusted_metric(statistics, first.name, weight, first.stages)  # refuses inputs that are not finite
     aims = Ridge(statistics).aims(weights, [cross] if residual is not None else [weight @ cross for weight in weights])
-    metric = trusted_metric(statistics, first.name, weight, first.stages)
     found = {}
     for name, aim in zip(group, aims, strict=True):
         linear = linears[name]

@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch  # after the check
+from safetensors.torch import load_file, save_file
 
 from architecture_helpers import (
     MIXED,
@@ -224,6 +225,20 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
 def test_outputs_that_overflow_are_refused(size: float) -> None:
     with pytest.raises(WeightError, match=r"layers\.0\.down: expected weights whose outputs .*overflows in float32"):
         calibrate_matrix(torch.full((8, 40), size), metric_of(correlated(40)), 2, 1, "layers.0.down")
+
+
+def test_inputs_that_overflow_are_told_by_the_layer(tmp_path: Path) -> None:
+    """Where the float model is computed without an overflow, but squares of what a layer reads are not."""
+    source = make_checkpoint(tmp_path / "model")
+    (path,) = source.glob("*.safetensors")
+    tensors = load_file(path)
+    for name in ("gate_proj", "up_proj"):
+        tensors[f"model.layers.0.mlp.{name}.weight"] *= 1e15
+    save_file(tensors, path)
+    text = write_text(tmp_path / "text.txt")
+    with pytest.raises(WeightError, match=r"model\.layers\.0\.mlp\.down_proj: its inputs are not finite"):
+        export(source, tmp_path / "out", calibrate=[text], calibrate_tokens=TOKENS, jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dead_inputs_do_no_harm() -> None:

@@ -93,7 +93,7 @@ class Statistics:
             raise WeightError(
                 f"{name}: its inputs are not finite on the calibration text; the checkpoint is damaged or overflows in float32"
             )
-        damped = damped_gram(gram, damping * (float(gram.diagonal().mean()) or 1.0))
+        damped, _ = damped_gram(gram, damping * (float(gram.diagonal().mean()) or 1.0))
         m = len(gram) // 2
         diagonal = damped.diagonal()
         order = torch.argsort(diagonal[:m] + diagonal[m:], descending=True, stable=True)
@@ -104,14 +104,15 @@ class Statistics:
         return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
 
 
-def damped_gram(gram: Any, damping: float) -> Any:
-    """The matrix with a constant, or as much more as makes it positive definite, added to its diagonal."""
+def damped_gram(gram: Any, damping: float) -> tuple[Any, Any]:
+    """The matrix with a constant, or as much more as makes it positive definite, added to its diagonal, and its Cholesky factor."""
     import torch
 
     diagonal = torch.arange(len(gram))
     for attempt in range(_RETRIES):
         damped = gram.clone()
         damped[diagonal, diagonal] += damping * 10**attempt
-        if not int(torch.linalg.cholesky_ex(damped)[1]):
-            return damped
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return damped, factor
     raise AssertionError("a positive semidefinite matrix plus thirty times its mean diagonal has a Cholesky factor")

@@ -242,5 +242,5 @@ def _left_over(gram: Any) -> float:
         diagonal[:half] + diagonal[half:], stable=True
     )  # a Cholesky factor goes from the last to the first
     columns = torch.stack([order + half, order], 1).flatten()
-    damped = damped_gram(gram[columns][:, columns], USUAL_DAMPING * (float(diagonal.mean()) or 1.0))
-    return float(torch.linalg.cholesky(damped).diagonal().square().sum())
+    _, factor = damped_gram(gram[columns][:, columns], USUAL_DAMPING * (float(diagonal.mean()) or 1.0))
+    return float(factor.diagonal().square().sum())
