@@ -131,10 +131,19 @@ static void test_search(input *in, const latent_input *l) {
   s.dense = dense, s.dense_count = 4 * m * n;
   const size_t from = below(in, m + 1), to = from + below(in, m - from + 1);
   const size_t begin = below(in, n + 1), end = begin + below(in, n - begin + 1);
-  const int feed_back = a_byte(in) & 1;
-  expect_ok((feed_back ? f2i_search_feed_back : f2i_search_descend)(&s, (int64_t)from, (int64_t)to, (int64_t)begin,
-                                                                    (int64_t)end, values, 4 * m * n, &message),
-            &message);
+  if (a_byte(in) & 1) {
+    expect_ok(
+        f2i_search_feed_back(&s, (int64_t)from, (int64_t)to, (int64_t)begin, (int64_t)end, values, 4 * m * n, &message),
+        &message);
+  } else {
+    f2i_sweeps sweeps = {.count = (int64_t)below(in, 4), .stride = 2 * s.m + (int64_t)below(in, 3), .seed = a_byte(in)};
+    const size_t count = (size_t)sweeps.count * n, pull_count = 2 * n * (size_t)sweeps.stride;
+    float *noise = a_byte(in) & 1 ? floats(in, count, 0) : NULL, *pull = floats(in, pull_count, 0);
+    sweeps.noise = noise, sweeps.noise_count = noise == NULL ? 0 : count;
+    expect_ok(f2i_search_anneal(&s, &sweeps, (int64_t)begin, (int64_t)end, pull, pull_count, &message), &message);
+    free(noise);
+    free(pull);
+  }
   for (size_t i = 0; i < codes; ++i) EXPECT(out[i] <= 3, "code %d", out[i]);
   free(rows);
   free(columns);

@@ -276,12 +276,22 @@ typedef struct f2i_search {
 f2i_status f2i_search_feed_back(const f2i_search *search, int64_t from, int64_t to, int64_t begin, int64_t end,
                                 float *values, size_t values_count, f2i_message *message);
 
-/* One sweep of coordinate descent through such a part of a matrix that has codes and dense values. metric is H, and
- * pull [2 m][2 n] H times what is missing to the matrix aimed at. Codes of a pair become those that bring the outputs
- * nearest, everything else as it is; pull of the later pairs of the part is kept up to date. That of the part itself
- * becomes the change of the dense values, by which the caller changes the others: minus H[others, part] times it. */
-f2i_status f2i_search_descend(const f2i_search *search, int64_t from, int64_t to, int64_t begin, int64_t end,
-                              float *pull, size_t pull_count, f2i_message *message);
+/* Sweeps of coordinate descent at a temperature that the caller lets fall. */
+typedef struct f2i_sweeps {
+  int64_t count;
+  int64_t stride;     /* of pull, at least 2 m; cache lines of many rows collide where it is a multiple of 512 */
+  const float *noise; /* [count][n], or NULL: none */
+  size_t noise_count;
+  uint32_t seed; /* of the noise */
+} f2i_sweeps;
+
+/* Sweeps through complex rows [begin, end) of a matrix that has codes and dense values; different rows may be worked on
+ * at the same time. metric is H, and pull [2 n][stride], the columns of a row together, H times what is missing to the
+ * matrix aimed at, which is kept up to date. Codes of a pair become those that bring the outputs nearest, everything
+ * else as it is. With noise they become those that would if pull had other values: each is moved at random, evenly, by
+ * up to the noise of that sweep and row, in units of the root of its column's diagonal entry of H. */
+f2i_status f2i_search_anneal(const f2i_search *search, const f2i_sweeps *sweeps, int64_t begin, int64_t end,
+                             float *pull, size_t pull_count, f2i_message *message);
 
 /* The dequantized matrix as training computes with it: complex rows [begin, end), that is real rows i and n/2 + i, of
  * out [n][k], F2I_FLOAT32 or F2I_BFLOAT16, straight from the latent weights and all scales. Sums are rounded as the

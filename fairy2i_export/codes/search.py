@@ -48,23 +48,29 @@ class Search:
 
         The metric is R, upper triangular with ``R^T R = H^-1``.
         """
-        self._call("f2i_search_feed_back", pairs, rows, values)
+        self._call("f2i_search_feed_back", *pairs, *rows, values=values)
 
-    def descend(self, pairs: tuple[int, int], rows: Rows, pull: F32) -> None:
-        """One sweep of coordinate descent through a part of a matrix that has codes; its error in the metric cannot rise.
+    def anneal(self, sweeps: int, rows: Rows, pull: F32, noise: F32 | None = None, seed: int = 0) -> None:
+        """Sweeps of coordinate descent over a matrix that has codes; without noise its error in the metric cannot rise.
 
         Args:
-            pairs: from and to.
+            sweeps: their number.
             rows: complex rows, from and to.
-            pull: float32 [2m, 2n], H times what is missing to the matrix aimed at; that of the part becomes the change of
-                ``dense``, by which the caller changes the rest: minus ``H[rest, part]`` times it.
+            pull: float32 [2n, stride], its first 2m columns H times what is missing to the matrix aimed at, kept up to date.
+            noise: float32 [sweeps, n] or None: by how much each value of pull is off, at most, while codes are chosen, in
+                units of the root of its column's diagonal entry of H.
+            seed: of the noise, 0 to 2^32 - 1.
 
         The metric is H.
         """
-        self._call("f2i_search_descend", pairs, rows, pull)
+        struct = self._ffi.new("f2i_sweeps *", {"count": sweeps, "stride": pull.shape[-1], "seed": seed})
+        if noise is not None:
+            struct.noise = kept = self._ffi.from_buffer("float[]", noise)
+            struct.noise_count = len(kept)
+        self._call("f2i_search_anneal", struct, *rows, values=pull)
 
-    def _call(self, function: str, pairs: tuple[int, int], rows: Rows, values: Any) -> None:
+    def _call(self, function: str, *arguments: Any, values: F32) -> None:
         message = self._ffi.new("f2i_message *")
         buffer = self._ffi.from_buffer("float[]", values)
-        if getattr(self._lib, function)(self._struct, *pairs, *rows, buffer, len(buffer), message) != 0:
+        if getattr(self._lib, function)(self._struct, *arguments, buffer, len(buffer), message) != 0:
             raise FormatError(self._ffi.string(message.text).decode())

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from fairy2i_export.compile.calibrate.matrix.calibrate import ROUNDS
+from fairy2i_export.compile.calibrate.matrix.calibrate import ROUNDS, fits
 from fairy2i_export.compile.calibrate.matrix.metric import PRECISE
 from fairy2i_export.compile.calibrate.run import SCHEDULES, SWEEPS
 from fairy2i_export.compile.calibrate.stages.sensitivity import WINDOWS
@@ -24,8 +24,10 @@ from fairy2i_export.source.tensor_stream import BUFFERS
 
 _BASE_RAM = 190_000_000  # Python with its libraries and what is converted at a time, measured
 _TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a layer
-_SEARCH = (12e3, 20e3, 28e3, 60e3)  # operations' worth of a pair of columns in one complex row, per pass, by stages
-_FITS = 1  # passes of a search that fitting scales and rows takes
+_SEARCH = (12e3, 20e3, 28e3, 60e3)  # operations' worth of a pair of columns in one complex row in feedback, by stages
+_SWEEP = (0.8e3, 1.1e3, 1.4e3, 5e3)  # the same in a sweep of annealing, and for each column what changed codes take
+_CHANGES = 3
+_FIT = 1024  # columns of outputs that fitting scales looks at, for each stage
 _FORWARD = 4  # passes of the text through a decoder layer, float model included
 _OVERHEAD = 1.5  # of what is not counted
 _LAYER = re.compile(r"\.\d+\.")
@@ -82,7 +84,7 @@ def calibration_seconds(prepared: Prepared) -> float:
         names.lm_head,
     }  # of layers with the same inputs
     without, effort = prepared.options.calibrate_without, prepared.options.calibrate_effort
-    passes = ROUNDS + _FITS + (0 if "descent" in without else SWEEPS[effort])
+    sweeps = 0 if "descent" in without else SWEEPS[effort]
     inside = operations = 0.0
     if prepared.earlier is not None:  # both models run the text
         layers = prepared.decoder.layers * _layer(prepared)
@@ -92,7 +94,9 @@ def calibration_seconds(prepared: Prepared) -> float:
         rows, columns = linear.out_features, linear.in_features
         inside += linear.parameters if linear.name != names.lm_head else 0
         operations += linear.parameters * (2 * tokens * _FORWARD * bfloat16 + 16 * columns)
-        operations += passes * linear.parameters * (_SEARCH[linear.stages - 1] / 4 + 2 * columns)
+        operations += ROUNDS * linear.parameters * (_SEARCH[linear.stages - 1] / 4 + 2 * columns)
+        operations += sweeps * linear.parameters * (_SWEEP[linear.stages - 1] + _CHANGES * columns) / 4
+        operations += fits(sweeps) * 2 * columns * (_FIT * linear.stages * columns + 2 * linear.parameters)
         if _LAYER.sub(".{}.", linear.name) in first:
             operations += 2 * tokens * columns * (columns + min(rows, columns)) + 40.0 * columns**3
     if "tuning" not in without:

@@ -21,8 +21,8 @@ typedef struct f2i_quantizer {
                       int64_t dtype);
   void (*feed_back)(const f2i_search *search, const f2i_codebook *book, int64_t from, int64_t to, int64_t begin,
                     int64_t end, float *values);
-  void (*descend)(const f2i_search *search, const f2i_codebook *book, int64_t from, int64_t to, int64_t begin,
-                  int64_t end, float *pull);
+  void (*anneal)(const f2i_search *search, const f2i_codebook *book, int64_t begin, int64_t end,
+                 const f2i_sweeps *sweeps, float *pull);
 } f2i_quantizer;
 
 const f2i_quantizer *f2i_quantizer_of_cpu(void);

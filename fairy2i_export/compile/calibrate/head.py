@@ -90,7 +90,7 @@ def calibrate_rows(aim: Any, statistics: Statistics, linear: Linear, matters: An
         statistics: of its inputs.
         linear: its name and stages.
         matters: torch float32 [2n], how much an error of each output costs; not negative.
-        sweeps: of descent.
+        sweeps: of annealing.
     """
     weights = ((matters + _DOUBT * (float(matters.mean()) or 1.0)) ** TEMPER).sqrt()
     weights /= weights.mean()

@@ -38,7 +38,7 @@ class Walk:
         decoder: its description.
         linears: the layers to quantize, by module name, each with its number of stages.
         store: finished layers, which are not made again, and where new ones go.
-        sweeps: of descent over the codes of a matrix.
+        sweeps: of annealing over the codes of a matrix.
     """
 
     skeleton: Skeleton

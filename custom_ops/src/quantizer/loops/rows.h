@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quantizer/loops/anneal.h"
 #include "quantizer/loops/codes.h"
 #include "quantizer/loops/joint.h"
 #include "quantizer/loops/parts.h"
@@ -276,4 +277,4 @@ static void row_dequantized(const f2i_latent *latent, const float *scales, int64
 }
 
 const f2i_quantizer F2I_QUANTIZER = {row_squares,  row_sums,        row_codes, row_parts, nearest,
-                                     nearest_sums, row_dequantized, feed_back, descend};
+                                     nearest_sums, row_dequantized, feed_back, anneal};

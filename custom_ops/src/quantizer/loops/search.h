@@ -23,7 +23,7 @@
 enum {
   F2I_SEARCH_ROWS = 32, /* complex rows of a chunk: costs of all points of a stage stay in the caches */
   F2I_SEARCH_POINTS = 256,
-  F2I_SEARCH_TURNS = 3,
+  F2I_SEARCH_TURNS = 3, /* where there are no codes yet; with codes one: sweeps come back */
 };
 
 /* A chunk of complex rows at one pair of columns. U is 0, W is 1. */
@@ -151,9 +151,9 @@ F2I_CHUNKWISE void search_all(f2i_chunk *c, const f2i_codebook *book) {
 }
 
 /* In turns, from W as it is in found[1]. */
-F2I_CHUNKWISE void search_in_turns(f2i_chunk *c, const f2i_codebook *book) {
+F2I_CHUNKWISE void search_in_turns(f2i_chunk *c, const f2i_codebook *book, int turns) {
   float re[F2I_SEARCH_ROWS], im[F2I_SEARCH_ROWS];
-  for (int turn = 0; turn < F2I_SEARCH_TURNS; ++turn) {
+  for (int turn = 0; turn < turns; ++turn) {
     points_of_rows(c, book, 1, re, im);
     take_turn(c, book, 0, re, im);
     points_of_rows(c, book, 0, re, im);
@@ -245,7 +245,7 @@ F2I_INLINE void search_chunk(f2i_chunk *c, const f2i_search *s, const f2i_codebo
     } else {
       begin_with_w(c, book);
     }
-    search_in_turns(c, book);
+    search_in_turns(c, book, has_codes ? 1 : F2I_SEARCH_TURNS);
   }
   store_found(c, s, book, pair, first);
 }
@@ -277,49 +277,6 @@ static void feed_back(const f2i_search *s, const f2i_codebook *book, int64_t fro
     for (int64_t later = 2 * pair + 2; later < 2 * to; ++later) {
       subtract_column(s, begin, end, s->metric[2 * pair * k + later], value, values + later * column);
       subtract_column(s, begin, end, s->metric[(2 * pair + 1) * k + later], value + column, values + later * column);
-    }
-  }
-}
-
-static void descend(const f2i_search *s, const f2i_codebook *book, int64_t from, int64_t to, int64_t begin, int64_t end,
-                    float *pull) {
-  const int64_t k = 2 * s->m, column = 2 * s->n;
-  f2i_chunk chunk;
-  for (int64_t pair = from; pair < to; ++pair) {
-    const float *block = s->metric + 2 * pair * k + 2 * pair;
-    const float form[3] = {block[0], block[1], block[k + 1]};
-    const float determinant = form[0] * form[2] - form[1] * form[1];
-    const float i00 = form[2] / determinant, i01 = -form[1] / determinant, i11 = form[0] / determinant;
-    float *p0 = pull + 2 * pair * column, *p1 = p0 + column;
-    float *dense = s->dense + 2 * pair * column;
-    /* where the columns would go if they needed no rounding; then the old values, then how they changed */
-    for (int half = 0; half < 2; ++half) {
-      for (int64_t i = half * s->n + begin; i < half * s->n + end; ++i) {
-        const float g0 = p0[i], g1 = p1[i];
-        p0[i] = dense[i] + (i00 * g0 + i01 * g1);
-        p1[i] = dense[column + i] + (i01 * g0 + i11 * g1);
-      }
-    }
-    for (int64_t first = begin; first < end; first += F2I_SEARCH_ROWS) {
-      chunk.rows = (int)(end - first < F2I_SEARCH_ROWS ? end - first : F2I_SEARCH_ROWS);
-      load_targets(&chunk, s, pair, first, p0);
-      for (int half = 0; half < 2; ++half) {
-        for (int64_t i = half * s->n + first; i < half * s->n + first + chunk.rows; ++i) {
-          p0[i] = dense[i];
-          p1[i] = dense[column + i];
-        }
-      }
-      search_chunk(&chunk, s, book, form, pair, first, 1);
-    }
-    for (int half = 0; half < 2; ++half) {
-      for (int64_t i = half * s->n + begin; i < half * s->n + end; ++i) {
-        p0[i] = dense[i] - p0[i];
-        p1[i] = dense[column + i] - p1[i];
-      }
-    }
-    for (int64_t later = 2 * pair + 2; later < 2 * to; ++later) {
-      subtract_column(s, begin, end, s->metric[2 * pair * k + later], p0, pull + later * column);
-      subtract_column(s, begin, end, s->metric[(2 * pair + 1) * k + later], p1, pull + later * column);
     }
   }
 }

@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from fairy2i_export.codes.native import F32
 from fairy2i_export.codes.quantized import QuantizedLinear
-from fairy2i_export.compile.calibrate.matrix.feedback import descend, feed_back
+from fairy2i_export.compile.calibrate.matrix.annealing import anneal, error_of_rows, temperatures
+from fairy2i_export.compile.calibrate.matrix.feedback import Candidate, feed_back
 from fairy2i_export.compile.calibrate.matrix.fit import loss, refit_rows, refit_scales, start
 from fairy2i_export.compile.calibrate.matrix.metric import Metric
 from fairy2i_export.errors import WeightError
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
-# Of these fits the last ones: codes then can follow. Before, U and W find apart where that serves, which a grid would hinder.
-_ON_GRID = 3
+LEGS = 4  # of annealing, each followed by the same; then there are as many sweeps without noise as this:
+COLD_SWEEPS = 2
+# Of all these fits the last ones: codes then can follow. Before, U and W find apart where that serves, which a grid would hinder.
+_ON_GRID = 5
 _LARGEST = 1e33  # of squares of outputs, mean over tokens and summed over outputs: what is computed from them has room above
 
 
@@ -39,7 +43,7 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
         aim: torch float32 [2n, 2m]: the matrix to come near to.
         metric: of its inputs.
         stages: 1 to 4.
-        sweeps: of descent, each followed by the same.
+        sweeps: of annealing; 0 leaves the codes of feedback.
         name: for messages.
 
     Raises:
@@ -56,13 +60,32 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
             f"{_LARGEST:.0e}), found {power:.3g}; the checkpoint is damaged or overflows in float32"
         )
     candidate = start(target, metric, stages)
-    searches = ROUNDS * [feed_back] + sweeps * [descend]
-    for index, search in enumerate(searches):
-        search(target, metric, candidate)
-        refit_scales(target, metric, candidate, index >= len(searches) - _ON_GRID)
-        refit_rows(target, metric, candidate)
+    grid = fits(sweeps) - _ON_GRID
+    for index in range(ROUNDS):
+        feed_back(target, metric, candidate)
+        _fit(target, metric, candidate, index >= grid)
+    legs = _legs(error_of_rows(target, metric, candidate), sweeps) if sweeps else []
+    for index, heat in enumerate(legs, ROUNDS):
+        anneal(target, metric, candidate, heat, seed=index)
+        _fit(target, metric, candidate, index >= grid)
     error = loss(target, metric, candidate) ** 0.5
     m = len(metric.columns) // 2
     codes = np.empty((stages, 2, candidate.codes.shape[3], m), np.uint8)
     codes[..., metric.columns[0::2]] = candidate.codes.transpose(0, 1, 3, 2)
     return Calibrated(QuantizedLinear(codes, candidate.scales, "fp32", candidate.rows), error)
+
+
+def fits(sweeps: int) -> int:
+    """How often scales and row multipliers are fitted, with so many sweeps of annealing."""
+    return ROUNDS + (LEGS + COLD_SWEEPS if sweeps else 0)
+
+
+def _fit(target: Any, metric: Metric, candidate: Candidate, is_grid: bool) -> None:
+    refit_scales(target, metric, candidate, is_grid)
+    refit_rows(target, metric, candidate)
+
+
+def _legs(errors: F32, sweeps: int) -> list[F32]:
+    """The heat [sweeps, n] of every leg and of the sweeps after them, from the errors [n] of rows."""
+    warm = np.array_split(temperatures(sweeps)[:, None] * errors, LEGS)
+    return [*warm, *([np.zeros((1, len(errors)), np.float32)] * COLD_SWEEPS)]

@@ -1,15 +1,12 @@
-"""The search for codes in the metric of a layer's inputs: error feedback first, then sweeps of coordinate descent.
+"""The first search for codes in the metric of a layer's inputs: error feedback. annealing.py has the second.
 
-**Error feedback** gives codes to one pair of columns after another, each making up for the errors of those before. After a pair
+Error feedback gives codes to one pair of columns after another, each making up for the errors of those before. After a pair
 has its codes, its error is spread over the pairs that are still to come, along the rows of the Cholesky factor R of the inverse
 metric (metric.py): with E the error [2n, 2] of the pair and B its 2 x 2 block on the diagonal of R, ``later columns -= (E B^-1)
 R[pair, later]``. That is GPTQ (arXiv 2210.17323) with blocks of two. The codes of a pair are those, of all combinations of U
 and W, with the least ``|E B^-1|``.
 
-**Descent** goes through the pairs again and gives each the codes that bring the outputs nearest while all others stay. What a
-sweep lowers is ``tr(E H E^T)`` itself, which feedback only lowers in passing, as it never changes a pair again.
-
-The inner loops are C (:class:`fairy2i_export.codes.search.Search`); between blocks of pairs there is one matrix product. All
+The inner loop is C (:class:`fairy2i_export.codes.search.Search`); between blocks of pairs there is one matrix product. All
 functions work on transposed matrices [2m, 2n] with the columns of the layer, now rows, in the metric's order.
 """
 
@@ -86,7 +83,7 @@ def feed_back(target: Any, metric: Metric, candidate: Candidate) -> None:
     """
     work = target.clone()
     search, values = candidate.search(metric.factor), work.numpy()
-    with _Threads(candidate) as run:
+    with Threads(candidate) as run:
         for start, stop in _blocks(candidate):
             run(partial(search.feed_back, (start, stop), values=values))
             if 2 * stop < len(work):
@@ -95,32 +92,12 @@ def feed_back(target: Any, metric: Metric, candidate: Candidate) -> None:
                 )
 
 
-def descend(target: Any, metric: Metric, candidate: Candidate) -> None:
-    """One sweep over the codes of all pairs, in order; ``tr(E H E^T)`` cannot rise.
-
-    Args:
-        target: torch float32 [2m, 2n], the matrix to come near to.
-        metric: of the layer's inputs.
-        candidate: with codes and dense values, which are written.
-    """
-    import torch
-
-    pull = metric.hessian @ (target - torch.from_numpy(candidate.dense))
-    search, values = candidate.search(metric.hessian), pull.numpy()
-    with _Threads(candidate) as run:
-        for start, stop in _blocks(candidate):
-            run(partial(search.descend, (start, stop), pull=values))
-            if 2 * stop < len(pull):
-                later = metric.hessian[2 * stop :, 2 * start : 2 * stop]
-                pull[2 * stop :].addmm_(later, pull[2 * start : 2 * stop], alpha=-1)
-
-
 def _blocks(candidate: Candidate) -> Iterator[tuple[int, int]]:
     pairs = candidate.codes.shape[2]
     return ((start, min(start + _BLOCK, pairs)) for start in range(0, pairs, _BLOCK))
 
 
-class _Threads:
+class Threads:
     """Runs a function on the complex rows of a candidate, a share of them in each of torch's threads."""
 
     def __init__(self, candidate: Candidate) -> None:
