@@ -21,7 +21,7 @@ from fairy2i_export.compile.calibrate.matrix.metric import Metric
 _SIGNS = (((1, 1), (-1, 1)), ((1, -1), (1, 1)))
 _SHRINKING = (0.75, 0.85, 0.92, 1.0, 1.1, 1.25)  # of a row's multiplier: clip outliers, or be finer in the middle
 _SAMPLED_PAIRS = 256  # of columns that the search looks at
-_SAMPLED_ROWS = 128  # complex rows that scales are fitted to
+_SAMPLED_ROWS = 64  # complex rows that scales are fitted to
 
 
 def start(target: Any, metric: Metric, stages: int) -> Candidate:
