@@ -19,7 +19,7 @@ from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
 
-SWEEPS: dict[Effort, int] = {"normal": 32, "high": 256}  # of annealing over the codes of a matrix
+SWEEPS: dict[Effort, int] = {"normal": 24, "high": 256}  # of annealing over the codes of a matrix
 SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(epochs=1), "high": Schedule(epochs=2)}
 
 

@@ -20,6 +20,7 @@ from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 # Temperature of the first and of the last sweep with noise, in units of the error that feedback left to a pair of a complex row.
 HOT, COLD = 0.04, 0.015
+_PART = 64  # complex rows that go through all sweeps in one call: between calls an interruption is heeded
 _PADDING = 16  # floats between rows, so that those of many rows do not lie in the same few lines of a cache
 
 
@@ -63,5 +64,5 @@ def anneal(target: Any, metric: Metric, candidate: Candidate, heat: F32, seed: i
     # pull moves by H_jj d. Noise is even, over (-w, w): its variance is w^2 / 3.
     noise = np.sqrt(1.5 * heat, dtype=np.float32) if heat.any() else None
     search = candidate.search(metric.hessian)
-    with Threads(candidate) as run:
+    with Threads(candidate, _PART) as run:
         run(partial(search.anneal, len(heat), pull=pull, noise=noise, seed=seed))

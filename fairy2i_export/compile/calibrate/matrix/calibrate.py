@@ -16,10 +16,10 @@ from fairy2i_export.compile.calibrate.matrix.metric import Metric
 from fairy2i_export.errors import WeightError
 
 ROUNDS = 2  # of feedback, each followed by fitting scales and rows to its codes
-LEGS = 4  # of annealing, each followed by the same; then there are as many sweeps without noise as this:
+LEGS = 3  # of annealing, each followed by the same; then there are as many sweeps without noise as this:
 COLD_SWEEPS = 2
 # Of all these fits the last ones: codes then can follow. Before, U and W find apart where that serves, which a grid would hinder.
-_ON_GRID = 5
+_ON_GRID = 4
 _LARGEST = 1e33  # of squares of outputs, mean over tokens and summed over outputs: what is computed from them has room above
 
 

@@ -98,22 +98,28 @@ def _blocks(candidate: Candidate) -> Iterator[tuple[int, int]]:
 
 
 class Threads:
-    """Runs a function on the complex rows of a candidate, a share of them in each of torch's threads."""
+    """Runs a function on parts of the complex rows of a candidate, in as many threads as torch has.
 
-    def __init__(self, candidate: Candidate) -> None:
+    Args:
+        candidate: whose rows.
+        most: rows of a part; None: an equal share for each thread.
+    """
+
+    def __init__(self, candidate: Candidate, most: int | None = None) -> None:
         import torch
 
-        n, count = candidate.codes.shape[3], torch.get_num_threads()
-        edges = [n * index // count for index in range(count + 1)]
+        n, threads = candidate.codes.shape[3], torch.get_num_threads()
+        edges = [n * index // threads for index in range(threads + 1)] if most is None else [*range(0, n, most), n]
         self._parts = [(start, stop) for start, stop in pairwise(edges) if stop > start]
-        self._pool = ThreadPoolExecutor(len(self._parts), "fairy2i-search") if len(self._parts) > 1 else None
+        threads = min(threads, len(self._parts))
+        self._pool = ThreadPoolExecutor(threads, "fairy2i-search") if threads > 1 else None
 
     def __enter__(self) -> Callable[[Callable[[Rows], None]], None]:
         return self._run
 
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
 
     def _run(self, function: Callable[[Rows], None]) -> None:
         list(map(function, self._parts) if self._pool is None else self._pool.map(function, self._parts))
