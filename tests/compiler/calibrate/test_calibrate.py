@@ -375,10 +375,10 @@ def test_other_architectures(kind: str, settings: dict[str, Any], tmp_path: Path
     """Masks, rotary tables and fused matrices come from transformers; lm_head is calibrated too."""
     model = save_tiny(tmp_path / "model", kind, **settings)
     text = write_text(tmp_path / "text")
-    options = {"calibrate_tokens": 300, "calibrate_without": "rotation"}
+    # not rotated; with half of the tokens a layer of phi3 lies on the limit of lut
+    options = {"calibrate_tokens": 600, "calibrate_without": "rotation"}
     report = export(model, tmp_path / "out", calibrate=[text], lm_head="fairy2i", jobs=1, **options)
-    # without a rotation such a model may be just too coarse for lut, which another test is about
-    assert all("default kernel lut" in warning for warning in report.warnings)
+    assert not report.warnings
     assert report.rewritten[-1].name == "lm_head"
     assert_equals_torch(model, tmp_path / "out")
 

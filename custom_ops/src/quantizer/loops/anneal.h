@@ -52,22 +52,14 @@ F2I_CHUNKWISE void load_visit(f2i_visit *v, const f2i_search *s, int64_t pair, i
   }
 }
 
-/* Where the columns would go if they needed no rounding, in units of the multipliers. inverse: of the pair's block */
-F2I_CHUNKWISE void aim_of_visit(f2i_chunk *c, const f2i_visit *v, const f2i_search *s, int64_t pair, int64_t first,
-                                const float inverse[3]) {
-  const float left = s->columns[2 * pair], right = s->columns[2 * pair + 1];
+/* pull becomes where the columns would go if they needed no rounding. inverse: of the pair's block of the metric */
+F2I_CHUNKWISE void want_no_rounding(f2i_visit *v, int rows, const float inverse[3]) {
   const float i00 = inverse[0], i01 = inverse[1], i11 = inverse[2];
   for (int half = 0; half < 2; ++half) {
-    const float *multiplier = s->rows + half * s->n + first;
-    const float *g0 = v->pull[half][0], *g1 = v->pull[half][1];
-    for (int i = 0; i < c->rows; ++i) {
-      c->target[half][0][i] = (v->old[half][0][i] + (i00 * g0[i] + i01 * g1[i])) / (multiplier[i] * left);
-      c->target[half][1][i] = (v->old[half][1][i] + (i01 * g0[i] + i11 * g1[i])) / (multiplier[i] * right);
-      c->square[half][i] = multiplier[i] * multiplier[i];
-    }
-    for (int i = c->rows; i < F2I_SEARCH_ROWS; ++i) {
-      c->target[half][0][i] = c->target[half][1][i] = 0;
-      c->square[half][i] = 1;
+    for (int i = 0; i < rows; ++i) {
+      const float g0 = v->pull[half][0][i], g1 = v->pull[half][1][i];
+      v->pull[half][0][i] = v->old[half][0][i] + (i00 * g0 + i01 * g1);
+      v->pull[half][1][i] = v->old[half][1][i] + (i01 * g0 + i11 * g1);
     }
   }
 }
@@ -88,7 +80,8 @@ F2I_INLINE void visit(f2i_chunk *c, const f2i_search *s, const f2i_codebook *boo
   f2i_visit v;
   load_visit(&v, s, pair, first, c->rows, pull, stride);
   if (width != NULL) add_noise(&v, key, first, width, c->rows, sqrtf(form[0]), sqrtf(form[2]));
-  aim_of_visit(c, &v, s, pair, first, inverse);
+  want_no_rounding(&v, c->rows, inverse);
+  load_targets(c, s, pair, first, v.pull[0][0], 2 * F2I_SEARCH_ROWS, F2I_SEARCH_ROWS);
   search_chunk(c, s, book, form, pair, first, 1);
   for (int half = 0; half < 2; ++half) {
     const float *new0 = s->dense + (4 * pair + half) * s->n + first, *new1 = new0 + 2 * s->n;

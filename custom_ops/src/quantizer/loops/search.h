@@ -171,17 +171,20 @@ F2I_CHUNKWISE void begin_with_w(f2i_chunk *c, const f2i_codebook *book) {
   take_turn(c, book, 1, re, im);
 }
 
-/* Targets of complex rows [first, first + rows) in units of the multipliers: values [2][2n] of the pair. */
-F2I_CHUNKWISE void load_targets(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t first, const float *values) {
-  for (int half = 0; half < 2; ++half) {
-    const float *multiplier = s->rows + half * s->n + first;
-    for (int column = 0; column < 2; ++column) {
-      const float *from = values + (2 * column + half) * s->n + first, unit = s->columns[2 * pair + column];
-      for (int i = 0; i < c->rows; ++i) c->target[half][column][i] = from[i] / (multiplier[i] * unit);
-      for (int i = c->rows; i < F2I_SEARCH_ROWS; ++i) c->target[half][column][i] = 0;
+/* Targets of complex rows [first, first + rows) in units of the multipliers. wanted: what the pair's values should be,
+ * of row first in the upper half and the left column; the lower half lies `half` behind it, the right column `column`.
+ */
+F2I_CHUNKWISE void load_targets(f2i_chunk *c, const f2i_search *s, int64_t pair, int64_t first, const float *wanted,
+                                int64_t half, int64_t column) {
+  for (int h = 0; h < 2; ++h) {
+    const float *multiplier = s->rows + h * s->n + first;
+    for (int j = 0; j < 2; ++j) {
+      const float *from = wanted + h * half + j * column, unit = s->columns[2 * pair + j];
+      for (int i = 0; i < c->rows; ++i) c->target[h][j][i] = from[i] / (multiplier[i] * unit);
+      for (int i = c->rows; i < F2I_SEARCH_ROWS; ++i) c->target[h][j][i] = 0;
     }
-    for (int i = 0; i < c->rows; ++i) c->square[half][i] = multiplier[i] * multiplier[i];
-    for (int i = c->rows; i < F2I_SEARCH_ROWS; ++i) c->square[half][i] = 1;
+    for (int i = 0; i < c->rows; ++i) c->square[h][i] = multiplier[i] * multiplier[i];
+    for (int i = c->rows; i < F2I_SEARCH_ROWS; ++i) c->square[h][i] = 1;
   }
 }
 
@@ -262,7 +265,7 @@ static void feed_back(const f2i_search *s, const f2i_codebook *book, int64_t fro
     const float *dense = s->dense + 2 * pair * column;
     for (int64_t first = begin; first < end; first += F2I_SEARCH_ROWS) {
       chunk.rows = (int)(end - first < F2I_SEARCH_ROWS ? end - first : F2I_SEARCH_ROWS);
-      load_targets(&chunk, s, pair, first, value);
+      load_targets(&chunk, s, pair, first, value + first, s->n, column);
       search_chunk(&chunk, s, book, form, pair, first, 0);
     }
     for (int half = 0; half < 2; ++half) {
