@@ -7,5 +7,6 @@
 float fabsf(float x);
 float fmaxf(float x, float y);
 float rintf(float x);
+float sqrtf(float x);
 double fabs(double x);
 #endif
