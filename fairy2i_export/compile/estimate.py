@@ -98,24 +98,29 @@ def calibration_seconds(prepared: Prepared) -> float:
         operations += sweeps * linear.parameters * (_SWEEP[linear.stages - 1] + _CHANGES * columns) / 4
         operations += fits(sweeps) * 2 * columns * (_FIT * linear.stages * columns + 2 * linear.parameters)
         if _LAYER.sub(".{}.", linear.name) in first:
-            operations += 2 * tokens * columns * (columns + min(rows, columns)) + 40.0 * columns**3
+            operations += 2 * tokens * columns * (0.6 * columns + min(rows, columns)) + 40.0 * columns**3
     if "tuning" not in without:
         head = decoder.vocab_size * decoder.hidden_size
-        operations += SCHEDULES[effort].epochs * 2 * tokens * bfloat16 * (2 * inside + 3 * head) * 1.5
+        windows, length = map(int, prepared.text.ids.shape)
+        tuned = SCHEDULES[effort].epochs * len(SCHEDULES[effort].used(windows)) * length
+        operations += 2 * tuned * bfloat16 * (2 * inside + 3 * head) * 1.5
     return _OVERHEAD * operations / _products_per_second()
 
 
 def _walk_bytes(prepared: Prepared) -> int:
-    """Two decoder layers, hidden states, what a float layer and an o_proj read, a group's statistics and the largest matrix."""
+    """Two decoder layers, hidden states, what is kept of a layer's inputs, a group's statistics and the largest matrix."""
     assert prepared.text is not None
     decoder, tokens = prepared.decoder, prepared.text.ids.size
     widest = max(linear.in_features for linear in prepared.on_text.values())
     largest = max(linear.parameters for linear in prepared.on_text.values())
     hidden = 4 * 2 * tokens * decoder.hidden_size
-    kept = (2 if has_fast_bfloat16() else 4) * tokens * decoder.heads * decoder.head_dim
-    read = 2 * tokens * (4 * decoder.hidden_size + decoder.intermediate_size) + kept
+    each, attention = 2 if has_fast_bfloat16() else 4, decoder.heads * decoder.head_dim
+    # what the float layer reads, less with every group, and what attention and the MLP end with, known for the last group
+    early = 2 * (4 * decoder.hidden_size + decoder.intermediate_size) + each * attention
+    late = 2 * (decoder.hidden_size + decoder.intermediate_size) + each * (attention + decoder.intermediate_size)
+    read = tokens * max(early, late)
     metric = widest**2 * (8 if widest <= PRECISE else 4) * 8
-    at_once = 4 * (2 * _layer(prepared) + 8 * largest) + read + metric
+    at_once = 4 * (2 * _layer(prepared) + 10 * largest) + read + metric
     return hidden + max(
         4 * decoder.vocab_size * decoder.hidden_size, at_once
     )  # the embedding is read before everything else
@@ -140,7 +145,8 @@ def _tuning_bytes(prepared: Prepared) -> int:
     head, each = decoder.vocab_size * decoder.hidden_size, 2 if has_fast_bfloat16() else 4
     heads = 2 if prepared.plan.linears[decoder.names.lm_head].treatment == "fairy2i" else 1  # what it aims at, and its own
     model = each * (_layer(prepared) * decoder.layers + heads * head) + 4 * head
-    hidden = 4 * 3 * windows * length * decoder.hidden_size
+    used = len(SCHEDULES[prepared.options.calibrate_effort].used(windows))
+    hidden = 4 * (windows + 2 * used) * length * decoder.hidden_size
     window = length * decoder.layers * (60 * decoder.hidden_size + 30 * decoder.intermediate_size)
     return model + hidden + window + 4 * (4 + heads) * tokens_at_once(decoder.vocab_size) * decoder.vocab_size
 

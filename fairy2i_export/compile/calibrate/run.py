@@ -20,7 +20,7 @@ from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
 
 SWEEPS: dict[Effort, int] = {"normal": 24, "high": 256}  # of annealing over the codes of a matrix
-SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(epochs=1), "high": Schedule(epochs=2)}
+SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(epochs=1), "high": Schedule(epochs=2, most=192)}
 
 
 def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> None:
@@ -52,7 +52,10 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
                 calibrate_head(walk, quantized, exact, {}, observer.advance)
                 del quantized
                 if "tuning" not in without:
-                    _tune(prepared, walk, exact, observer)
+                    schedule = SCHEDULES[prepared.options.calibrate_effort].for_stages(_mean_stages(walk))
+                    used = schedule.used(len(exact))
+                    exact = exact[used]  # the rest is not needed any more
+                    _tune(prepared, walk, schedule, prepared.text.ids[used], exact, observer)
     if (earlier := prepared.earlier) is not None:
         prepared.weights.calibrated = lambda name: store.linear(name) if name in store else earlier.linear(name)
         prepared.weights.replaced = earlier.norms(prepared.decoder.norm_offset)
@@ -73,13 +76,20 @@ def _choose_head(walk: Walk, earlier: EarlierExport, ids: Any, observer: Observe
     calibrate_head(walk, quantized, exact, earlier.norms(walk.decoder.norm_offset), observer.advance)
 
 
-def _tune(prepared: Prepared, walk: Walk, exact: Any, observer: Observer) -> None:
-    """Tune the whole model, and have the store give its layers as they are then; ``exact`` is normalised in place."""
+def _tune(prepared: Prepared, walk: Walk, schedule: Schedule, ids: Any, exact: Any, observer: Observer) -> None:
+    """Tune the whole model, and have the store give its layers as they are then.
+
+    Args:
+        prepared: the export.
+        walk: whose layers are all in the store.
+        schedule: how long and how fast.
+        ids: int64 [windows, length].
+        exact: hidden states of the float model after its last layer, torch float32 [windows, length, hidden]; normalised in place.
+        observer: hears about progress.
+    """
     import torch
 
-    assert prepared.text is not None
-    decoder, ids = prepared.decoder, prepared.text.ids
-    schedule = SCHEDULES[prepared.options.calibrate_effort].for_stages(_mean_stages(walk))
+    decoder = prepared.decoder
     observer.phase("tuning", schedule.steps(len(ids)))
     student = Student(walk.skeleton, decoder, prepared.plan.linears, walk.store)
     with torch.no_grad():

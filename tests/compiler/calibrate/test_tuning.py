@@ -188,6 +188,17 @@ def test_the_length_of_tuning() -> None:
     assert Schedule(epochs=2, windows=3).steps(7) == 4
 
 
+def test_of_a_long_text_some_windows_are_used() -> None:
+    schedule = Schedule(windows=2, most=4)
+    assert [schedule.steps(windows) for windows in (3, 4, 5, 400)] == [1, 2, 2, 2]
+    assert [schedule.used(windows).tolist() for windows in (1, 4, 6, 400)] == [
+        [0],
+        [0, 1, 2, 3],
+        [0, 1, 3, 4],
+        [0, 100, 200, 300],
+    ]
+
+
 def test_the_rate_falls_with_stages() -> None:
     schedule = Schedule(rate=4e-3)
     assert [schedule.for_stages(mean).rate for mean in (1, 2, 4)] == pytest.approx([4e-3, 4e-3, 1e-3])
@@ -222,6 +233,23 @@ def test_interrupted_while_it_is_tuned(source: Path, text: Path, tmp_path: Path,
     export(source, tmp_path / "out", **options)
     assert watched.calls == 3
     assert_same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_the_teacher_of_a_long_text(
+    source: Path, text: Path, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows that are used and what the float model makes of them belong together."""
+    from transformers import AutoModelForCausalLM
+
+    export(source, tmp_path / "all", calibrate=[text], calibrate_tokens=TOKENS, **FORM)
+    windows = watched.ids
+    few = Schedule(most=2)
+    monkeypatch.setattr(calibration, "SCHEDULES", dict.fromkeys(calibration.SCHEDULES, few))
+    export(source, tmp_path / "few", calibrate=[text], calibrate_tokens=TOKENS, **FORM)
+    assert len(windows) > 2
+    assert np.array_equal(watched.ids, windows[few.used(len(windows))])
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    assert difference(watched.teacher, reference_logits(original, watched.ids, np.ones_like(watched.ids))) < TOLERANCE
 
 
 def test_steps_that_are_left_out(source: Path, text: Path, tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ class Schedule:
         epochs: passes of the text.
         rate: of AdamW, at its peak, for one or two stages; parameters are logarithms, so this is a share of a factor per step.
         windows: of a step.
+        most: windows of the text that are used; of a longer one some, evenly spread.
         warmup: steps in which the rate rises; then it falls along a cosine.
     """
 
     epochs: int = 1
     rate: float = 6e-3
     windows: int = 2
+    most: int = 64
     warmup: int = 3
 
     def for_stages(self, mean: float) -> Schedule:
@@ -38,7 +40,12 @@ class Schedule:
 
     def steps(self, windows: int) -> int:
         """For a text of so many windows."""
-        return self.epochs * max(1, windows // self.windows)
+        return self.epochs * max(1, min(windows, self.most) // self.windows)
+
+    def used(self, windows: int) -> npt.NDArray[np.int64]:
+        """Which of so many windows are used, in order."""
+        count = min(windows, self.most)
+        return np.arange(count) * windows // count
 
 
 def tune(
