@@ -1,7 +1,7 @@
 """A decoder layer of the quantized model while its matrices are made, one group after the other.
 
-Every group needs what the layer computes before it, so the first part would be computed again for every group. What attention gives
-is kept instead: once o_proj's turn has come, nothing before it changes any more.
+Every group needs what the layer computes before it, so the first part would be computed again for every group. What attention and
+the MLP end with is kept instead: once the turn of o_proj or down_proj has come, nothing before it changes any more.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ class GrowingLayer:
         layer: the module; its quantized matrices are put in as they are made.
         states: torch float32 [windows, length, hidden], before the layer.
         call: of the layer.
-        output: name, inside the layer, of the linear layer that attention ends with.
+        ends: names, inside the layer, of the linear layers that attention and the MLP end with.
     """
 
-    def __init__(self, layer: Any, states: Any, call: Call, output: str) -> None:
-        self.layer, self.states, self._call, self._output = layer, states, call, output
-        self._kept: dict[int, Any] = {}  # by window: what o_proj reads, [length, heads * head_dim]
-        self._returned = self._returns()
+    def __init__(self, layer: Any, states: Any, call: Call, ends: Sequence[str]) -> None:
+        self.layer, self.states, self._call = layer, states, call
+        returned = self._returns(ends)
+        # by end whose module returns nothing else: of how many values it returns a tuple (0: no tuple), and, by window, what the
+        # end reads, [length, features]
+        self._ends: dict[str, tuple[int, dict[int, Any]]] = {
+            end: (count, {}) for end, count in returned.items() if count is not None
+        }
 
     def inputs(self, modules: Sequence[str], part: slice) -> list[Any]:
         """What modules inside the layer read of some windows, float32.
@@ -40,53 +44,72 @@ class GrowingLayer:
             modules: their names; the layer itself is "".
             part: the windows.
         """
-        with self._attention_known(part):
+        with self._known(part):
             found = inputs_of(self.layer, modules, self.states[part], self._call)
-        if self._returned and self._output in modules:
-            self._kept.update(zip(_windows(part, self.states), found[modules.index(self._output)], strict=True))
+        for end, (_, kept) in self._ends.items():
+            if end in modules:
+                kept.update(zip(_windows(part, self.states), found[modules.index(end)], strict=True))
         return [tensor.float() for tensor in found]
 
     def advance(self) -> None:
         """Take the hidden states through the layer, in place; all that is to be quantized is."""
         for part in batches(self.states):
-            with self._attention_known(part), products():
+            with self._known(part), products():
                 self.states[part] = run_layer(self.layer, self.states[part], self._call)
-        self._kept.clear()
+        for _, kept in self._ends.values():
+            kept.clear()
 
-    def _returns(self) -> int:
-        """Of how many values attention returns a tuple whose first is what o_proj gives, unchanged; 0 if it does not do that."""
+    def _returns(self, ends: Sequence[str]) -> dict[str, int | None]:
+        """Of how many values an end's module returns a tuple that begins with what the end gives; 0: just that, None: not that."""
         seen: dict[str, Any] = {}
 
         def note(name: str) -> Callable[..., None]:
             return lambda module, inputs, output: seen.update({name: output})
 
-        parent, _, _ = self._output.rpartition(".")
-        hooks = [self.layer.get_submodule(name).register_forward_hook(note(name)) for name in (parent, self._output)]
+        parents = {end: end.rpartition(".")[0] for end in ends}
+        hooks = [
+            self.layer.get_submodule(name).register_forward_hook(note(name))
+            for name in (*parents, *parents.values())
+            if name
+        ]
         try:
             run_layer(self.layer, self.states[:1], self._call)
         finally:
             for hook in hooks:
                 hook.remove()
-        whole, end = seen[parent], seen[self._output]
-        return len(whole) if isinstance(whole, tuple) and whole[0] is end else 0
+        counts: dict[str, int | None] = {}
+        for end, parent in parents.items():
+            whole = seen.get(parent)
+            first = whole[0] if isinstance(whole, tuple) else whole
+            counts[end] = (
+                None if first is None or first is not seen.get(end) else len(whole) if isinstance(whole, tuple) else 0
+            )
+        return counts
 
     @contextmanager
-    def _attention_known(self, part: slice) -> Iterator[None]:
-        """Inside, attention is o_proj of what is kept, if all of that is there."""
-        import torch
-
-        windows = _windows(part, self.states)
-        if not all(window in self._kept for window in windows):
-            yield
-            return
-        attention = self.layer.get_submodule(self._output.rpartition(".")[0])
-        read = torch.stack([self._kept[window] for window in windows])
-        rest = (None,) * (self._returned - 1)
-        attention.forward = lambda *args, **kwargs: (self.layer.get_submodule(self._output)(read), *rest)
+    def _known(self, part: slice) -> Iterator[None]:
+        """Inside, attention and the MLP are their ends, each of what is kept, if all of that is there."""
+        windows, changed = _windows(part, self.states), []
+        for end, (count, kept) in self._ends.items():
+            if all(window in kept for window in windows):
+                parent = self.layer.get_submodule(end.rpartition(".")[0])
+                parent.forward = self._ending(end, count, [kept[window] for window in windows])
+                changed.append(parent)
         try:
             yield
         finally:
-            del attention.forward
+            for parent in changed:
+                del parent.forward
+
+    def _ending(self, end: str, count: int, read: Sequence[Any]) -> Callable[..., Any]:
+        """What a module computes, from what its end reads of each window."""
+        import torch
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            found = self.layer.get_submodule(end)(torch.stack(list(read)))
+            return (found, *(None,) * (count - 1)) if count else found
+
+        return forward
 
 
 def _windows(part: slice, states: Any) -> range:

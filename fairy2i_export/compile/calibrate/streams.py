@@ -117,3 +117,8 @@ class FloatLayer:
     def inputs(self, module: str, batch: int) -> Any:
         """What a module read in a batch (in the order of :func:`halves`), float32."""
         return self._read[module][batch].float()
+
+    def forget(self, modules: Iterable[str]) -> None:
+        """What these read is not asked for again."""
+        for module in modules:
+            del self._read[module]

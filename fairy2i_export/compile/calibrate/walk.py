@@ -24,7 +24,7 @@ from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
 from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
-from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, listening, outer_products
+from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, listening, outer_products, products
 from fairy2i_export.decoder.description import Decoder
 from fairy2i_export.onnx_graph.formats.base import Linear
 
@@ -100,9 +100,11 @@ def _pass_layer(walk: Walk, index: int, call: Call, names: Mapping[str, Linear],
     residuals = {group[0]: _residual(walk.decoder, group[0], index) for group in groups}
     modules = dict.fromkeys([*residuals, *(name for name in residuals.values() if name is not None)])
     read = FloatLayer(original, list(modules), exact, call)
-    growing = GrowingLayer(layer, quantized, call, walk.decoder.names.o.format(index).removeprefix(_prefix(index)))
+    ends = [name.format(index).removeprefix(_prefix(index)) for name in (walk.decoder.names.o, walk.decoder.names.down)]
+    growing = GrowingLayer(layer, quantized, call, ends)
     for group in groups:
         found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
+        read.forget(name for name in (group[0], residuals[group[0]]) if name is not None)
         _replace(layer, {name: found[names[name].name] for name in group})
     walk.store.write(index, found)
     growing.advance()
@@ -144,7 +146,9 @@ def _calibrate_group(
         statistics.add(got[-1], half)
         difference = read.inputs(group[0], batch) - got[-1]
         if residual is not None:
-            difference = difference @ weight.T + (read.inputs(residual, batch) - got[0])
+            with products():
+                difference = difference @ weight.T
+            difference = difference.float() + (read.inputs(residual, batch) - got[0])
         cross[half] += outer_products(difference, got[-1])
     weights = [layer.get_submodule(name).weight for name in group]
     metric = trusted_metric(statistics, first.name, weight, first.stages)  # refuses inputs that are not finite

@@ -96,6 +96,20 @@ def output_error(inputs: torch.Tensor, weight: torch.Tensor, dense: np.ndarray[A
     return float((wanted - inputs @ torch.from_numpy(dense).T).norm() / wanted.norm())
 
 
+@pytest.mark.parametrize("features", [2, 3, 5, 64, 140])
+def test_sums_over_inputs(features: int) -> None:
+    """Of every pair of inputs, whatever parts they are computed in, for each half of the text; numpy's in float64 are right."""
+    inputs = correlated(features, 900).reshape(3, 300, features)
+    statistics = Statistics(features)
+    for index, part in enumerate(inputs):
+        statistics.add(part[None], index % 2)
+    for half, parts in enumerate((inputs[[0, 2]], inputs[[1]])):
+        rows = parts.reshape(-1, features).numpy().astype(np.float64)
+        assert np.allclose(statistics.mean(half).numpy(), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+    rows = inputs.reshape(-1, features).numpy().astype(np.float64)
+    assert np.allclose(statistics.mean().numpy(), rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+
+
 def test_the_factor_inverts_the_metric() -> None:
     metric = metric_of(correlated(40))
     product = metric.factor.T.double() @ metric.factor.double() @ metric.hessian.double()

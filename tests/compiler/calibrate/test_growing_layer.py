@@ -1,4 +1,4 @@
-"""A decoder layer that is quantized group by group: what attention gave is not computed again, and nothing else changes."""
+"""A decoder layer that is quantized group by group: what attention and the MLP end with is kept, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -33,31 +33,36 @@ def prepared(folder: Path) -> tuple[Any, Any, Any, dict[str, str]]:
     layer = skeleton.layer(INDEX)
     inside = {kind: getattr(decoder.names, kind).format(INDEX).removeprefix(PREFIX) for kind in ("o", "down")}
     modules = [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
-    inside["first"] = next(name for name in modules if name not in inside.values())  # of attention
+    for kind, end in (("first", inside["o"]), ("gate", inside["down"])):  # of attention, of the MLP
+        module = end.rpartition(".")[0]
+        inside[kind] = next(name for name in modules if name.startswith(module) and name != end)
     return layer, torch.cat(hidden), calls[INDEX], inside
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
 @torch.no_grad()
-def test_attention_is_kept_and_changes_nothing(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+def test_what_is_kept_changes_nothing(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
     layer, states, call, names = prepared(save_tiny(tmp_path, kind, **settings))
-    growing = GrowingLayer(layer, states.clone(), call, names["o"])
+    growing = GrowingLayer(layer, states.clone(), call, [names["o"], names["down"]])
     calls: list[str] = []
     modules = ["", names["o"]]
-    with listening(layer, [names["first"]], lambda name, _: calls.append(name)):
+    with listening(layer, [names["first"], names["gate"]], lambda name, _: calls.append(name)):
         for part in batches(states):
             expected = inputs_of(layer, modules, states[part], call)
             for found, wanted in zip(growing.inputs(modules, part), expected, strict=True):
                 assert torch.equal(found, wanted.float())
-        assert len(calls) == 2 * 3
+        assert calls == [names["first"]] * 2 * 3
         layer.get_submodule(names["o"]).weight.data *= 0.5  # it is quantized
         expected = [inputs_of(layer, [names["down"]], states[part], call)[0] for part in batches(states)]
-        after = states.clone()
-        advance(layer, after, call)
         calls.clear()
         for part, wanted in zip(batches(states), expected, strict=True):
             (found,) = growing.inputs([names["down"]], part)
             assert torch.equal(found, wanted.float())
+        assert calls == [names["gate"]] * 3
+        layer.get_submodule(names["down"]).weight.data *= 0.5
+        after = states.clone()
+        advance(layer, after, call)
+        calls.clear()
         growing.advance()
         assert not calls
     assert torch.equal(growing.states, after)
@@ -66,20 +71,22 @@ def test_attention_is_kept_and_changes_nothing(tmp_path: Path, kind: str, settin
     assert torch.equal(states, after)
 
 
+@pytest.mark.parametrize(("module", "end"), [("self_attn", "o"), ("mlp", "down")])
 @torch.no_grad()
-def test_attention_that_does_something_after_its_last_layer_is_computed(tmp_path: Path) -> None:
+def test_a_module_that_does_something_after_its_last_layer_is_computed(tmp_path: Path, module: str, end: str) -> None:
     layer, states, call, names = prepared(save_tiny(tmp_path, "llama"))
-    forward = layer.self_attn.forward
+    changed = layer.get_submodule(module)
+    forward = changed.forward
 
     def doubled(*args: Any, **kwargs: Any) -> Any:
-        output, *rest = forward(*args, **kwargs)
-        return (2 * output, *rest)
+        found = forward(*args, **kwargs)
+        return (2 * found[0], *found[1:]) if isinstance(found, tuple) else 2 * found
 
-    layer.self_attn.forward = doubled
-    growing = GrowingLayer(layer, states.clone(), call, names["o"])
+    changed.forward = doubled
+    growing = GrowingLayer(layer, states.clone(), call, [names["o"], names["down"]])
     for part in batches(states):
-        growing.inputs([names["o"]], part)
+        growing.inputs([names[end]], part)
     growing.advance()
-    assert layer.self_attn.forward is doubled
+    assert changed.forward is doubled
     advance(layer, states, call)
     assert torch.equal(growing.states, states)

@@ -29,27 +29,27 @@ def temperatures(sweeps: int) -> F32:
     return np.geomspace(HOT, COLD, sweeps, dtype=np.float32)
 
 
-def error_of_rows(target: Any, metric: Metric, candidate: Candidate) -> F32:
+def error_of_rows(target: Any, pull: Any, candidate: Candidate) -> F32:
     """The error of a complex row's outputs, ``tr(E H E^T)`` of its two real rows, for each of its pairs of columns: float32 [n].
 
     Args:
         target: torch float32 [2m, 2n], the matrix to come near to.
-        metric: of the layer's inputs.
+        pull: torch float32 [2m, 2n], the metric of the layer's inputs times what is missing to the target.
         candidate: with codes.
     """
     import torch
 
     missing = target - torch.from_numpy(candidate.dense)
-    found = ((metric.hessian @ missing) * missing).sum(0).clamp(min=0).reshape(2, -1).sum(0)
+    found = (pull * missing).sum(0).clamp(min=0).reshape(2, -1).sum(0)
     mean: F32 = (found / (len(target) // 2)).numpy()
     return mean
 
 
-def anneal(target: Any, metric: Metric, candidate: Candidate, heat: F32, seed: int) -> None:
+def anneal(pull: Any, metric: Metric, candidate: Candidate, heat: F32, seed: int) -> None:
     """Sweeps over the codes of all pairs, in order; without heat ``tr(E H E^T)`` cannot rise.
 
     Args:
-        target: torch float32 [2m, 2n], the matrix to come near to.
+        pull: torch float32 [2m, 2n], the metric times what is missing to the matrix to come near to.
         metric: of the layer's inputs.
         candidate: with codes and dense values, which are written.
         heat: float32 [sweeps, n]: temperature of each sweep and complex row, in units of the error. Zero: no noise.
@@ -57,12 +57,11 @@ def anneal(target: Any, metric: Metric, candidate: Candidate, heat: F32, seed: i
     """
     import torch
 
-    pull = np.zeros((candidate.dense.shape[1], len(target) + _PADDING), np.float32)
-    missing = target - torch.from_numpy(candidate.dense)
-    torch.matmul(missing.T, metric.hessian, out=torch.from_numpy(pull)[:, : len(target)])
+    padded = np.zeros((pull.shape[1], len(pull) + _PADDING), np.float32)
+    torch.from_numpy(padded)[:, : len(pull)] = pull.T
     # Without rounding, Gibbs' distribution exp(-H_jj d^2 / heat) of what a value d is off has the variance heat / (2 H_jj), and
     # pull moves by H_jj d. Noise is even, over (-w, w): its variance is w^2 / 3.
     noise = np.sqrt(1.5 * heat, dtype=np.float32) if heat.any() else None
     search = candidate.search(metric.hessian)
     with Threads(candidate, _PART) as run:
-        run(partial(search.anneal, len(heat), pull=pull, noise=noise, seed=seed))
+        run(partial(search.anneal, len(heat), pull=padded, noise=noise, seed=seed))

@@ -53,7 +53,8 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
 
     columns = torch.from_numpy(metric.columns)
     target = aim.T[columns].contiguous()
-    power = float(((metric.hessian @ target) * target).sum())
+    wanted = metric.hessian @ target
+    power = float((wanted * target).sum())
     if not power < _LARGEST:
         raise WeightError(
             f"{name}: expected weights whose outputs on the calibration text can be squared and summed in float32 (up to "
@@ -63,11 +64,11 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
     grid = fits(sweeps) - _ON_GRID
     for index in range(ROUNDS):
         feed_back(target, metric, candidate)
-        _fit(target, metric, candidate, index >= grid)
-    legs = _legs(error_of_rows(target, metric, candidate), sweeps) if sweeps else []
+        found = _fit(target, wanted, metric, candidate, index >= grid)
+    legs = _legs(error_of_rows(target, wanted - found, candidate), sweeps) if sweeps else []
     for index, heat in enumerate(legs, ROUNDS):
-        anneal(target, metric, candidate, heat, seed=index)
-        _fit(target, metric, candidate, index >= grid)
+        anneal(wanted - found, metric, candidate, heat, seed=index)
+        found = _fit(target, wanted, metric, candidate, index >= grid)
     error = loss(target, metric, candidate) ** 0.5
     m = len(metric.columns) // 2
     codes = np.empty((stages, 2, candidate.codes.shape[3], m), np.uint8)
@@ -80,9 +81,10 @@ def fits(sweeps: int) -> int:
     return ROUNDS + (LEGS + COLD_SWEEPS if sweeps else 0)
 
 
-def _fit(target: Any, metric: Metric, candidate: Candidate, is_grid: bool) -> None:
+def _fit(target: Any, wanted: Any, metric: Metric, candidate: Candidate, is_grid: bool) -> Any:
+    """Fit scales, then rows; gives the product of the metric and the result, as ``wanted`` is that of the metric and the target."""
     refit_scales(target, metric, candidate, is_grid)
-    refit_rows(target, metric, candidate)
+    return refit_rows(wanted, metric, candidate)
 
 
 def _legs(errors: F32, sweeps: int) -> list[F32]:

@@ -59,15 +59,26 @@ def start(target: Any, metric: Metric, stages: int) -> Candidate:
     return Candidate(scales, rows * np.tile(factors, 2), np.ones(count, np.float32), no_codes, np.zeros_like(values))
 
 
-def refit_rows(target: Any, metric: Metric, candidate: Candidate) -> None:
-    """Multiply every row by the factor that brings its outputs nearest to the target's."""
+def refit_rows(wanted: Any, metric: Metric, candidate: Candidate) -> Any:
+    """Multiply every row by the factor that brings its outputs nearest to the target's.
+
+    Args:
+        wanted: torch float32 [2m, 2n], the metric times the target.
+        metric: of the inputs.
+        candidate: with codes; its rows are changed.
+
+    Returns:
+        The metric times what the candidate stands for then.
+    """
     import torch
 
     dense = torch.from_numpy(candidate.dense)
-    seen = metric.hessian @ dense
-    factor = ((seen * target).sum(0) / (seen * dense).sum(0).clamp(min=1e-30)).clamp(0.5, 2.0).numpy()
-    candidate.rows = candidate.rows * factor
-    candidate.dense *= factor
+    found = metric.hessian @ dense
+    factor = ((wanted * dense).sum(0) / (found * dense).sum(0).clamp(min=1e-30)).clamp(0.5, 2.0)
+    candidate.rows = candidate.rows * factor.numpy()
+    candidate.dense *= factor.numpy()
+    found *= factor
+    return found
 
 
 def refit_scales(target: Any, metric: Metric, candidate: Candidate, is_grid: bool) -> None:

@@ -9,6 +9,7 @@ make up for. The order is a matter of the work alone: the file keeps the columns
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the mean diagonal of H, added to th
 USUAL_DAMPING = 0.03  # where none can be tried
 HALVES = 2  # of the text: what is learned from one can be tried on the other (aim.py)
 PRECISE = 4096  # features up to which sums and inverses are float64; above, that would take gigabytes
+_BLOCKS = 4  # that X^T X is computed in: ten of sixteen squares
 _RETRIES = 4  # with ten times the damping each, where H is not positive definite in floating point
 
 
@@ -66,7 +68,7 @@ class Statistics:
     def add(self, inputs: Any, half: int) -> None:
         """Inputs [..., 2m], float32, of a batch that belongs to a half of the text."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        self.grams[half] += rows.T @ rows
+        self.grams[half] += _gram(rows)
         self.tokens[half] += len(rows)
 
     def mean(self, half: int | None = None) -> Any:
@@ -102,6 +104,19 @@ class Statistics:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_hessian))
         upper = torch.linalg.cholesky(inverse, upper=True)
         return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
+
+
+def _gram(rows: Any) -> Any:
+    """X^T X of X, torch float32 [tokens, 2m]: blocks of its rows from the diagonal on, the rest is the same mirrored."""
+    import torch
+
+    features = rows.shape[1]
+    gram = rows.new_empty((features, features))
+    edges = [features * index // _BLOCKS for index in range(_BLOCKS + 1)]
+    for start, stop in pairwise(edges):
+        torch.matmul(rows[:, start:stop].T, rows[:, start:], out=gram[start:stop, start:])
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram
 
 
 def damped_gram(gram: Any, damping: float) -> tuple[Any, Any]:
