@@ -114,11 +114,13 @@ def _walk_bytes(prepared: Prepared) -> int:
     widest = max(linear.in_features for linear in prepared.on_text.values())
     largest = max(linear.parameters for linear in prepared.on_text.values())
     hidden = 4 * 2 * tokens * decoder.hidden_size
-    each, attention = 2 if has_fast_bfloat16() else 4, decoder.heads * decoder.head_dim
-    # what the float layer reads, less with every group, and what attention and the MLP end with, known for the last group
-    early = 2 * (4 * decoder.hidden_size + decoder.intermediate_size) + each * attention
-    late = 2 * (decoder.hidden_size + decoder.intermediate_size) + each * (attention + decoder.intermediate_size)
-    read = tokens * max(early, late)
+    each, attention, inside = 2 if has_fast_bfloat16() else 4, decoder.heads * decoder.head_dim, decoder.intermediate_size
+    # what a float layer reads (o_proj's and down_proj's inputs, and those of the layer, its norms and all else), and, of the
+    # quantized one, what attention and the MLP end with: before o_proj's turn, after it, and after down_proj's
+    first = 2 * (4 * decoder.hidden_size + attention + inside)
+    second = 2 * (3 * decoder.hidden_size + attention + inside) + each * attention
+    last = 2 * (decoder.hidden_size + inside) + each * (attention + inside)
+    read = tokens * max(first, second, last)
     metric = widest**2 * (8 if widest <= PRECISE else 4) * 8
     at_once = 4 * (2 * _layer(prepared) + 10 * largest) + read + metric
     return hidden + max(

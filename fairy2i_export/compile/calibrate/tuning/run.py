@@ -31,7 +31,7 @@ class Schedule:
     epochs: int = 1
     rate: float = 6e-3
     windows: int = 2
-    most: int = 64
+    most: int = 192
     warmup: int = 3
 
     def for_stages(self, mean: float) -> Schedule:
