@@ -101,8 +101,8 @@ def calibration_seconds(prepared: Prepared) -> float:
             operations += 2 * tokens * columns * (0.6 * columns + min(rows, columns)) + 40.0 * columns**3
     if "tuning" not in without:
         head = decoder.vocab_size * decoder.hidden_size
-        windows, length = map(int, prepared.text.ids.shape)
-        tuned = SCHEDULES[effort].epochs * len(SCHEDULES[effort].used(windows)) * length
+        schedule, (windows, length) = SCHEDULES[effort], prepared.text.ids.shape
+        tuned = schedule.epochs * len(schedule.used(windows)) * length
         operations += 2 * tuned * bfloat16 * (2 * inside + 3 * head) * 1.5
     return _OVERHEAD * operations / _products_per_second()
 

@@ -30,12 +30,9 @@ class GrowingLayer:
 
     def __init__(self, layer: Any, states: Any, call: Call, ends: Sequence[str]) -> None:
         self.layer, self.states, self._call = layer, states, call
-        returned = self._returns(ends)
-        # by end whose module returns nothing else: of how many values it returns a tuple (0: no tuple), and, by window, what the
-        # end reads, [length, features]
-        self._ends: dict[str, tuple[int, dict[int, Any]]] = {
-            end: (count, {}) for end, count in returned.items() if count is not None
-        }
+        self._returned = self._returns(ends)
+        # by end, then by window: what the end reads, [length, features]
+        self._kept: dict[str, dict[int, Any]] = {end: {} for end in self._returned}
 
     def inputs(self, modules: Sequence[str], part: slice) -> list[Any]:
         """What modules inside the layer read of some windows, float32.
@@ -46,7 +43,7 @@ class GrowingLayer:
         """
         with self._known(part):
             found = inputs_of(self.layer, modules, self.states[part], self._call)
-        for end, (_, kept) in self._ends.items():
+        for end, kept in self._kept.items():
             if end in modules:
                 kept.update(zip(_windows(part, self.states), found[modules.index(end)], strict=True))
         return [tensor.float() for tensor in found]
@@ -56,44 +53,40 @@ class GrowingLayer:
         for part in batches(self.states):
             with self._known(part), products():
                 self.states[part] = run_layer(self.layer, self.states[part], self._call)
-        for _, kept in self._ends.values():
+        for kept in self._kept.values():
             kept.clear()
 
-    def _returns(self, ends: Sequence[str]) -> dict[str, int | None]:
-        """Of how many values an end's module returns a tuple that begins with what the end gives; 0: just that, None: not that."""
+    def _returns(self, ends: Sequence[str]) -> dict[str, int]:
+        """Of those ends whose module returns what they give, unchanged: 0, or of how many values a tuple that begins with it."""
         seen: dict[str, Any] = {}
 
         def note(name: str) -> Callable[..., None]:
             return lambda module, inputs, output: seen.update({name: output})
 
         parents = {end: end.rpartition(".")[0] for end in ends}
-        hooks = [
-            self.layer.get_submodule(name).register_forward_hook(note(name))
-            for name in (*parents, *parents.values())
-            if name
-        ]
+        names = (*parents, *parents.values())
+        hooks = [self.layer.get_submodule(name).register_forward_hook(note(name)) for name in names]
         try:
             run_layer(self.layer, self.states[:1], self._call)
         finally:
             for hook in hooks:
                 hook.remove()
-        counts: dict[str, int | None] = {}
+        found = {}
         for end, parent in parents.items():
-            whole = seen.get(parent)
-            first = whole[0] if isinstance(whole, tuple) else whole
-            counts[end] = (
-                None if first is None or first is not seen.get(end) else len(whole) if isinstance(whole, tuple) else 0
-            )
-        return counts
+            whole = seen[parent]
+            is_tuple = isinstance(whole, tuple)
+            if (whole[0] if is_tuple else whole) is seen[end]:
+                found[end] = len(whole) if is_tuple else 0
+        return found
 
     @contextmanager
     def _known(self, part: slice) -> Iterator[None]:
         """Inside, attention and the MLP are their ends, each of what is kept, if all of that is there."""
         windows, changed = _windows(part, self.states), []
-        for end, (count, kept) in self._ends.items():
+        for end, kept in self._kept.items():
             if all(window in kept for window in windows):
                 parent = self.layer.get_submodule(end.rpartition(".")[0])
-                parent.forward = self._ending(end, count, [kept[window] for window in windows])
+                parent.forward = self._ending(end, [kept[window] for window in windows])
                 changed.append(parent)
         try:
             yield
@@ -101,13 +94,15 @@ class GrowingLayer:
             for parent in changed:
                 del parent.forward
 
-    def _ending(self, end: str, count: int, read: Sequence[Any]) -> Callable[..., Any]:
-        """What a module computes, from what its end reads of each window."""
+    def _ending(self, end: str, read: list[Any]) -> Callable[..., Any]:
+        """What the module of an end computes, from what the end reads of each window."""
         import torch
 
+        rest = (None,) * (self._returned[end] - 1)
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            found = self.layer.get_submodule(end)(torch.stack(list(read)))
-            return (found, *(None,) * (count - 1)) if count else found
+            found = self.layer.get_submodule(end)(torch.stack(read))
+            return (found, *rest) if self._returned[end] else found
 
         return forward
 

@@ -104,7 +104,6 @@ def _pass_layer(walk: Walk, index: int, call: Call, names: Mapping[str, Linear],
     growing = GrowingLayer(layer, quantized, call, ends)
     for group in groups:
         found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
-        read.forget(name for name in (group[0], residuals[group[0]]) if name is not None)
         _replace(layer, {name: found[names[name].name] for name in group})
     walk.store.write(index, found)
     growing.advance()
@@ -129,7 +128,7 @@ def _calibrate_group(
         group: names inside the decoder layer.
         residual: the module that reads what the group's outputs are added to, if there is one; such a group has one layer.
         growing: the decoder layer as far as it is quantized.
-        read: what the float layer's modules read.
+        read: what the float layer's modules read; forgets those of this group.
         linears: by name inside the decoder layer.
     """
     import torch
@@ -150,6 +149,7 @@ def _calibrate_group(
                 difference = difference @ weight.T
             difference = difference.float() + (read.inputs(residual, batch) - got[0])
         cross[half] += outer_products(difference, got[-1])
+    read.forget(modules)
     weights = [layer.get_submodule(name).weight for name in group]
     metric = trusted_metric(statistics, first.name, weight, first.stages)  # refuses inputs that are not finite
     aims = Ridge(statistics).aims(weights, [cross] if residual is not None else [weight @ cross for weight in weights])
