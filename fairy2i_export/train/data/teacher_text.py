@@ -17,7 +17,7 @@ from fairy2i_export.train.data.blocks import Blocks, kept_json
 from fairy2i_export.train.data.packing import Encoder
 from fairy2i_export.train.recipe import TeacherStarts
 
-_BATCH, _MOST = 16, 2048  # sequences written together: in main memory, and at most on a device
+_BATCH, _MOST = 16, 4096  # sequences written together: in main memory, and at most on a device
 _SHARE = 3  # the part of a device's free memory that their KV cache may take
 
 

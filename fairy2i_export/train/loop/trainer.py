@@ -24,6 +24,7 @@ from fairy2i_export.train.loop import checkpoint_guard
 from fairy2i_export.train.loop.distill import losses
 from fairy2i_export.train.loop.groups import parameter_groups
 from fairy2i_export.train.loop.schedule import SCHEDULES, Shape
+from fairy2i_export.train.qat.devices import settle
 from fairy2i_export.train.recipe import Recipe
 
 _Trainer: Any = transformers.Trainer  # some releases of transformers have types, others have not
@@ -74,7 +75,8 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
             compute_loss_func=_unused_loss,  # makes the Trainer count the predictions of a whole step
         )
         self.teacher = None if teacher is None else teacher.to(arguments.device)
-        self._parts = torch.zeros(2, dtype=torch.float64)  # cross entropy and divergence since the last log
+        # cross entropy and divergence since the last log; on the device, which must not be waited for
+        self._parts = torch.zeros(2, dtype=torch.float64, device=arguments.device)
         self._steps = 0  # since then
 
     # -- data and loss
@@ -98,11 +100,12 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
         loss = found.loss / count
         # gradients are averaged over processes, while the count is that of all of them
         loss = loss * self.accelerator.num_processes
-        self._parts += (torch.stack([found.entropy, found.divergence]) / count).cpu().double()
+        self._parts += torch.stack([found.entropy, found.divergence]).double() / count
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
+        settle()
         if not bool(torch.isfinite(loss)):
             raise self._diverged("the loss", float(loss))
         return loss
@@ -183,7 +186,7 @@ class QATTrainer(_Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            parts = self.accelerator.reduce(self._parts.to(self.args.device), "sum").cpu()
+            parts = self.accelerator.reduce(self._parts.clone(), "sum").cpu()
             if self.recipe.distill > 0:
                 logs["cross_entropy"], logs["divergence"] = (float(part) / max(1, self._steps) for part in parts)
             self._parts.zero_()

@@ -14,7 +14,7 @@ from torch import Tensor
 from fairy2i_export.codes.strategies import STRATEGIES
 from fairy2i_export.errors import OptionError, WeightError
 from fairy2i_export.train.qat import baselines, native_quantizer, torch_quantizer
-from fairy2i_export.train.qat.compiled import compiled, is_compiled
+from fairy2i_export.train.qat.devices import diverged, if_compiled, require_finite, sum_of
 from fairy2i_export.train.qat.gradients import gradients_of_learned
 from fairy2i_export.train.qat.options import QuantizationOptions
 
@@ -29,6 +29,7 @@ def fake_quantize(
     rows: Tensor | None = None,
     scales: Tensor | None = None,
     columns: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     made: Tensor | None = None,
     name: str = "weight",
 ) -> Tensor:
@@ -40,6 +41,7 @@ def fake_quantize(
         rows: learned row multipliers [out]; their gradient takes the rounding error relative to the row for constant.
         scales: learned scales [stages, 2 (U, W), 2 (re, im)]; their gradient takes the codes for constant.
         columns: learned column multipliers [in]; their gradient is like that of the rows.
+        dtype: of the result, by default the weight's.
         made: :func:`dequantize` of these arguments, if it is known already.
         name: how to call the weight in messages.
 
@@ -49,7 +51,7 @@ def fake_quantize(
     with torch.no_grad():
         dense = made
         if dense is None:
-            dense = dequantize(weight, options, rows=rows, scales=scales, columns=columns, name=name)
+            dense = dequantize(weight, options, rows=rows, scales=scales, columns=columns, dtype=dtype, name=name)
     if torch.compiler.is_exporting():
         return dense  # graphs for inference: nothing to differentiate
     if rows is None and scales is None and columns is None:
@@ -97,16 +99,15 @@ def dequantize(
     with torch.no_grad():
         if options.method != "fairy2i":
             dense, scale = (baselines.binary if options.method == "binary" else baselines.ternary)(weight, options.profile)
-            _require_finite(weight, name, scale)
+            if _can_be_looked_at(weight):
+                require_finite(name, sum_of(scale))
             return dense.to(dtype)
         if not in_reach(weight) and not STRATEGIES[options.quantizer].is_in_torch(scales is not None and not _traced()):
             return _in_main_memory(weight, options, rows, scales, columns, name).to(dtype)
-        # else scales that the C library computes show what the weight holds
-        if scales is not None or columns is not None or not in_reach(weight):
-            learned = (x for x in (rows, scales, columns) if x is not None)
-            _require_finite(weight, name, weight.sum(dtype=torch.float32), *learned)
         if not in_reach(weight):
-            return _in_torch(weight, options, rows, scales, columns, dtype)
+            return _in_torch(weight, options, rows, scales, columns, dtype, name)
+        if scales is not None or columns is not None:  # else scales that the C library computes show what the weight holds
+            require_finite(name, sum_of(weight, rows, scales, columns))
         kind = dtype if dtype in _WRITTEN else torch.float32
         result = out if out is not None and out.dtype == kind else torch.empty(weight.shape, dtype=kind)
         found = native_quantizer.dequantize_into(result, weight.detach().contiguous(), options, rows, scales, columns)
@@ -115,22 +116,8 @@ def dequantize(
         return result.to(dtype)
 
 
-def diverged(name: str) -> WeightError:
-    """The error for latent weights that are not finite any more."""
-    return WeightError(
-        f"{name}: the latent weight, or what is learned with it, holds values that are not finite: training diverged; go back to "
-        "an earlier checkpoint, with a lower learning rate, gradient clipping or more warm-up"
-    )
-
-
-def _require_finite(weight: Tensor, name: str, *values: Tensor) -> None:
-    """Raise WeightError unless all ``values``, a few numbers per matrix, are finite; on a device this waits for them."""
-    if type(weight) not in (Tensor, torch.nn.Parameter) or weight.device.type == "meta" or _traced():
-        return  # there are no values to look at
-    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # a graph that is recorded must not wait
-    if not bool(torch.stack([torch.isfinite(value).all() for value in values]).all()):
-        raise diverged(name)
+def _can_be_looked_at(weight: Tensor) -> bool:
+    return type(weight) in (Tensor, torch.nn.Parameter) and weight.device.type != "meta" and not _traced()
 
 
 def in_reach(weight: Tensor) -> bool:
@@ -150,13 +137,27 @@ def _in_torch(
     scales: Tensor | None,
     columns: Tensor | None,
     dtype: torch.dtype,
+    name: str,
 ) -> Tensor:
     if rows is None and options.row_multiplier == "rms":
         rows = torch_quantizer.row_rms(weight, options.profile)
-    quantize = torch_quantizer.quantize
-    if not _traced() and is_compiled(weight, options):
-        quantize = compiled(quantize)
-    return quantize(weight.detach(), options, rows, scales, columns)[0].to(dtype)
+    if not _can_be_looked_at(weight):
+        return torch_quantizer.quantize(weight.detach(), options, rows, scales, columns)[0].to(dtype)
+    dense, total = if_compiled(weight, _quantized_and_sum)(weight.detach(), options, rows, scales, columns, dtype)
+    require_finite(name, total)
+    return dense  # type: ignore[no-any-return]
+
+
+def _quantized_and_sum(
+    weight: Tensor,
+    options: QuantizationOptions,
+    rows: Tensor | None,
+    scales: Tensor | None,
+    columns: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    dense, _ = torch_quantizer.quantize(weight, options, rows, scales, columns)
+    return dense.to(dtype), sum_of(weight, rows, scales, columns)
 
 
 def _in_main_memory(
@@ -214,7 +215,7 @@ class _LearnedThrough(torch.autograd.Function):
         if scales is not None and ctx.needs_input_grad[3] and in_reach(weight):
             codes = native_quantizer.codes_of(weight, ctx.options, rows, scales, columns)
         wanted = tuple(ctx.needs_input_grad[2:5])
-        of_learned = compiled(gradients_of_learned) if is_compiled(weight, ctx.options) else gradients_of_learned
+        of_learned = if_compiled(weight, gradients_of_learned)
         found = of_learned(weight, dense, rows, scales, columns, grads[0], codes, ctx.options, wanted)
         return grads[0].to(weight.dtype), None, *found, None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fairy2i_export.train.qat import native_quantizer
 from fairy2i_export.train.qat.activations import round_activations
 from fairy2i_export.train.qat.cache import WeightCache, is_cached
+from fairy2i_export.train.qat.devices import settle
 from fairy2i_export.train.qat.fake_quantize import dequantize, fake_quantize
 from fairy2i_export.train.qat.options import QuantizationOptions
 
@@ -94,18 +95,20 @@ class QATLinear(nn.Linear):
             WeightError: the latent weight is not finite, or a shard of the whole.
         """
         weight, rows, scales, columns = self.weight, self.row_multiplier, self.scales, self.col_multiplier
-        made = None
+        made, dtype, device = None, weight.dtype, weight.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+            dtype = torch.bfloat16
         if self.options.cache and is_cached(weight):
-            dtype = weight.dtype
-            if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-                dtype = torch.bfloat16
             made = self._cache.get(weight, self.options, rows, scales, dtype, self.name, columns)
-        return fake_quantize(weight, self.options, rows=rows, scales=scales, columns=columns, made=made, name=self.name)
+        learned: Any = {"rows": rows, "scales": scales, "columns": columns}
+        return fake_quantize(weight, self.options, **learned, dtype=dtype, made=made, name=self.name)
 
     def dequantized_weight(self) -> Tensor:
         """The matrix [out, in] that the forward pass multiplies by, in the weight's dtype: detached, a tensor of its own."""
         learned: Any = {"rows": self.row_multiplier, "scales": self.scales, "columns": self.col_multiplier}
-        return dequantize(self.weight.detach(), self.options, **learned, name=self.name).detach()
+        found = dequantize(self.weight.detach(), self.options, **learned, name=self.name).detach()
+        settle()
+        return found
 
     def to_linear(self) -> nn.Linear:
         """A plain ``nn.Linear`` with the dequantized weight, and the bias."""
