@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fairy2i_export.compile.calibrate.skeleton import Call, run_layer
-from fairy2i_export.compile.calibrate.streams import batches, inputs_of, products
+from fairy2i_export.compile.calibrate.streams import batches, inputs_of, keep, products
 
 
 class GrowingLayer:
@@ -31,8 +31,8 @@ class GrowingLayer:
     def __init__(self, layer: Any, states: Any, call: Call, ends: Sequence[str]) -> None:
         self.layer, self.states, self._call = layer, states, call
         self._returned = self._returns(ends)
-        # by end, then by window: what the end reads, [length, features]
-        self._kept: dict[str, dict[int, Any]] = {end: {} for end in self._returned}
+        self._kept: dict[str, Any] = {}  # by end: what it reads, [windows, length, features]
+        self._known: dict[str, set[int]] = {end: set() for end in self._returned}  # of these windows
 
     def inputs(self, modules: Sequence[str], part: slice) -> list[Any]:
         """What modules inside the layer read of some windows, float32.
@@ -41,20 +41,22 @@ class GrowingLayer:
             modules: their names; the layer itself is "".
             part: the windows.
         """
-        with self._known(part):
+        with self._without_what_is_known(part):
             found = inputs_of(self.layer, modules, self.states[part], self._call)
-        for end, kept in self._kept.items():
+        for end, known in self._known.items():
             if end in modules:
-                kept.update(zip(_windows(part, self.states), found[modules.index(end)], strict=True))
+                keep(self._kept, end, part, found[modules.index(end)], len(self.states))
+                known.update(self._windows(part))
         return [tensor.float() for tensor in found]
 
     def advance(self) -> None:
         """Take the hidden states through the layer, in place; all that is to be quantized is."""
         for part in batches(self.states):
-            with self._known(part), products():
+            with self._without_what_is_known(part), products():
                 self.states[part] = run_layer(self.layer, self.states[part], self._call)
-        for kept in self._kept.values():
-            kept.clear()
+        self._kept.clear()
+        for known in self._known.values():
+            known.clear()
 
     def _returns(self, ends: Sequence[str]) -> dict[str, int]:
         """Of those ends whose module returns what they give, unchanged: 0, or of how many values a tuple that begins with it."""
@@ -80,13 +82,13 @@ class GrowingLayer:
         return found
 
     @contextmanager
-    def _known(self, part: slice) -> Iterator[None]:
+    def _without_what_is_known(self, part: slice) -> Iterator[None]:
         """Inside, attention and the MLP are their ends, each of what is kept, if all of that is there."""
-        windows, changed = _windows(part, self.states), []
-        for end, kept in self._kept.items():
-            if all(window in kept for window in windows):
+        changed = []
+        for end, known in self._known.items():
+            if known.issuperset(self._windows(part)):
                 parent = self.layer.get_submodule(end.rpartition(".")[0])
-                parent.forward = self._ending(end, [kept[window] for window in windows])
+                parent.forward = self._ending(end, self._kept[end][part])
                 changed.append(parent)
         try:
             yield
@@ -94,18 +96,15 @@ class GrowingLayer:
             for parent in changed:
                 del parent.forward
 
-    def _ending(self, end: str, read: list[Any]) -> Callable[..., Any]:
-        """What the module of an end computes, from what the end reads of each window."""
-        import torch
-
+    def _ending(self, end: str, read: Any) -> Callable[..., Any]:
+        """What the module of an end computes, from what the end reads, [windows, length, features]."""
         rest = (None,) * (self._returned[end] - 1)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            found = self.layer.get_submodule(end)(torch.stack(read))
+            found = self.layer.get_submodule(end)(read)
             return (found, *rest) if self._returned[end] else found
 
         return forward
 
-
-def _windows(part: slice, states: Any) -> range:
-    return range(*part.indices(len(states)))
+    def _windows(self, part: slice) -> range:
+        return range(*part.indices(len(self.states)))

@@ -104,21 +104,38 @@ class FloatLayer:
     def __init__(self, layer: Any, modules: Sequence[str], states: Any, call: Call) -> None:
         import torch
 
-        self._read: dict[str, list[Any]] = {name: [] for name in modules}
+        self._read: dict[str, Any] = {}
         batch: dict[str, Any] = {}
         with listening(layer, (name for name in modules if name != LAYER), batch.__setitem__), products():
             for _, part in halves(states):
                 batch[LAYER] = states[part]
                 after = run_layer(layer, states[part], call)
-                for name, kept in self._read.items():
-                    kept.append(batch[name].to(torch.bfloat16))
+                for name in modules:
+                    keep(self._read, name, part, batch[name].to(torch.bfloat16), len(states))
                 states[part] = after
 
-    def inputs(self, module: str, batch: int) -> Any:
-        """What a module read in a batch (in the order of :func:`halves`), float32."""
-        return self._read[module][batch].float()
+    def inputs(self, module: str, part: slice) -> Any:
+        """What a module read of some windows, float32."""
+        return self._read[module][part].float()
 
     def forget(self, modules: Iterable[str]) -> None:
         """What these read is not asked for again."""
         for module in modules:
             del self._read[module]
+
+
+def keep(kept: dict[str, Any], name: str, part: slice, values: Any, windows: int) -> None:
+    """Keep what a module reads of some windows, in one tensor for all of them.
+
+    One by one they would lie between what a layer needs for the moment, and hold on to memory that has long been free.
+
+    Args:
+        kept: [windows, length, features] by module.
+        name: of the module.
+        part: the windows.
+        values: [windows of the part, length, features].
+        windows: of the whole text.
+    """
+    if name not in kept:
+        kept[name] = values.new_empty((windows, *values.shape[1:]))
+    kept[name][part] = values

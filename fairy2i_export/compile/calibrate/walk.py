@@ -140,14 +140,14 @@ def _calibrate_group(
     statistics = Statistics(first.in_features)
     # of differences of inputs, or, where there is a residual, of what is missing to outputs
     cross = torch.zeros((HALVES, first.in_features if residual is None else first.out_features, first.in_features))
-    for batch, (half, part) in enumerate(halves(growing.states)):
+    for half, part in halves(growing.states):
         got = growing.inputs(modules, part)
         statistics.add(got[-1], half)
-        difference = read.inputs(group[0], batch) - got[-1]
+        difference = read.inputs(group[0], part) - got[-1]
         if residual is not None:
             with products():
                 difference = difference @ weight.T
-            difference = difference.float() + (read.inputs(residual, batch) - got[0])
+            difference = difference.float() + (read.inputs(residual, part) - got[0])
         cross[half] += outer_products(difference, got[-1])
     read.forget(modules)
     weights = [layer.get_submodule(name).weight for name in group]
