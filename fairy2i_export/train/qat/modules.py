@@ -95,9 +95,7 @@ class QATLinear(nn.Linear):
             WeightError: the latent weight is not finite, or a shard of the whole.
         """
         weight, rows, scales, columns = self.weight, self.row_multiplier, self.scales, self.col_multiplier
-        made, dtype, device = None, weight.dtype, weight.device.type
-        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
-            dtype = torch.bfloat16
+        made, dtype = None, torch.bfloat16 if _casts_to_bfloat16(weight.device.type) else weight.dtype
         if self.options.cache and is_cached(weight):
             made = self._cache.get(weight, self.options, rows, scales, dtype, self.name, columns)
         learned: Any = {"rows": rows, "scales": scales, "columns": columns}
@@ -146,3 +144,10 @@ class QATLinear(nn.Linear):
     def extra_repr(self) -> str:
         stages = f", stages={self.options.stages}" if self.options.method == "fairy2i" else ""
         return f"{super().extra_repr()}, method={self.options.method}{stages}"
+
+
+def _casts_to_bfloat16(device: str) -> bool:
+    """Whether autocast makes matrices of a kind of device bfloat16 now."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # no autocast: meta
+        return False
+    return torch.get_autocast_dtype(device) == torch.bfloat16

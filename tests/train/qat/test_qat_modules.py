@@ -353,3 +353,9 @@ def test_nothing_else_imports_torch_or_the_training_package() -> None:
     imported = ", ".join(f"fairy2i_export.{name}" for name in ("commands.export", "commands.tools", "train.recipe"))
     code = f"import sys, fairy2i_export, {imported}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_shapes_without_numbers() -> None:
+    """A model on the meta device, as tools make it that ask for shapes alone."""
+    layer = QATLinear(8, 6, device="meta")
+    assert layer(torch.ones(3, 8, device="meta")).shape == (3, 6)
