@@ -28,8 +28,8 @@ _SEARCH = (12e3, 20e3, 28e3, 60e3)  # operations' worth of a pair of columns in 
 _SWEEP = (0.8e3, 1.1e3, 1.4e3, 5e3)  # the same in a sweep of annealing, and for each column what changed codes take
 _CHANGES = 3
 _FIT = 512  # columns of outputs that fitting scales looks at, for each stage
-_FORWARD = 4  # passes of the text through a decoder layer, float model included
-_OVERHEAD = 1.5  # of what is not counted
+_FORWARD = 2.5  # passes of the text through a decoder layer, float model included
+_OVERHEAD = 1.65  # of what is not counted
 _LAYER = re.compile(r"\.\d+\.")
 
 
@@ -102,8 +102,7 @@ def calibration_seconds(prepared: Prepared) -> float:
     if "tuning" not in without:
         head = decoder.vocab_size * decoder.hidden_size
         schedule, (windows, length) = SCHEDULES[effort], prepared.text.ids.shape
-        tuned = schedule.epochs * len(schedule.used(windows)) * length
-        operations += 2 * tuned * bfloat16 * (2 * inside + 3 * head) * 1.5
+        operations += 2 * schedule.passes(windows) * length * bfloat16 * (2 * inside + 3 * head) * 1.5
     return _OVERHEAD * operations / _products_per_second()
 
 

@@ -23,7 +23,7 @@ from fairy2i_export.request.quantization import Quantization
 
 DEFAULT_CONTEXT = 4096  # the rotary tables and a full KV cache grow with it
 CALIBRATED_HEAD_STAGES = 3  # fewer than that are only taken if asked for: docs/quality.md
-CALIBRATION_TOKENS: dict[Effort, int] = {"normal": 32_768, "high": 98_304}
+CALIBRATION_TOKENS: dict[Effort, int] = {"normal": 32_768, "high": 262_144}
 _CHECKPOINT: tuple[End, ...] = ("checkpoint",)
 _BOTH: tuple[End, ...] = ("checkpoint", "onnx")
 
@@ -97,7 +97,7 @@ class Request(Quantization):
     )
     calibrate_effort: Effort = option(
         None,
-        "How long --calibrate may take: normal or high (more of the text, some three times as long).",
+        "How long --calibrate may take: normal or high (more of the text, some four times as long).",
         ends=_CHECKPOINT,
         metavar="E",
         choices=EFFORTS,

@@ -199,6 +199,13 @@ def test_of_a_long_text_some_windows_are_used() -> None:
     ]
 
 
+def test_a_text_is_not_read_twice_where_it_is_long_enough() -> None:
+    schedule = Schedule(epochs=2, windows=2, most=8)
+    assert [len(schedule.used(windows)) for windows in (2, 4, 6, 8, 20)] == [2, 4, 6, 8, 8]
+    assert [schedule.passes(windows) for windows in (2, 4, 6, 8, 20)] == [4, 8, 8, 8, 8]
+    assert [schedule.steps(windows) for windows in (2, 4, 6, 8, 20)] == [2, 4, 4, 4, 4]
+
+
 def test_the_rate_falls_with_stages() -> None:
     schedule = Schedule(rate=4e-3)
     assert [schedule.for_stages(mean).rate for mean in (1, 2, 4)] == pytest.approx([4e-3, 4e-3, 1e-3])

@@ -21,10 +21,10 @@ class Schedule:
     """How long and how fast.
 
     Attributes:
-        epochs: passes of the text.
+        epochs: passes of the text, if it is not too long for so many.
         rate: of AdamW, at its peak, for one or two stages; parameters are logarithms, so this is a share of a factor per step.
         windows: of a step.
-        most: windows of the text that are used; of a longer one some, evenly spread.
+        most: windows of all passes together; of a text that has more some are used, evenly spread.
         warmup: steps in which the rate rises; then it falls along a cosine.
     """
 
@@ -40,7 +40,11 @@ class Schedule:
 
     def steps(self, windows: int) -> int:
         """For a text of so many windows."""
-        return self.epochs * max(1, min(windows, self.most) // self.windows)
+        return max(1, self.passes(windows) // self.windows)
+
+    def passes(self, windows: int) -> int:
+        """How many windows are run in all, some of them more than once."""
+        return min(self.epochs * windows, self.most)
 
     def used(self, windows: int) -> npt.NDArray[np.int64]:
         """Which of so many windows are used, in order."""
@@ -72,8 +76,8 @@ def tune(
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    order = torch.cat([torch.randperm(len(ids), generator=generator) for _ in range(schedule.epochs)])
-    steps = schedule.steps(len(ids))
+    epochs = [torch.randperm(len(ids), generator=generator) for _ in range(schedule.epochs)]
+    order, steps = torch.cat(epochs)[: schedule.passes(len(ids))], schedule.steps(len(ids))
     optimizer = torch.optim.AdamW(student.parameters(), lr=schedule.rate, betas=(0.9, 0.95), weight_decay=0.0)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps, schedule.warmup))
     size = max(1, len(order) // steps)
