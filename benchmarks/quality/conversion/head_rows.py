@@ -42,8 +42,7 @@ WINDOW = 1024
 def normed(skeleton: Skeleton, norm: str, ids: Any) -> Any:
     """What the float model's lm_head reads, torch float32 [windows, length, hidden], of int64 [windows, length]."""
     with torch.no_grad():
-        hidden, calls = skeleton.begin(ids)
-        states = torch.cat(hidden)
+        states, calls = skeleton.begin(ids)
         for index, call in enumerate(calls):
             advance(skeleton.layer(index), states, call)
         return skeleton.module(norm)(states)

@@ -124,9 +124,7 @@ def states_of(walk: Walk, earlier: EarlierExport, ids: Any, done: Callable[[], N
 
     skeleton, norms = walk.skeleton, earlier.norms(walk.decoder.norm_offset)
     with torch.no_grad():
-        hidden, calls = skeleton.begin(ids)
-        quantized = torch.cat(hidden)
-        del hidden
+        quantized, calls = skeleton.begin(ids)
         exact = quantized.clone()
         for index, call in enumerate(calls):
             layer, name = skeleton.layer(index), f"model.layers.{index}"

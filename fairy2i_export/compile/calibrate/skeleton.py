@@ -77,8 +77,8 @@ class Skeleton:
         change = None if self._rotated is None else self._rotated.change(module, key)
         return changed(self.checkpoint.read(name), change)
 
-    def begin(self, ids: npt.NDArray[np.int64]) -> tuple[list[Any], list[Call]]:
-        """Hidden states [1, length, hidden] of every window before the first layer, and what each layer is called with."""
+    def begin(self, ids: npt.NDArray[np.int64]) -> tuple[Any, list[Call]]:
+        """Hidden states before the first layer, torch float32 [windows, length, hidden], and what each layer is called with."""
         import torch
 
         model = copy.deepcopy(self.model)
@@ -91,13 +91,19 @@ class Skeleton:
             layers[index] = _recorder(layers[index], index, hidden, calls)
         model.model.norm = torch.nn.Identity()
         remake_buffers(model, self._config)
+        states: Any = None  # of all windows in one tensor: one by one they would hold on to memory when they are gone
         with torch.no_grad():
-            for window in ids:
+            for index, window in enumerate(ids):
                 model.model(input_ids=torch.from_numpy(window[None]), use_cache=False)
+                if len(hidden) != 1:
+                    break
+                if states is None:
+                    states = hidden[0].new_empty((len(ids), *hidden[0].shape[1:]))
+                states[index] = hidden.pop()
         recorded = [call for call in calls if call is not None]
-        if len(hidden) != len(ids) or len(recorded) != len(calls):
+        if states is None or hidden or len(recorded) != len(calls):
             raise CheckpointError("this version of transformers does not call the decoder layers of this model one by one")
-        return hidden, recorded
+        return states, recorded
 
     def _filled(self, name: str) -> Any:
         module = copy.deepcopy(self.model.get_submodule(name))

@@ -62,9 +62,7 @@ def calibrate_layers(walk: Walk, ids: Any, done: Callable[[int], None]) -> tuple
     import torch
 
     with torch.no_grad():
-        hidden, calls = walk.skeleton.begin(ids)
-        quantized = torch.cat(hidden)
-        del hidden
+        quantized, calls = walk.skeleton.begin(ids)
         exact = quantized.clone()
         for index, call in enumerate(calls):
             prefix = _prefix(index)

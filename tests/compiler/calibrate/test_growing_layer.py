@@ -36,7 +36,7 @@ def prepared(folder: Path) -> tuple[Any, Any, Any, dict[str, str]]:
     for kind, end in (("first", inside["o"]), ("gate", inside["down"])):  # of attention, of the MLP
         module = end.rpartition(".")[0]
         inside[kind] = next(name for name in modules if name.startswith(module) and name != end)
-    return layer, torch.cat(hidden), calls[INDEX], inside
+    return layer, hidden, calls[INDEX], inside
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)

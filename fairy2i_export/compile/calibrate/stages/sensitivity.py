@@ -104,7 +104,7 @@ def measure(
 
     with torch.no_grad():
         hidden, calls = skeleton.begin(ids)
-        states = [hidden]
+        states = [list(hidden.split(1))]
         for index, call in enumerate(calls):
             layer = skeleton.layer(index)
             states.append([run_layer(layer, window, call) for window in states[-1]])
