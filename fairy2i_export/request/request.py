@@ -97,7 +97,7 @@ class Request(Quantization):
     )
     calibrate_effort: Effort = option(
         None,
-        "How long --calibrate may take: normal or high (more of the text, some four times as long).",
+        "How long --calibrate may take: normal or high (more of the text, some five times as long).",
         ends=_CHECKPOINT,
         metavar="E",
         choices=EFFORTS,
