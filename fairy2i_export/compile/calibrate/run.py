@@ -20,7 +20,7 @@ from fairy2i_export.compile.prepare import Prepared
 from fairy2i_export.output.progress import Observer
 
 SWEEPS: dict[Effort, int] = {"normal": 24, "high": 128}  # of annealing over the codes of a matrix
-SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(epochs=1), "high": Schedule(epochs=2, most=384)}
+SCHEDULES: dict[Effort, Schedule] = {"normal": Schedule(), "high": Schedule(epochs=2, most=384, share=0.75)}
 
 
 def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> None:

@@ -206,6 +206,19 @@ def test_a_text_is_not_read_twice_where_it_is_long_enough() -> None:
     assert [schedule.steps(windows) for windows in (2, 4, 6, 8, 20)] == [2, 4, 4, 4, 4]
 
 
+def test_a_share_of_a_very_long_text_is_used() -> None:
+    schedule = Schedule(epochs=2, windows=2, most=8, share=0.75)
+    assert [len(schedule.used(windows)) for windows in (2, 4, 10, 12, 40)] == [2, 4, 8, 9, 30]
+    assert [schedule.passes(windows) for windows in (2, 4, 10, 12, 40)] == [4, 8, 8, 9, 30]
+    assert schedule.used(12).tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+
+
+def test_high_effort_tunes_on_three_quarters_of_a_long_text() -> None:
+    high, normal = calibration.SCHEDULES["high"], calibration.SCHEDULES["normal"]
+    assert [high.passes(windows) for windows in (64, 192, 512, 1024)] == [128, 384, 384, 768]
+    assert [normal.passes(windows) for windows in (64, 192, 512, 1024)] == [64, 192, 192, 192]
+
+
 def test_the_rate_falls_with_stages() -> None:
     schedule = Schedule(rate=4e-3)
     assert [schedule.for_stages(mean).rate for mean in (1, 2, 4)] == pytest.approx([4e-3, 4e-3, 1e-3])

@@ -24,7 +24,8 @@ class Schedule:
         epochs: passes of the text, if it is not too long for so many.
         rate: of AdamW, at its peak, for one or two stages; parameters are logarithms, so this is a share of a factor per step.
         windows: of a step.
-        most: windows of all passes together; of a text that has more some are used, evenly spread.
+        most: windows of all passes together; of a text that has more some are used, evenly spread ...
+        share: ... at least this share of them.
         warmup: steps in which the rate rises; then it falls along a cosine.
     """
 
@@ -32,6 +33,7 @@ class Schedule:
     rate: float = 6e-3
     windows: int = 2
     most: int = 192
+    share: float = 0.0
     warmup: int = 3
 
     def for_stages(self, mean: float) -> Schedule:
@@ -44,12 +46,15 @@ class Schedule:
 
     def passes(self, windows: int) -> int:
         """How many windows are run in all, some of them more than once."""
-        return min(self.epochs * windows, self.most)
+        return min(self.epochs * windows, self._limit(windows))
 
     def used(self, windows: int) -> npt.NDArray[np.int64]:
         """Which of so many windows are used, in order."""
-        count = min(windows, self.most)
+        count = min(windows, self._limit(windows))
         return np.arange(count) * windows // count
+
+    def _limit(self, windows: int) -> int:
+        return max(self.most, int(self.share * windows))
 
 
 def tune(
