@@ -101,7 +101,8 @@ def calibration_seconds(prepared: Prepared) -> float:
             operations += 2 * tokens * columns * (0.6 * columns + min(rows, columns)) + 40.0 * columns**3
     if "tuning" not in without:
         head = decoder.vocab_size * decoder.hidden_size
-        schedule, (windows, length) = SCHEDULES[effort], prepared.text.ids.shape
+        windows, length = prepared.text.ids.shape
+        schedule = SCHEDULES[effort].for_text(windows)
         operations += 2 * schedule.passes(windows) * length * bfloat16 * (2 * inside + 3 * head) * 1.5
     return _OVERHEAD * operations / _products_per_second()
 
@@ -146,7 +147,7 @@ def _tuning_bytes(prepared: Prepared) -> int:
     head, each = decoder.vocab_size * decoder.hidden_size, 2 if has_fast_bfloat16() else 4
     heads = 2 if prepared.plan.linears[decoder.names.lm_head].treatment == "fairy2i" else 1  # what it aims at, and its own
     model = each * (_layer(prepared) * decoder.layers + heads * head) + 4 * head
-    used = len(SCHEDULES[prepared.options.calibrate_effort].used(windows))
+    used = len(SCHEDULES[prepared.options.calibrate_effort].for_text(windows).used(windows))
     hidden = 4 * (windows + 2 * used) * length * decoder.hidden_size
     window = length * decoder.layers * (60 * decoder.hidden_size + 30 * decoder.intermediate_size)
     return model + hidden + window + 4 * (4 + heads) * tokens_at_once(decoder.vocab_size) * decoder.vocab_size

@@ -52,7 +52,8 @@ def calibrate_model(prepared: Prepared, folder: Path, observer: Observer) -> Non
                 calibrate_head(walk, quantized, exact, {}, observer.advance)
                 del quantized
                 if "tuning" not in without:
-                    schedule = SCHEDULES[prepared.options.calibrate_effort].for_stages(_mean_stages(walk))
+                    schedule = SCHEDULES[prepared.options.calibrate_effort].for_text(len(exact))
+                    schedule = schedule.for_stages(_mean_stages(walk))
                     used = schedule.used(len(exact))
                     exact = exact[used]  # the rest is not needed any more
                     _tune(prepared, walk, schedule, prepared.text.ids[used], exact, observer)

@@ -208,15 +208,17 @@ def test_a_text_is_not_read_twice_where_it_is_long_enough() -> None:
 
 def test_a_share_of_a_very_long_text_is_used() -> None:
     schedule = Schedule(epochs=2, windows=2, most=8, share=0.75)
-    assert [len(schedule.used(windows)) for windows in (2, 4, 10, 12, 40)] == [2, 4, 8, 9, 30]
-    assert [schedule.passes(windows) for windows in (2, 4, 10, 12, 40)] == [4, 8, 8, 9, 30]
-    assert schedule.used(12).tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    texts = {windows: schedule.for_text(windows) for windows in (2, 4, 10, 12, 40)}
+    assert [len(of_text.used(windows)) for windows, of_text in texts.items()] == [2, 4, 8, 9, 30]
+    assert [of_text.passes(windows) for windows, of_text in texts.items()] == [4, 8, 8, 9, 30]
+    assert texts[12].used(12).tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert texts[40].passes(30) == 30  # of those that are used, all
 
 
 def test_high_effort_tunes_on_three_quarters_of_a_long_text() -> None:
     high, normal = calibration.SCHEDULES["high"], calibration.SCHEDULES["normal"]
-    assert [high.passes(windows) for windows in (64, 192, 512, 1024)] == [128, 384, 384, 768]
-    assert [normal.passes(windows) for windows in (64, 192, 512, 1024)] == [64, 192, 192, 192]
+    assert [high.for_text(windows).passes(windows) for windows in (64, 192, 512, 1024)] == [128, 384, 384, 768]
+    assert [normal.for_text(windows).passes(windows) for windows in (64, 192, 512, 1024)] == [64, 192, 192, 192]
 
 
 def test_the_rate_falls_with_stages() -> None:
@@ -270,6 +272,25 @@ def test_the_teacher_of_a_long_text(
     assert np.array_equal(watched.ids, windows[few.used(len(windows))])
     original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
     assert difference(watched.teacher, reference_logits(original, watched.ids, np.ones_like(watched.ids))) < TOLERANCE
+
+
+def test_all_of_the_share_of_a_text_is_run(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuning sees only the windows that are used, and takes no share of them again."""
+    runs = []
+
+    def counted(student: Any, teacher: Any, ids: Any, softcap: float | None, schedule: Any, done: Any) -> Tuned:
+        steps: list[None] = []
+        tuned = tune(student, teacher, ids, softcap, schedule, lambda: steps.append(None))
+        runs.append((len(ids), len(steps)))
+        return tuned
+
+    monkeypatch.setattr(calibration, "tune", counted)
+    share = Schedule(epochs=2, windows=1, most=2, share=0.75)
+    monkeypatch.setattr(calibration, "SCHEDULES", dict.fromkeys(calibration.SCHEDULES, share))
+    export(source, tmp_path / "out", calibrate=[text], calibrate_tokens=TOKENS, **FORM)
+    assert runs == [(4, 4)]  # of six windows
 
 
 def test_steps_that_are_left_out(source: Path, text: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class Schedule:
         rate: of AdamW, at its peak, for one or two stages; parameters are logarithms, so this is a share of a factor per step.
         windows: of a step.
         most: windows of all passes together; of a text that has more some are used, evenly spread ...
-        share: ... at least this share of them.
+        share: ... at least this share of them: :meth:`for_text` turns it into windows.
         warmup: steps in which the rate rises; then it falls along a cosine.
     """
 
@@ -40,21 +40,22 @@ class Schedule:
         """The same, its rate for layers of so many stages on average: what is nearer to the float model has less far to go."""
         return replace(self, rate=self.rate * min(1.0, 2 / mean) ** 2)
 
+    def for_text(self, windows: int) -> Schedule:
+        """The same without a share, for a text of so many windows: those that are used can be counted again then."""
+        return replace(self, most=max(self.most, int(self.share * windows)), share=0.0)
+
     def steps(self, windows: int) -> int:
         """For a text of so many windows."""
         return max(1, self.passes(windows) // self.windows)
 
     def passes(self, windows: int) -> int:
         """How many windows are run in all, some of them more than once."""
-        return min(self.epochs * windows, self._limit(windows))
+        return min(self.epochs * windows, self.most)
 
     def used(self, windows: int) -> npt.NDArray[np.int64]:
         """Which of so many windows are used, in order."""
-        count = min(windows, self._limit(windows))
+        count = min(windows, self.most)
         return np.arange(count) * windows // count
-
-    def _limit(self, windows: int) -> int:
-        return max(self.most, int(self.share * windows))
 
 
 def tune(
