@@ -44,6 +44,18 @@ class Terminal:
     def type(self, keys: str | bytes) -> None:
         os.write(self.fd, keys.encode() if isinstance(keys, str) else keys)
 
+    def interrupt(self) -> None:
+        """Ctrl-C, until something is shown.
+
+        CPython's input() asks for signals only when its wait for a key is interrupted: one that comes between the prompt
+        (or the echo of a key) and that wait is heeded at the next.
+        """
+        for _ in range(60):
+            self.type("\x03")
+            if select.select([self.fd], [], [], 1)[0]:
+                return
+        raise AssertionError("nothing is shown at Ctrl-C")
+
     def until(self, text: str, times: int = 1, seconds: float = 60) -> str:
         """What appears until a text has, so many times; what comes behind it is for the next call."""
         seen, end = self.rest, time.monotonic() + seconds
@@ -187,7 +199,9 @@ def test_a_very_long_line_is_one_text(terminal: Terminal, tmp_path: Path) -> Non
 def test_ctrl_c_discards_a_line_and_stops_an_answer(chatty: Path, tmp_path: Path) -> None:
     terminal = Terminal(str(chatty), "--max-new-tokens=100000", *GREEDY)
     terminal.until(PROMPT)
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.until("half a line")
+    terminal.interrupt()
     terminal.until("Ctrl-D ends the program")
     terminal.until(PROMPT)
     whole = load(chatty).conversation().ask("Once", max_new_tokens=None).text
