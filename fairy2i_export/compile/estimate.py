@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from fairy2i_export.compile.calibrate.matrix.attention import TOKENS
 from fairy2i_export.compile.calibrate.matrix.calibrate import ROUNDS, fits
 from fairy2i_export.compile.calibrate.matrix.metric import PRECISE
 from fairy2i_export.compile.calibrate.run import SCHEDULES, SWEEPS
@@ -27,6 +28,7 @@ _TORCH_RAM = 600_000_000  # torch and transformers with what a batch needs in a 
 _SEARCH = (12e3, 20e3, 28e3, 60e3)  # operations' worth of a pair of columns in one complex row in feedback, by stages
 _SWEEP = (0.8e3, 1.1e3, 1.4e3, 5e3)  # the same in a sweep of annealing, and for each column what changed codes take
 _CHANGES = 3
+_COUPLED = 3  # as many parameters as these layers have are passed for the metric of their outputs
 _FIT = 512  # columns of outputs that fitting scales looks at, for each stage
 _FORWARD = 2.5  # passes of the text through a decoder layer, float model included
 _OVERHEAD = 1.65  # of what is not counted
@@ -95,7 +97,10 @@ def calibration_seconds(prepared: Prepared) -> float:
         inside += linear.parameters if linear.name != names.lm_head else 0
         operations += linear.parameters * (2 * tokens * _FORWARD * bfloat16 + 16 * columns)
         operations += ROUNDS * linear.parameters * (_SEARCH[linear.stages - 1] / 4 + 2 * columns)
-        operations += sweeps * linear.parameters * (_SWEEP[linear.stages - 1] + _CHANGES * columns) / 4
+        swept = sweeps * linear.parameters * (_SWEEP[linear.stages - 1] + _CHANGES * columns) / 4
+        if sweeps and _LAYER.sub(".{}.", linear.name) in (names.q, names.k):  # few rows at a time, and a pass backward
+            swept = 2 * swept + 6 * TOKENS * _COUPLED * linear.parameters
+        operations += swept
         operations += fits(sweeps) * 2 * columns * (_FIT * linear.stages * columns + 2 * linear.parameters)
         if _LAYER.sub(".{}.", linear.name) in first:
             operations += 2 * tokens * columns * (0.6 * columns + min(rows, columns)) + 40.0 * columns**3

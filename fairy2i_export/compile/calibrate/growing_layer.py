@@ -20,6 +20,7 @@ class GrowingLayer:
     Attributes:
         layer: the module.
         states: its hidden states.
+        call: what it is called with beside them.
 
     Args:
         layer: the module; its quantized matrices are put in as they are made.
@@ -29,7 +30,7 @@ class GrowingLayer:
     """
 
     def __init__(self, layer: Any, states: Any, call: Call, ends: Sequence[str]) -> None:
-        self.layer, self.states, self._call = layer, states, call
+        self.layer, self.states, self.call = layer, states, call
         self._returned = self._returns(ends)
         self._kept: dict[str, Any] = {}  # by end: what it reads, [windows, length, features]
         self._known: dict[str, set[int]] = {end: set() for end in self._returned}  # of these windows
@@ -42,7 +43,7 @@ class GrowingLayer:
             part: the windows.
         """
         with self._without_what_is_known(part):
-            found = inputs_of(self.layer, modules, self.states[part], self._call)
+            found = inputs_of(self.layer, modules, self.states[part], self.call)
         for end, known in self._known.items():
             if end in modules:
                 keep(self._kept, end, part, found[modules.index(end)], len(self.states))
@@ -53,7 +54,7 @@ class GrowingLayer:
         """Take the hidden states through the layer, in place; all that is to be quantized is."""
         for part in batches(self.states):
             with self._without_what_is_known(part), products():
-                self.states[part] = run_layer(self.layer, self.states[part], self._call)
+                self.states[part] = run_layer(self.layer, self.states[part], self.call)
         self._kept.clear()
         for known in self._known.values():
             known.clear()
@@ -69,7 +70,7 @@ class GrowingLayer:
         names = (*parents, *parents.values())
         hooks = [self.layer.get_submodule(name).register_forward_hook(note(name)) for name in names]
         try:
-            run_layer(self.layer, self.states[:1], self._call)
+            run_layer(self.layer, self.states[:1], self.call)
         finally:
             for hook in hooks:
                 hook.remove()

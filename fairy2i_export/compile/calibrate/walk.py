@@ -19,7 +19,9 @@ from typing import Any
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.compile.calibrate.growing_layer import GrowingLayer
 from fairy2i_export.compile.calibrate.matrix.aim import Ridge
+from fairy2i_export.compile.calibrate.matrix.attention import output_grams
 from fairy2i_export.compile.calibrate.matrix.calibrate import calibrate_matrix
+from fairy2i_export.compile.calibrate.matrix.coupling import Coupling
 from fairy2i_export.compile.calibrate.matrix.damping import trusted_metric
 from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
@@ -101,7 +103,8 @@ def _pass_layer(walk: Walk, index: int, call: Call, names: Mapping[str, Linear],
     ends = [name.format(index).removeprefix(_prefix(index)) for name in (walk.decoder.names.o, walk.decoder.names.down)]
     growing = GrowingLayer(layer, quantized, call, ends)
     for group in groups:
-        found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names))
+        couplings = _couplings(walk, index, group, growing)
+        found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names, couplings))
         _replace(layer, {name: found[names[name].name] for name in group})
     walk.store.write(index, found)
     growing.advance()
@@ -118,6 +121,7 @@ def _calibrate_group(
     growing: GrowingLayer,
     read: FloatLayer,
     linears: Mapping[str, Linear],
+    couplings: Mapping[str, Coupling],
 ) -> dict[str, CalibratedLinear]:
     """The layers of a group, by their names in the model.
 
@@ -128,6 +132,7 @@ def _calibrate_group(
         growing: the decoder layer as far as it is quantized.
         read: what the float layer's modules read; forgets those of this group.
         linears: by name inside the decoder layer.
+        couplings: of the outputs of those layers that have such, by name inside the decoder layer.
     """
     import torch
 
@@ -154,10 +159,21 @@ def _calibrate_group(
     found = {}
     for name, aim in zip(group, aims, strict=True):
         linear = linears[name]
-        made = calibrate_matrix(aim, metric, linear.stages, walk.sweeps, linear.name)
+        made = calibrate_matrix(aim, metric, linear.stages, walk.sweeps, linear.name, couplings.get(name))
         source = walk.skeleton.checkpoint.read(linear.weight)
         found[linear.name] = CalibratedLinear.of(source, made.linear, made.error)
     return found
+
+
+def _couplings(walk: Walk, index: int, group: Sequence[str], growing: GrowingLayer) -> dict[str, Coupling]:
+    """What the outputs of q_proj and k_proj are worth, by name inside the decoder layer, if they are in this group and annealed."""
+    names, prefix = walk.decoder.names, _prefix(index)
+    queries_and_keys = [name.format(index).removeprefix(prefix) for name in (names.q, names.k) if name is not None]
+    found = [name for name in group if name in queries_and_keys]
+    if not found or not walk.sweeps:
+        return {}
+    grams = output_grams(growing.layer, found, names.o.format(index).removeprefix(prefix), growing.states, growing.call)
+    return {name: Coupling.of(gram) for name, gram in grams.items()}
 
 
 def _residual(decoder: Decoder, module: str, index: int) -> str | None:

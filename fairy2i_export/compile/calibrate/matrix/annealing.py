@@ -59,9 +59,16 @@ def anneal(pull: Any, metric: Metric, candidate: Candidate, heat: F32, seed: int
 
     padded = np.zeros((pull.shape[1], len(pull) + _PADDING), np.float32)
     torch.from_numpy(padded)[:, : len(pull)] = pull.T
-    # Without rounding, Gibbs' distribution exp(-H_jj d^2 / heat) of what a value d is off has the variance heat / (2 H_jj), and
-    # pull moves by H_jj d. Noise is even, over (-w, w): its variance is w^2 / 3.
-    noise = np.sqrt(1.5 * heat, dtype=np.float32) if heat.any() else None
+    noise = noise_of(heat)
     search = candidate.search(metric.hessian)
     with Threads(candidate, _PART) as run:
         run(partial(search.anneal, len(heat), pull=padded, noise=noise, seed=seed))
+
+
+def noise_of(heat: F32) -> F32 | None:
+    """By how much the C search may be off, float32 like ``heat`` (as :func:`anneal` has it); None without heat.
+
+    Without rounding, Gibbs' distribution exp(-H_jj d^2 / heat) of what a value d is off has the variance heat / (2 H_jj), and
+    pull moves by H_jj d. Noise is even, over (-w, w): its variance is w^2 / 3.
+    """
+    return np.sqrt(1.5 * heat, dtype=np.float32) if heat.any() else None

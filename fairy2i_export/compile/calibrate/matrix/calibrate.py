@@ -10,6 +10,7 @@ import numpy as np
 from fairy2i_export.codes.native import F32
 from fairy2i_export.codes.quantized import QuantizedLinear
 from fairy2i_export.compile.calibrate.matrix.annealing import anneal, error_of_rows, temperatures
+from fairy2i_export.compile.calibrate.matrix.coupling import Coupling, anneal_together, fit_together
 from fairy2i_export.compile.calibrate.matrix.feedback import Candidate, feed_back
 from fairy2i_export.compile.calibrate.matrix.fit import loss, refit_rows, refit_scales, start
 from fairy2i_export.compile.calibrate.matrix.metric import Metric
@@ -29,14 +30,17 @@ class Calibrated:
 
     Attributes:
         linear: codes, scales and row multipliers.
-        error: root of the relative squared error of its outputs on the calibration text, against what was aimed at.
+        error: root of the relative squared error of its outputs on the calibration text, against what was aimed at; outputs
+            with a metric of their own are weighted by its diagonal.
     """
 
     linear: QuantizedLinear
     error: float
 
 
-def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: str = "a layer") -> Calibrated:
+def calibrate_matrix(
+    aim: Any, metric: Metric, stages: int, sweeps: int, name: str = "a layer", coupling: Coupling | None = None
+) -> Calibrated:
     """Quantize one matrix.
 
     Args:
@@ -45,6 +49,7 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
         stages: 1 to 4.
         sweeps: of annealing; 0 leaves the codes of feedback.
         name: for messages.
+        coupling: of its outputs, which annealing counts; None: they are worth the same and have nothing to do with each other.
 
     Raises:
         WeightError: outputs whose squares are too large for float32, or not finite.
@@ -52,7 +57,7 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
     import torch
 
     columns = torch.from_numpy(metric.columns)
-    target = aim.T[columns].contiguous()
+    target = (aim if coupling is None else coupling.scaled(aim)).T[columns].contiguous()
     wanted = metric.hessian @ target
     power = float((wanted * target).sum())
     if not power < _LARGEST:
@@ -67,9 +72,15 @@ def calibrate_matrix(aim: Any, metric: Metric, stages: int, sweeps: int, name: s
         found = _fit(target, wanted, metric, candidate, index >= grid)
     legs = _legs(error_of_rows(target, wanted - found, candidate), sweeps) if sweeps else []
     for index, heat in enumerate(legs, ROUNDS):
-        anneal(wanted - found, metric, candidate, heat, seed=index)
-        found = _fit(target, wanted, metric, candidate, index >= grid)
+        if coupling is None:
+            anneal(wanted - found, metric, candidate, heat, seed=index)
+            found = _fit(target, wanted, metric, candidate, index >= grid)
+        else:
+            anneal_together(wanted - found, coupling, metric, candidate, heat, seed=index)
+            found = fit_together(target, wanted, coupling, metric, candidate, index >= grid)
     error = loss(target, metric, candidate) ** 0.5
+    if coupling is not None:
+        coupling.restore(candidate)
     m = len(metric.columns) // 2
     codes = np.empty((stages, 2, candidate.codes.shape[3], m), np.uint8)
     codes[..., metric.columns[0::2]] = candidate.codes.transpose(0, 1, 3, 2)
