@@ -1,9 +1,9 @@
 """What errors of queries and keys cost: the metric of their outputs, by what attention makes of them.
 
 A query is only seen through its products with keys, a key through those with queries, and most of these are too small beside
-others for the softmax to care. So there are few directions in which an error of a head's queries matters, and with codes that
-know them half of what q_proj costs is gone. (Values, and what the MLP reads and writes, have no such directions: what codes
-gain in their metric of outputs is not there in the predictions.)
+others for the softmax to care. So there are few directions in which an error of a head's queries matters, and codes can be
+chosen to have little of it there (docs/quality.md, "Queries and keys"). Values and the layers of the MLP have such directions
+less clearly: codes chosen with a metric of their outputs, the gradients of the predictions, gained little there or lost.
 
 The metric is the Gauss-Newton one of the outputs of attention, the sum over tokens of ``J^T J`` with J what the outputs of o_proj
 move by when a token's query or key moves. It is estimated: for random signs s at all outputs together, ``J^T s`` is one pass
