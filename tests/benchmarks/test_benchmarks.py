@@ -194,7 +194,9 @@ def test_rates_of_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     if any(kernel.isa == "avx512" and kernel.available for kernel in core.kernels()):
         found = x86_rates.rates(turns=3)
         assert found[x86_rates.CHAIN] == 1.0
-        assert 0.3 < found["shuffle of 64 bytes"] < 1.2 * found["addition of 64 bytes"] < 6
+        # a neighbour on the same core takes throughput, and none from a chain: how low rates are says nothing
+        assert set(found) == set(x86_rates.LOOPS)
+        assert 0 < found["shuffle of 64 bytes"] < 1.2 * found["addition of 64 bytes"] < 6
     monkeypatch.setattr(x86_rates, "kernels", list)
     with pytest.raises(sweep.BenchmarkError, match="expected an x86-64 processor with AVX-512, found"):
         x86_rates.rates()
