@@ -98,11 +98,12 @@ def calibration_seconds(prepared: Prepared) -> float:
         operations += linear.parameters * (2 * tokens * _FORWARD * bfloat16 + 16 * columns)
         operations += ROUNDS * linear.parameters * (_SEARCH[linear.stages - 1] / 4 + 2 * columns)
         swept = sweeps * linear.parameters * (_SWEEP[linear.stages - 1] + _CHANGES * columns) / 4
-        if sweeps and _LAYER.sub(".{}.", linear.name) in (names.q, names.k):  # few rows at a time, and a pass backward
-            swept = 2 * swept + 6 * TOKENS * _COUPLED * linear.parameters
+        pattern = _LAYER.sub(".{}.", linear.name)
+        if sweeps and pattern in (names.q, names.k):  # few rows at a time, and a pass backward
+            swept = 2 * swept + 6 * min(tokens, TOKENS) * _COUPLED * linear.parameters
         operations += swept
         operations += fits(sweeps) * 2 * columns * (_FIT * linear.stages * columns + 2 * linear.parameters)
-        if _LAYER.sub(".{}.", linear.name) in first:
+        if pattern in first:
             operations += 2 * tokens * columns * (0.6 * columns + min(rows, columns)) + 40.0 * columns**3
     if "tuning" not in without:
         head = decoder.vocab_size * decoder.hidden_size

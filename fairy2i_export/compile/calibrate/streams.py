@@ -71,6 +71,12 @@ def listening(layer: Any, modules: Iterable[str], note: Callable[[str, Any], Non
 
 def inputs_of(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> list[Any]:
     """What modules inside a layer are called with; what comes after the last of them is not computed."""
+    with products():
+        return reach(layer, modules, hidden, call)
+
+
+def reach(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> list[Any]:
+    """:func:`inputs_of`, in whatever types the caller has products computed."""
     seen: dict[str, Any] = {LAYER: hidden}
     wanted = [name for name in modules if name != LAYER]
 
@@ -79,7 +85,7 @@ def inputs_of(layer: Any, modules: Sequence[str], hidden: Any, call: Call) -> li
         if all(other in seen for other in wanted):
             raise _Reached
 
-    with suppress(_Reached), listening(layer, wanted, note), products():
+    with suppress(_Reached), listening(layer, wanted, note):
         run_layer(layer, hidden, call)
     return [seen[name] for name in modules]
 

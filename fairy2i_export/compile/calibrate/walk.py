@@ -173,7 +173,8 @@ def _couplings(walk: Walk, index: int, group: Sequence[str], growing: GrowingLay
     if not found or not walk.sweeps:
         return {}
     grams = output_grams(growing.layer, found, names.o.format(index).removeprefix(prefix), growing.states, growing.call)
-    return {name: Coupling.of(gram) for name, gram in grams.items()}
+    couplings = {name: Coupling.of(gram) for name, gram in grams.items()}
+    return {name: coupling for name, coupling in couplings.items() if coupling is not None}
 
 
 def _residual(decoder: Decoder, module: str, index: int) -> str | None:

@@ -255,6 +255,20 @@ def test_inputs_that_overflow_are_told_by_the_layer(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("name", "size"), [("o_proj", 1e20), ("v_proj", 1e19), ("k_proj", 1e20)])
+def test_weights_that_overflow_in_attention_are_named(tmp_path: Path, name: str, size: float) -> None:
+    """Queries and keys come first, and what attention makes of them cannot be squared then."""
+    source = make_checkpoint(tmp_path / "model")
+    (path,) = source.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors[f"model.layers.0.self_attn.{name}.weight"] *= size
+    save_file(tensors, path)
+    text = write_text(tmp_path / "text.txt")
+    with pytest.raises(WeightError, match=rf"model\.layers\.0\.self_attn\.{name}: expected weights whose outputs"):
+        export(source, tmp_path / "out", calibrate=[text], calibrate_tokens=TOKENS, jobs=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_dead_inputs_do_no_harm() -> None:
     inputs = correlated(40)
     inputs[:, 3:9] = 0

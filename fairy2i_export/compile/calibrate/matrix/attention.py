@@ -13,16 +13,12 @@ backward, and the mean of ``(J^T s) (J^T s)^T`` is ``J^T J``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from fairy2i_export.compile.calibrate.skeleton import Call, run_layer
+from fairy2i_export.compile.calibrate.skeleton import Call
+from fairy2i_export.compile.calibrate.streams import reach
 
 TOKENS = 8192  # of the text, evenly spread: a few times as many as a matrix has outputs
-
-
-class _Reached(Exception):
-    """Attention has its outputs; the rest of the layer need not be computed."""
 
 
 def output_grams(layer: Any, modules: Sequence[str], end: str, states: Any, call: Call) -> dict[str, Any]:
@@ -49,19 +45,13 @@ def output_grams(layer: Any, modules: Sequence[str], end: str, states: Any, call
 
         return hook
 
-    def stop(module: Any, inputs: Any, output: Any) -> None:
-        given[end] = output
-        raise _Reached
-
     hooks = [layer.get_submodule(name).register_forward_hook(give(name)) for name in modules]
-    hooks.append(layer.get_submodule(end).register_forward_hook(stop))
     try:
         for index in range(count):
             window = index * len(states) // count
             with torch.enable_grad():
-                with suppress(_Reached):
-                    run_layer(layer, states[window : window + 1], call)
-                outputs = given[end]
+                (read,) = reach(layer, [end], states[window : window + 1], call)
+                outputs = layer.get_submodule(end)(read)
                 signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs.dtype) * 2 - 1
                 gradients = torch.autograd.grad(outputs, [given[name] for name in modules], signs)
             for name, gradient in zip(modules, gradients, strict=True):

@@ -22,7 +22,7 @@ import numpy as np
 from fairy2i_export.codes.native import F32
 from fairy2i_export.compile.calibrate.matrix.annealing import noise_of
 from fairy2i_export.compile.calibrate.matrix.feedback import Candidate
-from fairy2i_export.compile.calibrate.matrix.fit import refit_scales
+from fairy2i_export.compile.calibrate.matrix.fit import multiply_rows, refit_scales
 from fairy2i_export.compile.calibrate.matrix.metric import Metric
 
 DAMPING = 0.3  # of the mean diagonal of G, added to the diagonal
@@ -49,12 +49,17 @@ class Coupling:
     block: int
 
     @classmethod
-    def of(cls, gram: Any) -> Coupling:
-        """From sums of outer products, torch float32 [2n, 2n]: damped, as no text shows all that outputs do."""
+    def of(cls, gram: Any) -> Coupling | None:
+        """From sums of outer products, torch float32 [2n, 2n]: damped, as no text shows all that outputs do.
+
+        None where they overflow: some weights are to blame that will be refused by their name when it is their turn.
+        """
         import torch
 
         mean = float(gram.diagonal().mean()) or 1.0
         damped = gram + DAMPING * mean * torch.eye(len(gram))
+        if not bool(torch.isfinite(damped).all()):
+            return None
         root = damped.diagonal().sqrt()
         matrix = damped / root / root[:, None]
         rows, block = _order(matrix)
@@ -71,18 +76,6 @@ class Coupling:
         multipliers[rows] = candidate.rows / self.scale.numpy()
         codes[..., rows[:n]] = candidate.codes
         candidate.rows, candidate.codes = multipliers, codes
-
-    def loss(self, target: Any, pull: Any, candidate: Candidate) -> float:
-        """``tr(G E H E^T)`` of the rows that are multiplied.
-
-        Args:
-            target: torch float32 [2m, 2n], the matrix to come near to.
-            pull: torch float32 [2m, 2n], the metric of the inputs times what is missing to the target.
-            candidate: with codes.
-        """
-        import torch
-
-        return float(((target - torch.from_numpy(candidate.dense)) * (pull @ self.matrix)).sum())
 
 
 def _order(matrix: Any) -> tuple[Any, int]:
@@ -153,15 +146,10 @@ def fit_together(target: Any, wanted: Any, coupling: Coupling, metric: Metric, c
 
     dense = torch.from_numpy(candidate.dense)
     refit_scales(dense + (target - dense) @ coupling.matrix, metric, candidate, is_grid)
-    dense = torch.from_numpy(candidate.dense)
-    found = metric.hessian @ dense
+    found = metric.hessian @ dense  # as it is now
     # with factors f of the rows, tr(G E H E^T) is f N f - 2 f r + what does not depend on f
     normal = (coupling.matrix * (dense.T @ found)).double()
     right = (coupling.matrix * (dense.T @ wanted)).double().sum(1)
     normal.diagonal().add_(_RIDGE * (float(normal.diagonal().mean()) or 1.0))
     ones = torch.ones(len(normal), dtype=torch.float64)
-    factor = (ones + torch.linalg.solve(normal, right - normal @ ones)).clamp(0.5, 2.0).float()
-    candidate.rows = candidate.rows * factor.numpy()
-    candidate.dense *= factor.numpy()
-    found *= factor
-    return found
+    return multiply_rows(candidate, (ones + torch.linalg.solve(normal, right - normal @ ones)).float(), found)

@@ -74,7 +74,18 @@ def refit_rows(wanted: Any, metric: Metric, candidate: Candidate) -> Any:
 
     dense = torch.from_numpy(candidate.dense)
     found = metric.hessian @ dense
-    factor = ((wanted * dense).sum(0) / (found * dense).sum(0).clamp(min=1e-30)).clamp(0.5, 2.0)
+    return multiply_rows(candidate, (wanted * dense).sum(0) / (found * dense).sum(0).clamp(min=1e-30), found)
+
+
+def multiply_rows(candidate: Candidate, factor: Any, found: Any) -> Any:
+    """Multiply every row by its factor, torch float32 [2n], at most doubled or halved.
+
+    Args:
+        candidate: its rows and dense values are changed.
+        factor: of the rows.
+        found: torch float32 [2m, 2n], the metric times what the candidate stands for; changed and returned.
+    """
+    factor = factor.clamp(0.5, 2.0)
     candidate.rows = candidate.rows * factor.numpy()
     candidate.dense *= factor.numpy()
     found *= factor
