@@ -5,7 +5,7 @@ The architecture files (architectures/) translate a config.json into these datac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from fairy2i_export.decoder.rope import Rope
@@ -42,6 +42,12 @@ class Names:
     mlp_post_norm: str | None = None
     final_norm: str = "model.norm"
     lm_head: str = "lm_head"
+
+    @property
+    def inside(self) -> Names:
+        """The modules of a decoder layer by their names inside of it; the others as they are."""
+        names = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Names(**{key: name and name.removeprefix("model.layers.{}.") for key, name in names.items()})
 
 
 @dataclass(frozen=True)

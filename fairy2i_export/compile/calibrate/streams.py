@@ -6,26 +6,51 @@ bfloat16, which halves it: it is only compared with, and rounding is small besid
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 from fairy2i_export.compile.calibrate.skeleton import Call, run_layer
 
 BATCH = 4  # windows that go through a layer together
 LAYER = ""  # as the name of a module: the decoder layer itself
+_TRIES = 5  # products of each type
+_CLEARLY = 0.75  # of the time of float32
 
 
 class _Reached(Exception):
     """The inputs are known; the rest of the layer need not be computed."""
 
 
+@cache
 def has_fast_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16; elsewhere it is slower than float32."""
+    """Whether products of bfloat16 matrices take clearly less time here than those of float32, tried once in a process.
+
+    That a processor has instructions for them does not tell: with AVX-512 alone some need half the time, others nearly twice as
+    much. One that is hardly faster is not worth what rounding loses, nor that results would hang on a measurement.
+    """
     import torch
 
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+    if not (known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16")):
+        return False  # each of them would take seconds
+    left, right = torch.ones(256, 1024), torch.ones(1024, 1024)
+    types = (torch.bfloat16, torch.float32)
+    pairs = {dtype: (left.to(dtype), right.to(dtype)) for dtype in types}
+    for dtype in types:
+        _seconds(*pairs[dtype])  # the first one of a kind is prepared
+    rounds = [[_seconds(*pairs[dtype]) for dtype in types] for _ in range(_TRIES)]
+    bfloat16, float32 = (min(times) for times in zip(*rounds, strict=True))
+    return bfloat16 < _CLEARLY * float32
+
+
+def _seconds(left: Any, right: Any) -> float:
+    """That a matrix product takes."""
+    start = time.perf_counter()
+    left @ right
+    return time.perf_counter() - start
 
 
 def products() -> AbstractContextManager[Any]:

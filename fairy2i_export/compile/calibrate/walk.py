@@ -27,7 +27,7 @@ from fairy2i_export.compile.calibrate.matrix.metric import HALVES, Statistics
 from fairy2i_export.compile.calibrate.skeleton import Call, Skeleton, run_layer
 from fairy2i_export.compile.calibrate.store import LayerStore
 from fairy2i_export.compile.calibrate.streams import LAYER, FloatLayer, advance, halves, listening, outer_products, products
-from fairy2i_export.decoder.description import Decoder
+from fairy2i_export.decoder.description import Decoder, Names
 from fairy2i_export.onnx_graph.formats.base import Linear
 
 
@@ -97,13 +97,13 @@ def _pass_layer(walk: Walk, index: int, call: Call, names: Mapping[str, Linear],
         return
     found = {}
     groups = _groups(layer, list(names), quantized[:1], call)
-    residuals = {group[0]: _residual(walk.decoder, group[0], index) for group in groups}
+    inside = walk.decoder.names.inside
+    residuals = {group[0]: _residual(inside, group[0]) for group in groups}
     modules = dict.fromkeys([*residuals, *(name for name in residuals.values() if name is not None)])
     read = FloatLayer(original, list(modules), exact, call)
-    ends = [name.format(index).removeprefix(_prefix(index)) for name in (walk.decoder.names.o, walk.decoder.names.down)]
-    growing = GrowingLayer(layer, quantized, call, ends)
+    growing = GrowingLayer(layer, quantized, call, [inside.o, inside.down])
     for group in groups:
-        couplings = _couplings(walk, index, group, growing)
+        couplings = _couplings(walk, group, growing)
         found.update(_calibrate_group(walk, group, residuals[group[0]], growing, read, names, couplings))
         _replace(layer, {name: found[names[name].name] for name in group})
     walk.store.write(index, found)
@@ -165,25 +165,23 @@ def _calibrate_group(
     return found
 
 
-def _couplings(walk: Walk, index: int, group: Sequence[str], growing: GrowingLayer) -> dict[str, Coupling]:
+def _couplings(walk: Walk, group: Sequence[str], growing: GrowingLayer) -> dict[str, Coupling]:
     """What the outputs of q_proj and k_proj are worth, by name inside the decoder layer, if they are in this group and annealed."""
-    names, prefix = walk.decoder.names, _prefix(index)
-    queries_and_keys = [name.format(index).removeprefix(prefix) for name in (names.q, names.k) if name is not None]
-    found = [name for name in group if name in queries_and_keys]
+    inside = walk.decoder.names.inside
+    found = [name for name in group if name in (inside.q, inside.k)]
     if not found or not walk.sweeps:
         return {}
-    grams = output_grams(growing.layer, found, names.o.format(index).removeprefix(prefix), growing.states, growing.call)
+    grams = output_grams(growing.layer, found, inside.o, growing.states, growing.call)
     couplings = {name: Coupling.of(gram) for name, gram in grams.items()}
     return {name: coupling for name, coupling in couplings.items() if coupling is not None}
 
 
-def _residual(decoder: Decoder, module: str, index: int) -> str | None:
+def _residual(inside: Names, module: str) -> str | None:
     """The module that reads the stream which a module's outputs are added to; None if they go elsewhere first."""
-    names, prefix = decoder.names, _prefix(index)
-    if names.o.format(index) == prefix + module and names.attention_post_norm is None:
+    if module == inside.o and inside.attention_post_norm is None:
         return LAYER
-    if names.down.format(index) == prefix + module and names.mlp_post_norm is None and names.mlp_norm is not None:
-        return names.mlp_norm.format(index).removeprefix(prefix)
+    if module == inside.down and inside.mlp_post_norm is None:
+        return inside.mlp_norm
     return None
 
 

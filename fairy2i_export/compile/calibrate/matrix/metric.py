@@ -95,15 +95,14 @@ class Statistics:
             raise WeightError(
                 f"{name}: its inputs are not finite on the calibration text; the checkpoint is damaged or overflows in float32"
             )
-        damped, _ = damped_gram(gram, damping * (float(gram.diagonal().mean()) or 1.0))
         m = len(gram) // 2
-        diagonal = damped.diagonal()
+        diagonal = gram.diagonal()
         order = torch.argsort(diagonal[:m] + diagonal[m:], descending=True, stable=True)
         columns = torch.stack([order, order + m], 1).reshape(-1)
-        sorted_hessian = damped[columns][:, columns]
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_hessian))
+        damped, lower = damped_gram(gram[columns][:, columns], damping * (float(diagonal.mean()) or 1.0))
+        inverse = torch.cholesky_inverse(lower)
         upper = torch.linalg.cholesky(inverse, upper=True)
-        return Metric(columns.numpy(), sorted_hessian.float().contiguous(), upper.float().contiguous())
+        return Metric(columns.numpy(), damped.float().contiguous(), upper.float().contiguous())
 
 
 def _gram(rows: Any) -> Any:
