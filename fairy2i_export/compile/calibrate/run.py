@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from fairy2i_export.codes.choices import Effort
 from fairy2i_export.compile.calibrate.head import calibrate_head, states_of
 from fairy2i_export.compile.calibrate.skeleton import Skeleton
 from fairy2i_export.compile.calibrate.store import LayerStore
+from fairy2i_export.compile.calibrate.streams import torch_threads
 from fairy2i_export.compile.calibrate.tuning.run import Schedule, tune
 from fairy2i_export.compile.calibrate.tuning.student import Student
 from fairy2i_export.compile.calibrate.walk import Walk, calibrate_layers
@@ -110,16 +109,3 @@ def _mean_stages(walk: Walk) -> float:
 def skeleton_of(prepared: Prepared) -> Skeleton:
     """The modules that are calibrated."""
     return Skeleton(prepared.checkpoint, prepared.decoder, prepared.options.rope_scaling, prepared.rotated)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Torch computes with so many threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from fairy2i_export.codes.choices import MAX_STAGES
-from fairy2i_export.compile.calibrate.run import skeleton_of, torch_threads
+from fairy2i_export.compile.calibrate.run import skeleton_of
 from fairy2i_export.compile.calibrate.stages import sensitivity
 from fairy2i_export.compile.calibrate.stages.allocation import allocate
+from fairy2i_export.compile.calibrate.streams import torch_threads
 from fairy2i_export.compile.identity import identity
 from fairy2i_export.compile.plan import sharing_bits
 from fairy2i_export.compile.prepare import Prepared
