@@ -36,6 +36,7 @@ from architecture_helpers import (
 from export_helpers import Recorder, assert_same, edit_json, make_checkpoint
 from fairy2i_export import export, quantize
 from fairy2i_export.codes.layout import GRID_CHOICES, GRID_STEPS, pack, unpack
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
 from fairy2i_export.commands import export as cli
 from fairy2i_export.commands import tools as tools_cli
 from fairy2i_export.compile.calibrate import walk
@@ -162,6 +163,22 @@ def test_scales_of_u_and_w_part_where_one_row_of_two_matters() -> None:
     weight[30:] *= 0.05
     found = calibrate_matrix(weight, metric_of(inputs[:1500]), 2, 3)
     assert found.error < 0.48 * alike.error
+
+
+def test_on_a_grid_codes_stand_for_different_values() -> None:
+    """These scales are on one where -21 + 32 - 11 = 21 - 32 + 11, so another one is taken although none of it is as near."""
+    wanted = np.array([[[20, 36], [21, 37]], [[32, 6], [32, 6]], [[9, 18], [11, 18]]], np.float32)
+    found = on_grid(wanted, np.eye(12))
+    assert np.abs(found / wanted - 1).max() < 0.1
+    assert not np.allclose(found, wanted, rtol=1e-3)
+    codes = np.indices((4, 4, 4)).reshape(3, -1)
+    for matrix in range(2):
+        values = found[:, matrix, 0] @ CODE_RE[codes] + 1j * (found[:, matrix, 1] @ CODE_IM[codes])
+        apart = np.abs(values[:, None] - values) + np.eye(64) * 100
+        assert apart.min() > 0.1
+    told_apart = wanted.copy()
+    told_apart[2, 1, 0] = 10
+    np.testing.assert_allclose(on_grid(told_apart, np.eye(12)), told_apart, rtol=1e-6)  # nothing to be changed
 
 
 @pytest.mark.parametrize("scales", [np.zeros((2, 2, 2), np.float32), np.array([[[1, 1], [1, 1e-4]]], np.float32)])

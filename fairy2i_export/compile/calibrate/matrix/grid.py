@@ -3,6 +3,9 @@
 "dot" rounds the scales of a layer to such a grid (docs/architecture.md, "Numerics contract"). Rounded afterwards, each is off in
 the same direction for all weights, and what the codes of one column made up for in others no longer fits. Rounded while codes are
 still chosen, they cost next to nothing: codes and multipliers follow.
+
+On a grid it happens that two codes of U or of W stand for the same value (21 - 32 + 11 = -21 + 32 - 11). That is a value less, and
+training that starts from there could not tell which of them a weight had.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import numpy as np
 
 from fairy2i_export.codes.layout import GRID_CHOICES, GRID_STEPS
 from fairy2i_export.codes.native import F32, F64
+from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
 
 
 def on_grid(scales: F32, normal: F64) -> F32:
-    """The scales of such a grid that cost least.
+    """The scales of such a grid that cost least; if there are any, of one in which all codes stand for different values.
 
     Args:
         scales: float32 [stages, 2 (U, W), 2 (re, im)].
@@ -28,14 +32,27 @@ def on_grid(scales: F32, normal: F64) -> F32:
     largest = np.abs(wanted).reshape(-1, 2).sum(axis=0).max()
     if not largest > 0:
         return scales
-    best, least = None, float("inf")
+    best, least = None, (2, float("inf"))
     for count in range(most, most - GRID_CHOICES, -1):
         steps = np.rint(wanted * (count / largest))
         total = np.abs(steps).reshape(-1, 2).sum(axis=0).max()
         if not steps.all() or not most - GRID_CHOICES < total <= most:
             continue
         found = steps * ((steps @ normal @ wanted) / (steps @ normal @ steps))
-        cost = float((found - wanted) @ normal @ (found - wanted))
+        cost = _alike(steps.reshape(scales.shape)), float((found - wanted) @ normal @ (found - wanted))
         if cost < least:
             best, least = found, cost
     return scales if best is None else best.astype(np.float32).reshape(scales.shape)
+
+
+def _alike(steps: F64) -> bool:
+    """Whether two codes of U, or two of W, stand for the same value.
+
+    Args:
+        steps: whole numbers [stages, 2 (U, W), 2 (re, im)].
+    """
+    codes = np.indices((len(CODE_RE),) * len(steps)).reshape(len(steps), -1)
+    values = np.einsum("sm,sc->mc", steps[..., 0], CODE_RE[codes]) + 1j * np.einsum(
+        "sm,sc->mc", steps[..., 1], CODE_IM[codes]
+    )
+    return any(len(np.unique(row)) < len(row) for row in values)
