@@ -20,7 +20,7 @@ from fairy2i_export.compile.calibrate.streams import BATCH, advance, batches, in
 from fairy2i_export.decoder.architectures import describe
 from fairy2i_export.source.checkpoint import open_checkpoint
 
-INDEX, PREFIX = 1, "model.layers.1."
+INDEX = 1
 
 
 def prepared(folder: Path) -> tuple[Any, Any, Any, dict[str, str]]:
@@ -31,7 +31,7 @@ def prepared(folder: Path) -> tuple[Any, Any, Any, dict[str, str]]:
     ids = np.random.default_rng(0).integers(0, 80, (2 * BATCH + 1, 24))
     hidden, calls = skeleton.begin(ids)
     layer = skeleton.layer(INDEX)
-    inside = {kind: getattr(decoder.names, kind).format(INDEX).removeprefix(PREFIX) for kind in ("o", "down")}
+    inside = {kind: getattr(decoder.names.inside, kind) for kind in ("o", "down")}
     modules = [name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
     for kind, end in (("first", inside["o"]), ("gate", inside["down"])):  # of attention, of the MLP
         module = end.rpartition(".")[0]

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import fairy2i_runtime
-from export_helpers import make_checkpoint, tensors_of
+from export_helpers import compute_in_float32, make_checkpoint, tensors_of
 from fairy2i_export import export
 from fairy2i_export.commands.tools import main
 from fairy2i_export.compile.result.kernel_check import kernel_for_hosts, kernel_warning
@@ -144,8 +144,7 @@ def test_a_conversion_records_what_it_found(
     pytest.importorskip("transformers")
     source = with_outliers(tmp_path / "model") if outliers else make_checkpoint(tmp_path / "model")
     # the model knows nothing, so what perplexity changes by on 96 tokens is chance: it is to be the same wherever this runs
-    for module in ("streams", "tuning.student"):
-        monkeypatch.setattr(f"fairy2i_export.compile.calibrate.{module}.has_fast_bfloat16", lambda: False)
+    compute_in_float32(monkeypatch)
     text, other = tmp_path / "text", tmp_path / "other"
     for seed, path in ((1, text), (3, other)):
         path.write_text(" ".join(f"w{i}" for i in np.random.default_rng(seed).integers(3, 90, 4000)))

@@ -28,7 +28,7 @@ from architecture_helpers import (
     save_tiny,
     stepwise_logits,
 )
-from export_helpers import Recorder, assert_same, make_checkpoint
+from export_helpers import Recorder, assert_same, compute_in_float32, make_checkpoint
 from fairy2i_export import export, quantize
 from fairy2i_export.codes.calibrated import CalibratedLinear
 from fairy2i_export.codes.layout import unpack
@@ -85,8 +85,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Tuning with steps that are large enough to be seen, in float32 wherever tests run."""
     schedule = Schedule(rate=0.02, windows=1)
     watched = Watched(schedule)
-    for module in ("streams", "tuning.student"):
-        monkeypatch.setattr(f"fairy2i_export.compile.calibrate.{module}.has_fast_bfloat16", lambda: False)
+    compute_in_float32(monkeypatch)
     monkeypatch.setattr(calibration, "tune", watched)
     monkeypatch.setattr(calibration, "Schedule", lambda: schedule)
     return watched

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+import pytest
 
 from fairy2i_export import Observer, quantize
 
@@ -244,3 +245,9 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 IDS = np.random.default_rng(3).integers(3, 200, (1, 25))
+
+
+def compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have calibration compute in float32 wherever tests run."""
+    for module in ("streams", "tuning.student"):
+        monkeypatch.setattr(f"fairy2i_export.compile.calibrate.{module}.has_fast_bfloat16", lambda: False)

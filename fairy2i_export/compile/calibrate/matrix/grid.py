@@ -14,7 +14,8 @@ import numpy as np
 
 from fairy2i_export.codes.layout import GRID_CHOICES, GRID_STEPS
 from fairy2i_export.codes.native import F32, F64
-from fairy2i_export.codes.profiles import CODE_IM, CODE_RE
+from fairy2i_export.codes.profiles import CODE_RE
+from fairy2i_export.codes.quantized import sums_of
 
 
 def on_grid(scales: F32, normal: F64) -> F32:
@@ -32,17 +33,19 @@ def on_grid(scales: F32, normal: F64) -> F32:
     largest = np.abs(wanted).reshape(-1, 2).sum(axis=0).max()
     if not largest > 0:
         return scales
-    best, least = None, (2, float("inf"))
+    tried: list[tuple[float, int, F64, F64]] = []
     for count in range(most, most - GRID_CHOICES, -1):
         steps = np.rint(wanted * (count / largest))
         total = np.abs(steps).reshape(-1, 2).sum(axis=0).max()
         if not steps.all() or not most - GRID_CHOICES < total <= most:
             continue
         found = steps * ((steps @ normal @ wanted) / (steps @ normal @ steps))
-        cost = _alike(steps.reshape(scales.shape)), float((found - wanted) @ normal @ (found - wanted))
-        if cost < least:
-            best, least = found, cost
-    return scales if best is None else best.astype(np.float32).reshape(scales.shape)
+        tried.append((float((found - wanted) @ normal @ (found - wanted)), len(tried), steps, found))
+    if not tried:
+        return scales
+    tried.sort()  # by cost, of those that cost the same the first
+    *_, best = next((grid for grid in tried if not _alike(grid[2].reshape(scales.shape))), tried[0])
+    return best.astype(np.float32).reshape(scales.shape)
 
 
 def _alike(steps: F64) -> bool:
@@ -51,8 +54,5 @@ def _alike(steps: F64) -> bool:
     Args:
         steps: whole numbers [stages, 2 (U, W), 2 (re, im)].
     """
-    codes = np.indices((len(CODE_RE),) * len(steps)).reshape(len(steps), -1)
-    values = np.einsum("sm,sc->mc", steps[..., 0], CODE_RE[codes]) + 1j * np.einsum(
-        "sm,sc->mc", steps[..., 1], CODE_IM[codes]
-    )
-    return any(len(np.unique(row)) < len(row) for row in values)
+    codes = np.indices((len(CODE_RE),) * len(steps), np.uint8).reshape(len(steps), 1, -1).repeat(2, axis=1)
+    return any(len(np.unique(re + 1j * im)) < len(re) for re, im in sums_of(codes, steps.astype(np.float32)))
