@@ -52,6 +52,10 @@ def test_the_search_for_starts_finds_the_table(capsys) -> None:  # type: ignore[
     joint_starts.main("gauss", stages=2, seconds=0.5, entries=1 << 12)
     best = float(capsys.readouterr().out.splitlines()[1].split()[0])
     assert 0.32 < best < 0.345
+    joint_starts.main("gauss", stages=3, seconds=1, entries=1 << 12, largest=1.5)
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(np.max(json.loads(line.split(" ", 1)[1])) <= 1.5 for line in lines)
 
 
 def test_perplexity_of_converted_models(tmp_path: Path) -> None:

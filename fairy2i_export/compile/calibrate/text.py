@@ -20,7 +20,7 @@ from fairy2i_export.source.text.text_files import read_text, unknown_warnings
 from fairy2i_export.source.text.tokenizer import open_tokenizer
 from fairy2i_runtime.text.tokenizer import text_frame
 
-METHOD = "annealing-3"  # a name for everything that codes depend on beside weights and text: other codes, other name
+METHOD = "annealing-4"  # a name for everything that codes depend on beside weights and text: other codes, other name
 WINDOW = 512  # tokens that are read together
 _FEWEST_WINDOWS = 2
 _GOOD = "some ten thousand tokens of the kind of text that the model is for are good"
