@@ -23,7 +23,9 @@ _SIGNS = (((1, 1), (-1, 1)), ((1, -1), (1, 1)))
 # after feedback, annealing and fits leave less error than its second at 3 and 4 stages. With 4 stages others, of which annealing
 # leaves 1.6 % more error, and whose largest is 1.24 instead of 1.5 (benchmarks/quality/joint_starts.py --stages 4 --largest 1.25):
 # lut rounds in a unit that follows the largest, and is off by 1.12 % instead of 1.30.
-SCALES = {stages: starts[0] for stages, starts in STARTS.items()} | {4: ((1.24, 0.83), (1.13, 1.20), (0.37, 1.13), (0.60, 0.55))}
+SCALES = {stages: starts[0] for stages, starts in STARTS.items()} | {
+    4: ((1.24, 0.83), (1.13, 1.20), (0.37, 1.13), (0.60, 0.55))
+}
 _SHRINKING = (0.75, 0.85, 0.92, 1.0, 1.1, 1.25)  # of a row's multiplier: clip outliers, or be finer in the middle
 _SAMPLED_PAIRS = 256  # of columns that the search looks at
 _SAMPLED_ROWS = 64  # complex rows that scales are fitted to
