@@ -22,7 +22,7 @@ from runtime_models import stories_folder
 sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
 
 import marked
-from conversion import ablation, heads, reports, tasks, texts
+from conversion import ablation, heads, kernels, reports, tasks, texts
 from conversion.cloze import CONTEXT_WORDS, CONTINUATION_WORDS, Item, continuations, last_words
 from conversion.grid import CASES, STAGES_OFF
 from conversion.samples import prose_part
@@ -223,6 +223,27 @@ def test_ablation_converts_measures_and_goes_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(ablation, "open_subject", lambda *_, **__: pytest.fail("done already"))
     run()
     assert not (tmp_path / "work" / "2-0").exists()
+
+
+def test_divergence_of_kernels_is_what_their_logits_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export(float_checkpoint(tmp_path / "source"), tmp_path / "folder", stages=2, trained=True).path
+    (tmp_path / "wikitext.txt").write_text(words(400))
+    monkeypatch.setattr(texts, "LENGTHS", {"wiki-2k": 96, "wiki-16k": 192, "other": 96})
+    monkeypatch.setattr(texts.texts_of, "__defaults__", (48,))
+    kernels.main([folder], wikitext=tmp_path / "wikitext.txt", conversations=None, kernels="lut,exact", threads=1)
+    heading, _, lut, exact = capsys.readouterr().out.splitlines()
+    assert heading == "| model | kernel | wiki-2k |"
+    assert exact == "| folder | exact | 0.00 |"
+    ids = texts.texts_of(folder, (tmp_path / "wikitext.txt").read_text(), None, None)["wiki-2k"].windows
+    p, q = (
+        np.concatenate([fairy2i_runtime.load(folder, kernel=kernel).logits(window.ids) for window in ids])
+        for kernel in ("exact", "lut")
+    )
+    p, q = (x - np.log(np.exp(x.astype(np.float64)).sum(1, keepdims=True)) for x in (p, q))
+    assert float(lut.split("|")[3]) == pytest.approx(1e3 * float((np.exp(p) * (p - q)).sum(1).mean()), abs=0.006)
+    assert float(lut.split("|")[3]) > 0
 
 
 def result(case: str, group: str, sample: int, exact: float, lut: float) -> dict[str, Any]:
